@@ -1,0 +1,43 @@
+"""What can go wrong, one class per thing that a caller handles differently."""
+
+from collections.abc import Sequence
+
+
+class WatchmanError(Exception):
+    """Base of every error that watchman raises itself."""
+
+
+class ConfigError(WatchmanError):
+    """The INI file is wrong; `problems` holds one line for everything that is."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
+
+
+class JournalCorrupt(WatchmanError):
+    """A record of the journal cannot be read back."""
+
+
+class JournalUnwritable(WatchmanError):
+    """A batch of records could not be made durable; nothing of it counts."""
+
+
+class SpoolLocked(WatchmanError):
+    """Another daemon holds the spool."""
+
+
+class SocketUnavailable(WatchmanError):
+    """The Unix socket cannot be made, or nobody answers on it."""
+
+
+class BrokerUnavailable(WatchmanError):
+    """A broker cannot be reached or did not confirm in time; try again later."""
+
+
+class TaskRefused(WatchmanError):
+    """A task that no retry can publish, as arguments that cannot be serialized."""
+
+
+class NotBelowWatch(WatchmanError):
+    """A path leads out of every watch, or over a symlink below one."""

@@ -1,0 +1,71 @@
+"""Values: what the INI file says, read, typed and checked by `config`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+#: Seconds after a decision from which a close of the unchanged file counts as a new write of it.
+CONFIRM = 10.0
+
+#: Names that clients give to files they are still uploading, and hidden ones.
+DEFAULT_EXCLUDES = (".*", "*.filepart", "*.part", "*.partial", "*.tmp")
+
+
+@dataclass(frozen=True, slots=True)
+class WatchSettings:
+    """A `[watch:NAME]` section. `path` is absolute and normalized; durations in seconds."""
+
+    name: str
+    path: str
+    rec: bool = True
+    auto_add: bool = True
+    exclude: tuple[str, ...] = ()
+    exclude_defaults: bool = True
+    catch_up: bool = True
+    existing: bool = False
+    rescan: float = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerSettings:
+    """A `[broker:NAME]` section. `url` has its `${NAME}` filled in, `filesystem://` is absolute.
+
+    `celery` holds what `[celery]` and then this section set, a settings file's values below the
+    options beside it, all under their lowercase names.
+    """
+
+    name: str
+    url: str
+    celery: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSettings:
+    """A `[task:NAME]` section. `patterns` are fnmatch patterns; `args`, `kwargs` parsed JSON."""
+
+    name: str
+    patterns: tuple[str, ...]
+    broker: str
+    task: str
+    ignore_case: bool = False
+    args: list[Any] = field(default_factory=lambda: ["{path}"])
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The whole INI file. Names map to sections; `tasks` keep the file's order."""
+
+    file: str
+    spool: str
+    socket: str
+    admins: tuple[str, ...]
+    log_level: str
+    log_file: str
+    log_format: str
+    drain: float
+    history: float
+    watches: Mapping[str, WatchSettings]
+    brokers: Mapping[str, BrokerSettings]
+    tasks: tuple[TaskSettings, ...]

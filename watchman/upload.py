@@ -1,0 +1,212 @@
+"""Values: what a source says of a path, what a file looked like, what became of it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any, Self
+
+
+class Source(StrEnum):
+    """Who spoke of a path."""
+
+    HOOK = "hook"
+    LOG = "log"
+    INOTIFY = "inotify"
+    SCAN = "scan"
+    RESUBMIT = "resubmit"
+
+
+class Kind(StrEnum):
+    """What a notification says has happened to its path."""
+
+    STARTED = "started"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    RENAMED = "renamed"
+    ENDED = "ended"
+
+
+class Outcome(StrEnum):
+    """The dispatcher's answer to a notification, as the socket spells it."""
+
+    OK = "OK"
+    DUPLICATE = "DUPLICATE"
+    IGNORED = "IGNORED"
+    ERROR = "ERROR"
+
+
+class State(StrEnum):
+    """Where an upload stands, as the journal and `watchman queue` spell it."""
+
+    NOTICED = "noticed"
+    ACCEPTED = "accepted"
+    MOVED = "moved"
+    DONE = "done"
+    DEFERRED = "deferred"
+    FAILED = "failed"
+    SUPERSEDED = "superseded"
+    RENAMED = "renamed"
+    GONE = "gone"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An outcome with its upload id (OK, DUPLICATE) or its reason (IGNORED, ERROR)."""
+
+    outcome: Outcome
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Notification:
+    """What a source says of a path: a hint, the file itself is looked at.
+
+    `path` is absolute, from `os.fsdecode`. `old_path` is where a RENAMED file or directory came
+    from. `size` in bytes is what ProFTPD says the file holds. `resubmit_as` and `same_id` are
+    watchman-send's `--as` and `--same-id`.
+    """
+
+    kind: Kind
+    path: str
+    source: Source
+    old_path: str = ""
+    user: str = ""
+    client: str = ""
+    protocol: str = ""
+    size: int | None = None
+    is_directory: bool = False
+    resubmit_as: str = ""
+    same_id: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FileState:
+    """A regular file as lstat(2) saw it; times in nanoseconds since the epoch."""
+
+    device: int
+    inode: int
+    size: int
+    ctime: int
+    mtime: int
+
+    @classmethod
+    def of(cls, stat: os.stat_result) -> Self:
+        return cls(stat.st_dev, stat.st_ino, stat.st_size, stat.st_ctime_ns, stat.st_mtime_ns)
+
+    def is_same_write_as(self, other: FileState) -> bool:
+        """Whether a later look at `self` found what is left of the write seen in `other`.
+
+        Written again means another inode, another size, or an mtime that the kernel set after
+        `other` was seen. An mtime beyond ctime was set by a client, not by a write.
+        """
+        return (
+            self.inode == other.inode
+            and self.size == other.size
+            and not (other.ctime < self.mtime <= self.ctime)
+        )
+
+    def encode(self) -> list[int]:
+        return [self.device, self.inode, self.size, self.ctime, self.mtime]
+
+    @classmethod
+    def decode(cls, values: list[int]) -> Self:
+        return cls(*values)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """The Celery task of one upload, with every placeholder filled in.
+
+    `options` are those of `[task:...]` that `send_task` takes, typed (`queue`, `priority`, ...).
+    """
+
+    section: str
+    broker: str
+    name: str
+    args: list[Any] = field(default_factory=list)
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def encode(self) -> dict[str, Any]:
+        return {
+            "section": self.section,
+            "broker": self.broker,
+            "name": self.name,
+            "args": self.args,
+            "kwargs": self.kwargs,
+            "options": self.options,
+        }
+
+    @classmethod
+    def decode(cls, values: dict[str, Any]) -> Self:
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """An accepted file, from the journal to done.
+
+    `id` is the upload id and the task id. `path` is where the file lies now, `original` the path it
+    was uploaded as. `accepted` in seconds since the epoch. `task` is None for a file that is moved
+    and matches no task. `position` is where the journal keeps its record, -1 before that.
+    """
+
+    id: str
+    watch: str
+    path: str
+    original: str
+    state: FileState
+    source: Source
+    accepted: float
+    task: Task | None
+    user: str = ""
+    client: str = ""
+    protocol: str = ""
+    position: int = -1
+
+    def at(self, position: int) -> Self:
+        return replace(self, position=position)
+
+    def encode(self) -> dict[str, Any]:
+        values: dict[str, Any] = {
+            "id": self.id,
+            "watch": self.watch,
+            "path": self.path,
+            "original": self.original,
+            "state": self.state.encode(),
+            "source": self.source.value,
+            "accepted": self.accepted,
+            "task": self.task.encode() if self.task else None,
+        }
+        for name in ("user", "client", "protocol"):
+            if getattr(self, name):
+                values[name] = getattr(self, name)
+        return values
+
+    @classmethod
+    def decode(cls, values: dict[str, Any], position: int = -1) -> Self:
+        return cls(
+            id=values["id"],
+            watch=values["watch"],
+            path=values["path"],
+            original=values["original"],
+            state=FileState.decode(values["state"]),
+            source=Source(values["source"]),
+            accepted=values["accepted"],
+            task=Task.decode(values["task"]) if values["task"] else None,
+            user=values.get("user", ""),
+            client=values.get("client", ""),
+            protocol=values.get("protocol", ""),
+            position=position,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a sink made of an upload that it took: DONE, FAILED, or DEFERRED to be taken again."""
+
+    upload: Upload
+    state: State
+    reason: str = ""
