@@ -41,3 +41,11 @@ class TaskRefused(WatchmanError):
 
 class NotBelowWatch(WatchmanError):
     """A path leads out of every watch, or over a symlink below one."""
+
+
+class RequestRefused(WatchmanError):
+    """A request on the socket was answered by ERROR, or is not a request at all."""
+
+
+class InotifyUnavailable(WatchmanError):
+    """The kernel gives no inotify instance."""

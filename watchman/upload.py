@@ -95,17 +95,13 @@ class FileState:
     def of(cls, stat: os.stat_result) -> Self:
         return cls(stat.st_dev, stat.st_ino, stat.st_size, stat.st_ctime_ns, stat.st_mtime_ns)
 
-    def is_same_write_as(self, other: FileState) -> bool:
-        """Whether a later look at `self` found what is left of the write seen in `other`.
+    def rewritten_since(self, size: int, ctime: int) -> bool:
+        """Whether this inode was written after it was seen with that size and ctime.
 
-        Written again means another inode, another size, or an mtime that the kernel set after
-        `other` was seen. An mtime beyond ctime was set by a client, not by a write.
+        The kernel sets mtime and ctime together at a write: an mtime beyond ctime, or not beyond
+        the ctime seen then, was set by utimensat(2) and says nothing of a write.
         """
-        return (
-            self.inode == other.inode
-            and self.size == other.size
-            and not (other.ctime < self.mtime <= self.ctime)
-        )
+        return self.size != size or ctime < self.mtime <= self.ctime
 
     def encode(self) -> list[int]:
         return [self.device, self.inode, self.size, self.ctime, self.mtime]
@@ -205,8 +201,14 @@ class Upload:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a sink made of an upload that it took: DONE, FAILED, or DEFERRED to be taken again."""
+    """What a sink made of an upload that it took: DONE, FAILED, or DEFERRED to be taken again.
+
+    `lane` names what a deferred upload is held up by, and is to be left alone for `delay` seconds:
+    an exchange and routing key of its broker, or with "" the broker as a whole.
+    """
 
     upload: Upload
     state: State
     reason: str = ""
+    lane: str = ""
+    delay: float = 0.0

@@ -1,0 +1,429 @@
+"""What the dispatcher makes of what it hears, with a real journal, ledger and files."""
+
+import os
+import resource
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tests.deadline import eventually
+from watchman.dispatcher import QUIET, Dispatcher
+from watchman.journal import Journal
+from watchman.ledger import Ledger
+from watchman.settings import CONFIRM, BrokerSettings, Settings, TaskSettings, WatchSettings
+from watchman.upload import Answer, Kind, Notification, Outcome, Report, Source, State, Upload
+
+
+def settings(tmp_path: Path) -> Settings:
+    return Settings(
+        file="watchman.ini",
+        spool=str(tmp_path / "spool"),
+        socket="",
+        admins=(),
+        log_level="DEBUG",
+        log_file="",
+        log_format="text",
+        drain=1.0,
+        history=3600.0,
+        watches={
+            name: WatchSettings(name=name, path=str(tmp_path / name)) for name in ("ftp", "other")
+        },
+        brokers={name: BrokerSettings(name=name, url="memory://") for name in ("b", "c")},
+        tasks=(
+            TaskSettings(name="csv", patterns=("*.csv",), broker="b", task="import_csv"),
+            TaskSettings(name="nc", patterns=("*.nc",), broker="c", task="import_nc"),
+        ),
+    )
+
+
+@dataclass
+class House:
+    """A dispatcher between what a test says and what a publisher would take."""
+
+    tmp_path: Path
+    now: float = field(default_factory=time.time)
+    rescans: list[str] = field(default_factory=list)
+    segment_size: int = 1 << 20
+
+    def open(self) -> None:
+        self.settings = settings(self.tmp_path)
+        spool = Path(self.settings.spool)
+        spool.mkdir(exist_ok=True)
+        self.ledgers = {}
+        for name, watch in self.settings.watches.items():
+            Path(watch.path).mkdir(exist_ok=True)
+            self.ledgers[name] = Ledger(str(spool / name), watch.path)
+            if not self.ledgers[name].open():
+                self.ledgers[name].begin(0)
+        self.journal = Journal(
+            str(spool / "journal"), str(spool / "history"), segment_size=self.segment_size
+        )
+        self.dispatcher = Dispatcher(
+            self.settings,
+            journal=self.journal,
+            ledgers=self.ledgers,
+            rescan=lambda watch, _: self.rescans.append(watch),
+            clock=lambda: self.now,
+        )
+        self.dispatcher.start()
+
+    def close(self) -> None:
+        self.dispatcher.stop()
+        self.dispatcher.join()
+        self.journal.close()
+
+    def restart(self) -> None:
+        """As after kill -9: the ledger in memory is gone."""
+        self.close()
+        self.open()
+
+    def write(self, name: str, content: str = "1,2,3\n", watch: str = "ftp") -> Path:
+        path = self.tmp_path / watch / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+        return path
+
+    def say(
+        self,
+        path: Path,
+        source: Source = Source.INOTIFY,
+        kind: Kind = Kind.COMPLETED,
+        old: Path | str = "",
+    ) -> Answer:
+        answers: list[Answer] = []
+        is_directory = kind is Kind.RENAMED and path.is_dir()
+        self.dispatcher.submit(
+            Notification(kind, str(path), source, old_path=str(old), is_directory=is_directory),
+            answers.append,
+        )
+        if is_directory:
+            return Answer(Outcome.OK)
+        return eventually(lambda: answers)[0]
+
+    def take(self, broker: str = "b", patience: float = 0.0) -> list[Upload]:
+        return self.dispatcher.pipeline.take(broker, 100, patience)
+
+    def settle(self, upload: Upload, state: State = State.DONE, reason: str = "") -> None:
+        self.dispatcher.pipeline.report(Report(upload, state, reason))
+        eventually(lambda: self.dispatcher.pipeline.settled[state.value])
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    house = House(tmp_path)
+    house.open()
+    yield house
+    house.close()
+
+
+def test_an_upload_is_accepted_once_whoever_speaks_of_it(house: House) -> None:
+    path = house.write("a.csv")
+    answer = house.say(path)
+    assert answer.outcome is Outcome.OK
+    for source in (Source.SCAN, Source.INOTIFY, Source.HOOK, Source.LOG):
+        assert house.say(path, source) == Answer(Outcome.DUPLICATE, answer.detail)
+    (upload,) = house.take()
+    assert (upload.id, upload.path, upload.source) == (answer.detail, str(path), Source.INOTIFY)
+    assert upload.task is not None
+    assert (upload.task.section, upload.task.name) == ("csv", "import_csv")
+
+
+def test_the_same_path_written_again_is_another_upload(house: House) -> None:
+    path = house.write("a.csv", "1")
+    first = house.say(path)
+    house.settle(house.take()[0])
+    path.write_text("2")
+    second = house.say(path)
+    assert (first.outcome, second.outcome) == (Outcome.OK, Outcome.OK)
+    assert first.detail != second.detail
+    replaced = house.write("b.csv", "2")
+    replaced.rename(path)
+    assert house.say(path).outcome is Outcome.OK
+
+
+def test_a_scan_takes_neither_chmod_nor_touch_r_nor_a_hard_link_for_a_write(house: House) -> None:
+    path = house.write("a.csv")
+    house.say(path)
+    path.chmod(0o600)
+    assert house.say(path, Source.SCAN).outcome is Outcome.DUPLICATE
+    os.utime(path, (1, 1))
+    assert house.say(path, Source.SCAN).outcome is Outcome.DUPLICATE
+    os.link(path, house.tmp_path / "backup")
+    assert house.say(path, Source.SCAN).outcome is Outcome.DUPLICATE
+
+
+def test_a_close_with_another_ctime_alone_counts_only_when_it_comes_late(house: House) -> None:
+    path = house.write("a.csv")
+    house.say(path)
+    os.utime(path, (1, 1))
+    assert house.say(path, Source.INOTIFY).outcome is Outcome.DUPLICATE
+    house.now += CONFIRM + 1
+    assert house.say(path, Source.INOTIFY).outcome is Outcome.OK
+
+
+def test_a_second_word_of_the_same_proftpd_source_is_a_second_write(house: House) -> None:
+    path = house.write("a.csv")
+    house.say(path, Source.INOTIFY)
+    os.utime(path, (1, 1))
+    assert house.say(path, Source.HOOK).outcome is Outcome.DUPLICATE, "its first word"
+    assert house.say(path, Source.HOOK).outcome is Outcome.OK, "its second word"
+
+
+def test_a_file_is_not_accepted_while_it_is_being_written(house: House) -> None:
+    path = house.tmp_path / "ftp" / "a.csv"
+    with path.open("w") as file:
+        file.write("1")
+        file.flush()
+        assert house.say(path) == Answer(Outcome.IGNORED, "it is being written")
+        (row,) = house.dispatcher.noticed()
+        assert (row["path"], row["state"]) == (str(path), "noticed")
+        assert house.take() == []
+    # Nobody speaks of it again; the look after a second finds it closed.
+    assert [upload.path for upload in house.take(patience=5)] == [str(path)]
+    assert house.dispatcher.noticed() == []
+
+
+@pytest.mark.root
+def test_a_file_that_gives_no_lease_must_be_quiet_for_a_while(tmp_path: Path) -> None:
+    for directory in (tmp_path, *tmp_path.parents[:-1]):
+        directory.chmod(directory.stat().st_mode | 0o755)
+    home = tmp_path / "nobody"
+    (home / "ftp").mkdir(parents=True)
+    os.chown(home, 65534, 65534)
+    pid = os.fork()
+    if pid == 0:
+        # Another's file: without CAP_LEASE the kernel answers EACCES.
+        status = 1
+        try:
+            os.setgid(65534)
+            os.setuid(65534)
+            house = House(home)
+            house.open()
+            file = home / "ftp" / "a.csv"
+            eventually(file.exists)
+            began = time.monotonic()
+            assert house.say(file).outcome is Outcome.IGNORED
+            assert len(house.take(patience=5)) == 1
+            assert time.monotonic() - began >= QUIET / 2
+            house.close()
+            status = 0
+        finally:
+            os._exit(status)
+    (home / "root's").write_text("1,2,3")
+    (home / "root's").rename(home / "ftp" / "a.csv")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("name", [".hidden.csv", "a.csv.part", "dir.tmp/a.csv"])
+def test_excluded_names_are_passed_over(house: House, name: str) -> None:
+    answer = house.say(house.write(name))
+    assert answer.outcome is Outcome.IGNORED
+    assert "excluded" in answer.detail
+
+
+def test_what_no_task_matches_is_counted_and_never_taken_up_by_a_scan(house: House) -> None:
+    path = house.write("a.dat")
+    assert house.say(path) == Answer(Outcome.IGNORED, "no task matches")
+    assert house.dispatcher.unmatched["ftp"] == 1
+    assert house.say(path, Source.SCAN).outcome is Outcome.DUPLICATE
+
+
+def test_nothing_outside_the_watches_is_touched(house: House) -> None:
+    outside = house.tmp_path / "outside.csv"
+    outside.write_text("x")
+    (house.tmp_path / "ftp" / "link.csv").symlink_to(outside)
+    (house.tmp_path / "ftp" / "up").symlink_to(house.tmp_path)
+    for path in (
+        outside,
+        house.tmp_path / "ftp" / ".." / "outside.csv",
+        house.tmp_path / "ftp" / "link.csv",
+        house.tmp_path / "ftp" / "up" / "outside.csv",
+    ):
+        assert house.say(path, Source.HOOK).outcome is Outcome.IGNORED
+    assert house.take() == []
+
+
+def test_a_path_through_a_symlink_is_known_by_the_watchs_own_spelling(house: House) -> None:
+    path = house.write("d/a.csv")
+    (house.tmp_path / "home").symlink_to(house.tmp_path / "ftp")
+    assert house.say(house.tmp_path / "home" / "d" / "a.csv", Source.HOOK).outcome is Outcome.OK
+    assert [upload.path for upload in house.take()] == [str(path)]
+    assert house.say(path).outcome is Outcome.DUPLICATE
+
+
+def test_what_waits_is_taken_up_after_a_restart_with_the_same_id(house: House) -> None:
+    paths = [house.write(f"{n}.csv") for n in range(3)]
+    ids = [house.say(path).detail for path in paths]
+    done = house.take()[0]
+    house.settle(done)
+    house.restart()
+    assert [upload.id for upload in house.take()] == ids[1:]
+    assert {house.say(path, Source.SCAN).outcome for path in paths} == {Outcome.DUPLICATE}
+
+
+def test_a_failed_upload_stays_listed_and_is_not_sent_again(house: House) -> None:
+    path = house.write("a.csv")
+    house.say(path)
+    house.settle(house.take()[0], State.FAILED, "cannot be serialized")
+    for _ in range(2):
+        (row,) = house.dispatcher.pipeline.rows()
+        assert (row["state"], row["reason"]) == ("failed", "cannot be serialized")
+        assert house.take() == []
+        assert house.say(path, Source.SCAN).outcome is Outcome.DUPLICATE
+        house.restart()
+
+
+def test_an_overwritten_file_is_announced_once_as_what_it_holds_then(house: House) -> None:
+    path = house.write("a.csv", "1")
+    first = house.say(path).detail
+    path.write_text("12")
+    (second,) = house.take(patience=5) or house.take(patience=5)
+    assert second.id != first
+    assert second.state.size == 2
+    assert house.say(path).outcome is Outcome.DUPLICATE
+
+
+def test_a_deleted_file_is_not_announced(house: House) -> None:
+    path = house.write("a.csv")
+    house.say(path)
+    path.unlink()
+    assert house.take() == []
+    eventually(lambda: house.dispatcher.pipeline.settled["gone"])
+
+
+def test_an_upload_waits_while_its_watch_is_away(house: House) -> None:
+    house.say(house.write("a.csv"))
+    (house.tmp_path / "ftp").rename(house.tmp_path / "away")
+    assert house.take() == []
+    (row,) = house.dispatcher.pipeline.rows()
+    assert row["state"] == "deferred"
+    assert "away" in row["reason"]
+    assert house.dispatcher.pipeline.settled["gone"] == 0
+
+
+def test_an_unsent_upload_follows_its_file_and_a_sent_one_is_not_sent_again(house: House) -> None:
+    sent, unsent = house.write("sent.csv"), house.write("unsent.csv")
+    house.say(sent)
+    house.settle(house.take()[0])
+    unsent_id = house.say(unsent).detail
+    for path in (sent, unsent):
+        new = path.with_name("new-" + path.name)
+        path.rename(new)
+        assert house.say(new, kind=Kind.RENAMED, old=path).outcome is Outcome.DUPLICATE
+    house.restart()
+    assert house.take() == []
+    (upload,) = house.take(patience=5)
+    assert (upload.id, upload.path) == (unsent_id, str(unsent.with_name("new-unsent.csv")))
+    assert upload.task is not None
+    assert upload.task.args == [upload.path]
+
+
+def test_an_unsent_upload_goes_where_its_new_name_says(house: House) -> None:
+    path = house.write("a.csv")
+    upload_id = house.say(path).detail
+    new = path.with_name("a.nc")
+    path.rename(new)
+    house.say(new, kind=Kind.RENAMED, old=path)
+    assert house.take("b") == []
+    (upload,) = house.take("c", patience=5)
+    assert (upload.id, upload.path) == (upload_id, str(new))
+    assert upload.task is not None
+    assert upload.task.section == "nc"
+
+
+@pytest.mark.parametrize("old", ["a.csv.part", "a.dat", ".a.csv"])
+def test_a_file_renamed_from_a_name_that_was_none_becomes_an_upload(house: House, old: str) -> None:
+    path = house.write(old)
+    house.say(path)
+    new = path.with_name("a.csv")
+    path.rename(new)
+    assert house.say(new, kind=Kind.RENAMED, old=path).outcome is Outcome.OK
+
+
+@pytest.mark.parametrize("watch", ["ftp", "other"])
+def test_a_renamed_directory_makes_no_uploads_and_its_waiting_ones_follow(
+    house: House, watch: str
+) -> None:
+    sent, unsent = house.write("d/e/sent.csv"), house.write("d/e/unsent.csv")
+    house.say(sent)
+    house.settle(house.take()[0])
+    unsent_id = house.say(unsent).detail
+    new = house.tmp_path / watch / "new"
+    shutil.move(house.tmp_path / "ftp" / "d", new)
+    house.say(new, kind=Kind.RENAMED, old=house.tmp_path / "ftp" / "d")
+    for path in (new / "e" / "sent.csv", new / "e" / "unsent.csv"):
+        assert house.say(path, Source.SCAN).outcome is Outcome.DUPLICATE
+    assert house.take() == []
+    (upload,) = house.take(patience=5)
+    assert (upload.id, upload.path) == (unsent_id, str(new / "e" / "unsent.csv"))
+
+
+def test_an_operator_may_send_what_was_decided_and_what_is_excluded(house: House) -> None:
+    path, hidden = house.write("a.csv"), house.write(".b.csv")
+    first = house.say(path)
+    second = house.say(path, Source.RESUBMIT)
+    assert second.outcome is Outcome.OK
+    assert first.detail != second.detail
+    assert house.say(hidden, Source.RESUBMIT).outcome is Outcome.OK
+    assert len(house.take()) == 3
+
+
+@pytest.mark.parametrize("name", ["a.dat", "missing.csv", "../outside.csv"])
+def test_an_operator_is_told_what_cannot_be_sent(house: House, name: str) -> None:
+    house.write("a.dat")
+    answer = house.say(house.tmp_path / "ftp" / name, Source.RESUBMIT)
+    assert answer.outcome is Outcome.ERROR
+
+
+def test_a_full_disk_is_answered_with_an_error_and_made_good_by_a_rescan(house: House) -> None:
+    before = house.write("before.csv")
+    house.say(before)
+    (upload,) = house.take()
+    journal = sum(f.stat().st_size for f in (house.tmp_path / "spool" / "journal").iterdir())
+    path = house.write("a.csv")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (journal + 10, hard))
+    try:
+        answer = house.say(path, Source.HOOK)
+        assert answer.outcome is Outcome.ERROR
+        assert "journal" in answer.detail
+        assert house.dispatcher.unwritable()
+        house.dispatcher.pipeline.report(Report(upload, State.DONE))
+        assert house.rescans == []
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    eventually(lambda: house.rescans == ["ftp"])
+    assert house.dispatcher.pipeline.settled["done"] == 1, "what was done is written down late"
+    assert house.say(path, Source.SCAN).outcome is Outcome.OK
+    house.restart()
+    assert [upload.path for upload in house.take()] == [str(path)]
+
+
+def test_settled_segments_leave_the_journal_and_their_decisions_stay(tmp_path: Path) -> None:
+    house = House(tmp_path, segment_size=2_000)
+    house.open()
+    try:
+        paths = [house.write(f"{n}.csv") for n in range(30)]
+        for path in paths:
+            house.say(path)
+        for upload in house.take():
+            house.settle(upload)
+        directory = tmp_path / "spool" / "journal"
+        eventually(lambda: len(list(directory.iterdir())) <= 2)
+        house.restart()
+        assert {house.say(path, Source.SCAN).outcome for path in paths} == {Outcome.DUPLICATE}
+        assert house.take() == []
+    finally:
+        house.close()
+
+
+def test_each_source_is_counted(house: House) -> None:
+    path = house.write("a.csv")
+    for source in (Source.INOTIFY, Source.SCAN, Source.SCAN):
+        house.say(path, source)
+    assert house.dispatcher.heard == {"inotify": 1, "scan": 2}
+    assert house.dispatcher.last_heard["scan"] == house.now

@@ -1,0 +1,121 @@
+"""The journal keeps what it said is durable, whatever happens to its last bytes."""
+
+import os
+import resource
+from pathlib import Path
+
+import pytest
+
+from watchman.errors import JournalUnwritable
+from watchman.journal import OFFSET_BITS, Journal
+
+
+def open_journal(directory: Path, **options: int) -> tuple[Journal, list[tuple[int, dict]]]:
+    journal = Journal(str(directory / "journal"), str(directory / "history"), **options)
+    return journal, list(journal.replay())
+
+
+def segments(directory: Path) -> list[Path]:
+    return sorted((directory / "journal").iterdir())
+
+
+def test_what_was_written_is_replayed_in_order_with_its_positions(tmp_path: Path) -> None:
+    journal, _ = open_journal(tmp_path)
+    positions = journal.write([{"event": "a", "n": n} for n in range(3)])
+    positions += journal.write([{"event": "b", "path": "/x/\udcff\n"}])
+    journal.close()
+
+    journal, records = open_journal(tmp_path)
+    assert [position for position, _ in records] == positions
+    assert [record["event"] for _, record in records] == ["a", "a", "a", "b"]
+    assert journal.read(positions[3]) == {"event": "b", "path": "/x/\udcff\n"}
+
+
+def test_a_record_longer_than_one_read_is_read_back(tmp_path: Path) -> None:
+    journal, _ = open_journal(tmp_path)
+    record = {"event": "long", "path": "/" + "\udcff" * 60_000}
+    (position,) = journal.write([record])
+    assert journal.read(position) == record
+
+
+def test_a_batch_cut_at_any_byte_loses_nothing_of_the_batches_before(tmp_path: Path) -> None:
+    journal, _ = open_journal(tmp_path)
+    journal.write([{"event": "kept", "n": n} for n in range(3)])
+    (file,) = segments(tmp_path)
+    kept = file.stat().st_size
+    journal.write([{"event": "cut", "n": n} for n in range(3)])
+    journal.close()
+    whole = file.read_bytes()
+    for length in range(kept, len(whole)):
+        file.write_bytes(whole[:length])
+        journal, records = open_journal(tmp_path)
+        assert [r["event"] for _, r in records][:3] == ["kept"] * 3
+        assert len(records) == 3 + whole[kept:length].count(b"\n")
+        assert journal.damaged == 0
+        # And it goes on from there.
+        journal.write([{"event": "after"}])
+        journal.close()
+        _, records = open_journal(tmp_path)
+        assert records[-1][1] == {"event": "after"}
+
+
+def test_a_bad_line_in_the_middle_is_reported_and_the_rest_is_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal, _ = open_journal(tmp_path)
+    journal.write([{"event": "r", "n": n} for n in range(3)])
+    journal.close()
+    (file,) = segments(tmp_path)
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(lines[0] + lines[1].replace(b'"n":1', b'"n":7') + lines[2])
+
+    journal, records = open_journal(tmp_path)
+    assert [record["n"] for _, record in records] == [0, 2]
+    assert journal.damaged == 1
+    assert f"offset {len(lines[0])}" in caplog.text
+
+
+def test_a_full_disk_leaves_nothing_of_the_batch_behind(tmp_path: Path) -> None:
+    journal, _ = open_journal(tmp_path)
+    journal.write([{"event": "kept"}])
+    size = segments(tmp_path)[0].stat().st_size
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # A write beyond the limit is cut short at it, then EFBIG, as ENOSPC on a full disk.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, hard))
+    try:
+        with pytest.raises(JournalUnwritable):
+            journal.write([{"event": "lost"}])
+        assert segments(tmp_path)[0].stat().st_size == size
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    journal.write([{"event": "after"}])
+    journal.close()
+    _, records = open_journal(tmp_path)
+    assert [record["event"] for _, record in records] == ["kept", "after"]
+
+
+def test_segments_are_retired_oldest_first_once_nothing_of_them_is_held(tmp_path: Path) -> None:
+    journal, _ = open_journal(tmp_path, segment_size=100)
+    positions = [journal.write([{"event": "r", "pad": "x" * 100}])[0] for _ in range(4)]
+    assert [position >> OFFSET_BITS for position in positions] == [1, 2, 3, 4]
+    journal.hold(positions[0])
+    journal.hold(positions[2])
+    assert not journal.retirable()
+
+    journal.release(positions[0])
+    journal.retire(history=3600)
+    assert [file.name for file in segments(tmp_path)] == ["00000003.jsonl", "00000004.jsonl"]
+    assert sorted(os.listdir(tmp_path / "history")) == ["00000001.jsonl", "00000002.jsonl"]
+    assert journal.read(positions[2])["event"] == "r"
+
+    journal.retire(history=-1)
+    assert os.listdir(tmp_path / "history") == []
+
+
+def test_the_story_of_a_path_spans_history_and_journal(tmp_path: Path) -> None:
+    journal, _ = open_journal(tmp_path, segment_size=100)
+    for n in range(3):
+        journal.write([{"event": "r", "path": f"/a/{n % 2}\udcff", "n": n}])
+    journal.retire(history=3600)
+    assert os.listdir(tmp_path / "history")
+    assert [record["n"] for record in journal.story("/a/0\udcff")] == [0, 2]

@@ -1,0 +1,138 @@
+"""The ledger remembers what was decided about the files that stay."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from watchman import ledger as ledger_module
+from watchman.ledger import Decision, Ledger
+from watchman.upload import FileState
+
+
+def state(inode: int, size: int = 1, ctime: int = 100, mtime: int = 100) -> FileState:
+    return FileState(1, inode, size, ctime, mtime)
+
+
+def open_ledger(tmp_path: Path, *, baseline: int = 0) -> Ledger:
+    ledger = Ledger(str(tmp_path / "ledger"), "/watch")
+    if not ledger.open():
+        ledger.begin(baseline)
+    return ledger
+
+
+def test_the_first_sight_of_a_watch_is_told_once(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path / "ledger"), "/watch")
+    assert not ledger.open()
+    ledger.begin(0)
+    ledger.close()
+    assert Ledger(str(tmp_path / "ledger"), "/watch").open()
+
+
+def test_decisions_survive_flushes_and_restarts(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path)
+    decided = {n: state(n, size=random.randrange(1 << 50), ctime=n) for n in range(5_000)}
+    for n, seen in decided.items():
+        ledger.put(f"d/{n}.csv", seen)
+        if n % 1_000 == 0:
+            ledger.flush()
+    ledger.close()
+    ledger = open_ledger(tmp_path)
+    for n, seen in decided.items():
+        assert ledger.get(f"elsewhere/{n}.csv", seen) == Decision(seen.size, seen.ctime)
+    assert ledger.get("5000.csv", state(5_000)) is None
+    assert (tmp_path / "ledger").stat().st_size < 5_000 * 24 + 200
+
+
+def test_a_scan_passes_over_a_changed_ctime_and_not_a_changed_write(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path)
+    ledger.put("a", state(1, size=5, ctime=100, mtime=90))
+    assert ledger.known("a", state(1, size=5, ctime=100, mtime=90))
+    assert ledger.known("a", state(1, size=5, ctime=200, mtime=90)), "chmod"
+    assert ledger.known("a", state(1, size=5, ctime=200, mtime=10)), "touch -r"
+    assert ledger.known("a", state(1, size=5, ctime=200, mtime=900)), "a time in the future"
+    assert not ledger.known("a", state(1, size=6, ctime=200, mtime=200)), "another size"
+    assert not ledger.known("a", state(1, size=5, ctime=200, mtime=200)), "written again"
+    assert not ledger.known("a", state(2, size=5, ctime=100, mtime=90)), "another inode"
+    assert not ledger.known("b", state(1, size=5, ctime=100, mtime=90)), "another name"
+
+
+def test_a_decision_taken_back_is_as_if_never_made(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path)
+    ledger.put("a", state(1, size=5))
+    before = ledger.get("a", state(1))
+    ledger.put("a", state(1, size=6))
+    ledger.restore("a", 1, before)
+    assert ledger.get("a", state(1)) == Decision(5, 100)
+    ledger.put("b", state(2))
+    ledger.restore("b", 2, None)
+    assert ledger.get("b", state(2)) is None
+
+
+def test_what_was_there_before_the_watch_stays_known_after_a_whole_scan(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path, baseline=1_000)
+    assert ledger.known("old", state(1, ctime=999))
+    assert not ledger.known("new", state(2, ctime=1_000))
+    sweep = ledger.sweep()
+    assert sweep.known("old", state(1, ctime=999))
+    sweep.finish(complete=True)
+    ledger.close()
+    ledger = open_ledger(tmp_path)
+    decision = ledger.get("old", state(1))
+    assert decision is not None
+    assert decision.existing
+    # Its baseline is over: a clock that is set back loses nothing.
+    assert not ledger.known("newer", state(3, ctime=500))
+
+
+def test_a_whole_scan_forgets_what_it_did_not_see(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path)
+    ledger.put("stays", state(1))
+    ledger.put("goes", state(2))
+    ledger.flush()
+    sweep = ledger.sweep()
+    assert sweep.known("stays", state(1))
+    ledger.put("came meanwhile", state(3))
+    sweep.finish(complete=True)
+    assert ledger.get("stays", state(1)) is not None
+    assert ledger.get("goes", state(2)) is None
+    assert ledger.get("came meanwhile", state(3)) is not None
+
+
+@pytest.mark.parametrize("disturbance", ["incomplete", "moved", "flushed"])
+def test_a_disturbed_scan_forgets_nothing(tmp_path: Path, disturbance: str) -> None:
+    ledger = open_ledger(tmp_path)
+    ledger.put("goes", state(2))
+    ledger.flush()
+    sweep = ledger.sweep()
+    ledger.put("came meanwhile", state(3))
+    if disturbance == "moved":
+        ledger.disturb()
+    if disturbance == "flushed":
+        ledger.flush()
+    sweep.finish(complete=disturbance != "incomplete")
+    assert ledger.get("goes", state(2)) is not None
+    assert ledger.get("came meanwhile", state(3)) is not None
+
+
+def test_a_ledger_that_cannot_be_read_is_set_aside(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ledger = open_ledger(tmp_path)
+    ledger.put("a", state(1))
+    ledger.close()
+    file = tmp_path / "ledger"
+    file.write_bytes(file.read_bytes()[:-1])
+    assert not Ledger(str(file), "/watch").open()
+    assert "set aside" in caplog.text
+    assert (tmp_path / "ledger.bad").exists()
+
+
+def test_a_full_ledger_asks_for_a_flush(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path)
+    for n in range(ledger_module.DELTA):
+        assert not ledger.full()
+        ledger.put(str(n), state(n))
+    assert ledger.full()
+    ledger.flush()
+    assert not ledger.full()

@@ -1,0 +1,110 @@
+"""Looking at a file below a watch, without following a symlink on the way there."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from dataclasses import dataclass
+
+from watchman.errors import NotBelowWatch
+from watchman.upload import FileState
+
+#: Of each directory on the way: no right to read it is needed, and no symlink is followed.
+STEP = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+#: Of the file: nothing waits on a FIFO's other end or on another's lease.
+READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a file looked like. `writing` is None where the kernel does not say."""
+
+    state: FileState
+    writing: bool | None
+
+
+def open_directory(root: str, subpath: str) -> int:
+    """Open a directory below `root` as with O_PATH; raise NotBelowWatch at a symlink on the way.
+
+    `root` itself may be one.
+    """
+    fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for name in subpath.split("/") if subpath else ():
+            if name in ("", ".", ".."):
+                raise NotBelowWatch(f"{subpath!r} is not a plain path")
+            inner = os.open(name, STEP, dir_fd=fd)
+            os.close(fd)
+            fd = inner
+    except OSError as e:
+        os.close(fd)
+        if e.errno in (errno.ENOTDIR, errno.ELOOP):
+            raise NotBelowWatch("a symlink or a file stands in the way") from e
+        raise
+    except NotBelowWatch:
+        os.close(fd)
+        raise
+    return fd
+
+
+def look(root: str, subpath: str) -> Look:
+    """Look at a regular file below `root`, and whether anyone has it open for writing.
+
+    Raises FileNotFoundError where nothing is there, NotBelowWatch where it is no regular file or
+    the way leads over a symlink, another OSError where the way is barred.
+    """
+    directory, _, name = subpath.rpartition("/")
+    parent = open_directory(root, directory)
+    try:
+        # Before open(2): to open a device may rewind it, hang up a line, or worse.
+        status = _regular(os.stat(name, dir_fd=parent, follow_symlinks=False))
+        try:
+            fd = os.open(name, READ, dir_fd=parent)
+        except OSError as e:
+            if e.errno in (errno.ENOENT, errno.ELOOP):
+                raise FileNotFoundError(errno.ENOENT, "gone while it was looked at") from e
+            return Look(FileState.of(status), None)
+    finally:
+        os.close(parent)
+    try:
+        return _look_open(fd)
+    finally:
+        os.close(fd)
+
+
+def state(root: str, subpath: str) -> FileState:
+    """Return the state of a regular file below `root`; raises as `look`."""
+    directory, _, name = subpath.rpartition("/")
+    parent = open_directory(root, directory)
+    try:
+        return FileState.of(_regular(os.stat(name, dir_fd=parent, follow_symlinks=False)))
+    finally:
+        os.close(parent)
+
+
+def _regular(status: os.stat_result) -> os.stat_result:
+    if not stat.S_ISREG(status.st_mode):
+        raise NotBelowWatch("it is not a regular file")
+    return status
+
+
+def _look_open(fd: int) -> Look:
+    """Take the state of an open file, and whether anyone writes it, by asking for a read lease.
+
+    fcntl(2): the kernel refuses the lease with EAGAIN while there is a writer. It has no say for a
+    file that is not ours without CAP_LEASE (EACCES), and on network filesystems (EINVAL). Whoever
+    opens the file for writing meanwhile sends us SIGIO, which the daemon ignores, and waits for the
+    release. The state is taken under the lease, so that the last writer's last byte is in it.
+    """
+    writing: bool | None = False
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    except OSError as e:
+        writing = True if e.errno == errno.EAGAIN else None
+    status = os.fstat(fd)
+    if writing is False:
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    return Look(FileState.of(_regular(status)), writing)

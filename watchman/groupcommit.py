@@ -1,0 +1,149 @@
+"""One thread that decides, and makes what it decided durable in batches."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from watchman.errors import JournalUnwritable
+from watchman.journal import Journal
+
+logger = logging.getLogger(__name__)
+
+#: Pieces of work that wait before those who bring more must wait.
+INBOX = 10_000
+
+#: Pieces of work before one commit.
+BATCH = 1_000
+
+#: Seconds between two tries to write a journal that could not be written.
+RETRY = 1.0
+
+Work = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A record for the next commit, and what follows once it is durable or could not be.
+
+    A change without a record follows those staged before it. `lasting` ones are tried again until
+    they are durable, and have no `failed`.
+    """
+
+    record: dict[str, Any] | None
+    durable: Callable[[int], None]
+    failed: Callable[[str], None]
+    lasting: bool
+
+
+class GroupCommit:
+    """Work for one thread, in the order in which it came, and the journal's batches.
+
+    What comes in while the last batch is committed is the next batch: one fdatasync for all of it.
+    Work may `stage` changes; what must wait until they are durable goes into `durable`.
+    """
+
+    def __init__(self, journal: Journal, *, timer: Callable[[], float], idle: Work) -> None:
+        #: `timer` does what is due and says in how many seconds it wants to be called again;
+        #: `idle` is called after each commit. Both in the thread.
+        self._timer = timer
+        self._idle = idle
+        self._journal = journal
+        self._inbox: queue.Queue[Work] = queue.Queue(INBOX)
+        self._thread = threading.Thread(target=self._run, name="dispatcher")
+        self._stopping = False
+        self._changes: list[Change] = []
+        #: Since when the journal cannot be written (monotonic), 0.0 while it can.
+        self.unwritable_since = 0.0
+
+    def start(self) -> None:
+        """Begin to work."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Finish the work that was brought, then end."""
+        self.bring(self._stop)
+
+    def join(self) -> None:
+        """Wait for the end: all is committed that can be."""
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def bring(self, work: Work) -> None:
+        """Bring work; wait while there is too much of it."""
+        self._inbox.put(work)
+
+    def stage(
+        self,
+        record: dict[str, Any] | None,
+        durable: Callable[[int], None] = lambda _: None,
+        failed: Callable[[str], None] = lambda _: None,
+        *,
+        lasting: bool = False,
+    ) -> None:
+        """Add a record to the next commit; only the thread's own work may.
+
+        `durable` is called with its position, or `failed` with the reason why it is not written.
+        """
+        self._changes.append(Change(record, durable, failed, lasting))
+
+    def _run(self) -> None:
+        while not (self._stopping and self._inbox.empty()):
+            for work in self._collect(self._timer()):
+                try:
+                    work()
+                except Exception:
+                    logger.exception("Work left undone. What it was about waits for a rescan.")
+            self._commit()
+            self._idle()
+        self._commit()
+
+    def _collect(self, patience: float) -> list[Work]:
+        batch: list[Work] = []
+        if self._changes:
+            patience = min(patience, RETRY if self.unwritable_since else 0.0)
+        with contextlib.suppress(queue.Empty):
+            batch.append(self._inbox.get(timeout=max(patience, 0.0001)))
+            while len(batch) < BATCH:
+                batch.append(self._inbox.get_nowait())
+        return batch
+
+    def _commit(self) -> None:
+        changes, self._changes = self._changes, []
+        if not changes:
+            return
+        try:
+            positions = self._journal.write([c.record for c in changes if c.record is not None])
+        except JournalUnwritable as e:
+            self._take_back(changes, str(e))
+            return
+        if self.unwritable_since:
+            logger.info("Journal is written again.")
+            self.unwritable_since = 0.0
+        following = iter(positions)
+        for change in changes:
+            change.durable(next(following) if change.record is not None else -1)
+
+    def _take_back(self, changes: list[Change], reason: str) -> None:
+        if not self.unwritable_since:
+            self.unwritable_since = time.monotonic()
+            logger.critical(
+                "Journal cannot be written: %s. Accepting no uploads until it can.", reason
+            )
+        # The newest first: each one undoes what it did on top of those before it.
+        for change in reversed(changes):
+            if not change.lasting:
+                change.failed(f"the journal cannot be written: {reason}")
+        self._changes = [change for change in changes if change.lasting]
+        if not self._changes:
+            # Somebody must find out when the disk has room again.
+            self.stage({"event": "retried", "at": time.time()}, lasting=True)
+
+    def _stop(self) -> None:
+        self._stopping = True

@@ -1,0 +1,321 @@
+"""What becomes of an upload after it was accepted, until it is settled."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import os
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from watchman import beneath
+from watchman.backlog import Backlog
+from watchman.errors import JournalCorrupt, NotBelowWatch
+from watchman.groupcommit import GroupCommit
+from watchman.journal import Journal
+from watchman.ledger import Ledger
+from watchman.rules import Rules, fill
+from watchman.settings import Settings, TaskSettings, WatchSettings
+from watchman.upload import Report, State, Task, Upload
+
+logger = logging.getLogger(__name__)
+
+#: Seconds until an upload is looked at again that a disk or a right held up.
+RETRY = 5.0
+
+#: Seconds until a record is read again that could not be read back.
+UNREADABLE = 60.0
+
+
+class Pipeline:
+    """The uploads that wait, are taken by a publisher, and are settled.
+
+    In memory an upload is its journal position in a backlog; all else is read when it is taken.
+    Publishers call `take` and `report`; all else happens in the dispatcher's thread.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        rules: Rules,
+        journal: Journal,
+        ledgers: Mapping[str, Ledger],
+        commit: GroupCommit,
+        superseded: Callable[[Upload], None],
+    ) -> None:
+        self._settings = settings
+        self._rules = rules
+        self._journal = journal
+        self._ledgers = ledgers
+        self._commit = commit
+        self._superseded = superseded
+        self.backlogs = {name: Backlog() for name in settings.brokers}
+        #: Journal positions of failed uploads, by id.
+        self._failed: dict[str, int] = {}
+        #: Renames in order, with their positions, for uploads that wait under the old name.
+        self._renames: list[tuple[str, str, int]] = []
+        self.settled: Counter[str] = Counter()
+
+    # In the publishers' threads.
+
+    def take(self, broker: str, limit: int, timeout: float) -> list[Upload]:
+        """Return uploads that wait for a broker, each looked at just now."""
+        uploads = []
+        backlog = self.backlogs[broker]
+        for position in backlog.take(limit, timeout):
+            try:
+                upload = Upload.decode(self._journal.read(position), position)
+            except (JournalCorrupt, OSError) as e:
+                logger.error("Upload at journal position %d cannot be read: %s.", position, e)
+                backlog.put_back(position, "journal", UNREADABLE, "its record cannot be read")
+                continue
+            report = self._inspect(upload)
+            if report is None:
+                uploads.append(upload)
+            else:
+                self.report(report)
+        return uploads
+
+    def report(self, report: Report) -> None:
+        """Take back an upload that was taken, once."""
+        if report.state is State.DEFERRED:
+            backlog = self._backlog_of(report.upload)
+            backlog.put_back(report.upload.position, report.lane, report.delay, report.reason)
+        elif report.state is State.RENAMED:
+            self._commit.bring(lambda: self._rename(report))
+        else:
+            self._commit.bring(lambda: self._settle(report))
+
+    def _inspect(self, upload: Upload) -> Report | None:
+        """Return a report about an upload whose task must not be sent as it stands."""
+        watch = self._settings.watches.get(upload.watch)
+        if watch is None:
+            return None  # its section left the INI file after it was accepted
+        try:
+            state = beneath.state(watch.path, os.path.relpath(upload.path, watch.path))
+        except FileNotFoundError:
+            return self._look_for(upload, watch)
+        except NotBelowWatch as e:
+            return Report(upload, State.GONE, str(e))
+        except OSError as e:
+            reason = e.strerror or str(e)
+            return Report(upload, State.DEFERRED, reason, lane=f"file: {reason}", delay=RETRY)
+        old = upload.state
+        if state.inode != old.inode or state.rewritten_since(old.size, old.ctime):
+            return Report(upload, State.SUPERSEDED, "overwritten before its task was sent")
+        return None
+
+    def _look_for(self, upload: Upload, watch: WatchSettings) -> Report:
+        """Find out why a file is not where it was."""
+        try:
+            away = os.stat(watch.path).st_dev != upload.state.device
+        except OSError:
+            away = True
+        if away:
+            reason = f"{watch.path} is away"
+            return Report(upload, State.DEFERRED, reason, lane=f"watch:{watch.name}", delay=RETRY)
+        path = upload.path
+        for old, new, _ in list(self._renames):
+            if path == old or path.startswith(old + "/"):
+                path = new + path[len(old) :]
+        located = self._rules.locate(path)
+        if path != upload.path and located is not None:
+            found, subpath = located
+            with contextlib.suppress(OSError, NotBelowWatch):
+                state = beneath.state(found.path, subpath)
+                if state.inode == upload.state.inode:
+                    upload = replace(upload, watch=found.name, path=path, state=state)
+                    return Report(upload, State.RENAMED)
+        return Report(upload, State.GONE, "deleted or moved away before its task was sent")
+
+    # In the dispatcher's thread.
+
+    def wait(self, upload: Upload) -> None:
+        """Let an upload wait for its broker; its record is durable."""
+        assert upload.task is not None
+        self._wait(upload.position, upload.task.broker)
+
+    def _wait(self, position: int, broker: str) -> None:
+        self._journal.hold(position)
+        self._backlog(broker).add(position)
+
+    def follow(self, old: str, new: str) -> None:
+        """Remember a rename for as long as uploads wait that may lie under the old name."""
+
+        def durable(position: int) -> None:
+            self._journal.hold(position)
+            self._renames.append((old, new, position))
+
+        record = {"event": State.RENAMED.value, "at": time.time(), "from": old, "path": new}
+        self._commit.stage(record, durable, lasting=True)
+
+    def forget_renames(self) -> None:
+        """Forget them when no upload waits any more."""
+        if self._renames and not any(len(backlog) for backlog in self.backlogs.values()):
+            for _, _, position in self._renames:
+                self._journal.release(position)
+            self._renames.clear()
+
+    def _backlog_of(self, upload: Upload) -> Backlog:
+        assert upload.task is not None
+        return self._backlog(upload.task.broker)
+
+    def _backlog(self, broker: str) -> Backlog:
+        # A broker whose section left the INI file keeps its uploads waiting.
+        return self.backlogs.setdefault(broker, Backlog())
+
+    def _settle(self, report: Report) -> None:
+        """Write down what became of an upload."""
+        upload, state = report.upload, report.state
+        record: dict[str, Any] = {"event": state.value, "at": time.time(), "id": upload.id}
+        if state is State.FAILED:
+            record |= upload.encode()
+        if report.reason:
+            record["reason"] = report.reason
+
+        def durable(position: int) -> None:
+            self.settled[state.value] += 1
+            self._journal.release(upload.position)
+            self._backlog_of(upload).settle()
+            if state is State.FAILED:
+                self._journal.hold(position)
+                self._failed[upload.id] = position
+                logger.error("Upload %s failed: %r: %s.", upload.id, upload.path, report.reason)
+            elif state is State.DONE:
+                broker = upload.task.broker if upload.task else ""
+                logger.info("Sent upload %s to broker %s: %r.", upload.id, broker, upload.path)
+            else:
+                logger.info("Upload %s is %s: %r.", upload.id, report.reason, upload.path)
+            if state is State.SUPERSEDED:
+                self._superseded(upload)
+
+        self._commit.stage(record, durable, lasting=True)
+
+    def _rename(self, report: Report) -> None:
+        """Let an upload go on under its file's new name, as the rules say for that."""
+        old_path, upload = report.upload.original, report.upload
+        located = self._rules.locate(upload.path)
+        tasks = self._rules.tasks_for(upload.path)
+        if located is None or self._rules.excluded(*located) is not None or not tasks:
+            self._settle(Report(upload, State.GONE, f"renamed to {upload.path!r}"))
+            return
+        renamed = replace(upload, original=upload.path, position=-1)
+        renamed = replace(renamed, task=task_of(renamed, tasks[0]))
+        self._ledgers[located[0].name].put(located[1], renamed.state)
+
+        def durable(position: int) -> None:
+            self._journal.release(upload.position)
+            self._backlog_of(upload).settle()
+            self.wait(renamed.at(position))
+            logger.info("Upload %s follows %r to %r.", upload.id, old_path, renamed.path)
+
+        record = {"event": State.RENAMED.value, "at": time.time(), **renamed.encode()}
+        self._commit.stage(record, durable, lasting=True)
+
+    # At start.
+
+    def replay(self, decided: Callable[[Upload], None]) -> None:
+        """Take up what the journal says was not settled; tell of each decision on the way."""
+        # By broker, so that no record need be read twice: there may be a million.
+        live: dict[str, dict[int, int]] = {}
+        failed: dict[str, int] = {}
+        for position, record in self._journal.replay():
+            if "id" in record:
+                number = uuid.UUID(record["id"]).int
+                failed.pop(record["id"], None)
+                for positions in live.values():
+                    positions.pop(number, None)
+            if "state" in record:
+                upload = Upload.decode(record, position)
+                decided(upload)
+                if record["event"] == State.FAILED.value:
+                    failed[upload.id] = position
+                elif upload.task is not None:
+                    live.setdefault(upload.task.broker, {})[number] = position
+            elif record["event"] == State.RENAMED.value:
+                self._journal.hold(position)
+                self._renames.append((record["from"], record["path"], position))
+        for position in failed.values():
+            self._journal.hold(position)
+        self._failed = failed
+        for broker, positions in live.items():
+            for position in positions.values():
+                self._wait(position, broker)
+            logger.info("Took up %d uploads that wait for broker %s.", len(positions), broker)
+
+    # In any thread, for those who want to see.
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return all uploads that are not settled, as `watchman queue` shows them."""
+        rows = []
+        for position in list(self._failed.values()):
+            rows += self._row(position, state=State.FAILED.value, attempts=0, next_try=None)
+        for backlog in list(self.backlogs.values()):
+            for name, lane in backlog.lanes():
+                state = State.DEFERRED.value if name else "waiting"
+                next_try = time.time() + lane.until - time.monotonic() if name else None
+                for position in lane.positions:
+                    rows += self._row(
+                        position,
+                        state=state,
+                        attempts=lane.attempts,
+                        next_try=next_try,
+                        reason=lane.reason,
+                    )
+        return rows
+
+    def _row(self, position: int, **what: Any) -> list[dict[str, Any]]:
+        try:
+            record = self._journal.read(position)
+        except (JournalCorrupt, OSError):
+            return []  # settled and retired while we looked
+        upload = Upload.decode(record)
+        row = {"id": upload.id, "path": upload.path, "original": upload.original, **what}
+        row |= {"watch": upload.watch, "since": upload.accepted}
+        row |= {"task": upload.task.section, "broker": upload.task.broker} if upload.task else {}
+        if "reason" in record:
+            row["reason"] = record["reason"]
+        return [row]
+
+    def counts(self) -> dict[str, int]:
+        """Return how many uploads stand where."""
+        lanes = [lane for b in list(self.backlogs.values()) for lane in b.lanes()]
+        deferred = sum(len(lane.positions) for name, lane in lanes if name)
+        return {
+            "waiting": sum(len(b) for b in list(self.backlogs.values())) - deferred,
+            "deferred": deferred,
+            "failed": len(self._failed),
+            "done": self.settled[State.DONE.value],
+        }
+
+    def oldest_waiting(self) -> float | None:
+        """Return when the oldest upload that waits was accepted (epoch)."""
+        lanes = itertools.chain.from_iterable(b.lanes() for b in list(self.backlogs.values()))
+        oldest = min((lane.positions[0] for _, lane in lanes if lane.positions), default=None)
+        if oldest is None:
+            return None
+        try:
+            accepted: float = self._journal.read(oldest)["accepted"]
+        except (JournalCorrupt, OSError):
+            return None
+        return accepted
+
+
+def task_of(upload: Upload, section: TaskSettings) -> Task:
+    """Return the task that a `[task:...]` section makes of an upload."""
+    return fill(
+        section,
+        path=upload.path,
+        original=upload.original,
+        watch=upload.watch,
+        user=upload.user,
+        client=upload.client,
+        protocol=upload.protocol,
+        size=upload.state.size,
+    )
