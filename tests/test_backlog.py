@@ -61,7 +61,8 @@ def test_what_is_taken_counts_until_it_is_settled() -> None:
     backlog.take(1, 0)
     assert len(backlog) == 2
     assert backlog.in_hand() == 2
-    backlog.settle()
+    assert dict(backlog.lanes())[""].positions == [1, 2]
+    backlog.settle(1)
     assert len(backlog) == 1
 
 

@@ -31,7 +31,7 @@ class Backlog:
         #: Guards everything below; notified when something may be taken.
         self._changed = threading.Condition()
         self._lanes: dict[str, Lane] = {"": Lane()}
-        self._taken = 0
+        self._taken: set[int] = set()
         self._closed = False
 
     def add(self, position: int) -> None:
@@ -48,7 +48,7 @@ class Backlog:
                 now = self._clock()
                 taken = list(self._pop(limit, now))
                 if taken or now >= deadline:
-                    self._taken += len(taken)
+                    self._taken.update(taken)
                     return taken
                 shut = [lane.until for lane in self._lanes.values() if lane.positions]
                 self._changed.wait(min([deadline, *shut]) - now)
@@ -67,7 +67,7 @@ class Backlog:
     def put_back(self, position: int, lane: str = "", delay: float = 0.0, reason: str = "") -> None:
         """Let an upload that was taken wait again; its lane is shut for `delay` seconds."""
         with self._changed:
-            self._taken -= 1
+            self._taken.discard(position)
             held = self._lanes.setdefault(lane, Lane())
             until = self._clock() + delay
             if delay and held.until <= self._clock():
@@ -76,10 +76,10 @@ class Backlog:
             heapq.heappush(held.positions, position)
             self._changed.notify()
 
-    def settle(self) -> None:
+    def settle(self, position: int) -> None:
         """Say that an upload that was taken does not come back."""
         with self._changed:
-            self._taken -= 1
+            self._taken.discard(position)
             for name in [name for name, lane in self._lanes.items() if name and not lane.positions]:
                 if self._lanes[name].until <= self._clock() and not self._taken:
                     del self._lanes[name]
@@ -92,24 +92,28 @@ class Backlog:
 
     def __len__(self) -> int:
         """Return how many wait or are taken."""
-        return self._taken + self.untaken()
-
-    def untaken(self) -> int:
-        """Return how many wait."""
         with self._changed:
-            return sum(len(lane.positions) for lane in self._lanes.values())
+            return len(self._taken) + sum(len(lane.positions) for lane in self._lanes.values())
 
     def in_hand(self) -> int:
         """Return how many are taken or could be taken at once."""
         with self._changed:
             now = self._clock()
             lanes = [lane for lane in self._lanes.values() if lane.until <= now]
-            return self._taken + sum(len(lane.positions) for lane in lanes)
+            return len(self._taken) + sum(len(lane.positions) for lane in lanes)
 
     def lanes(self) -> list[tuple[str, Lane]]:
-        """Return a copy of the lanes, for those who want to show them."""
+        """Return a copy of the lanes, for those who want to show them; what is taken is in ""."""
         with self._changed:
             return [
-                (name, Lane(sorted(lane.positions), lane.until, lane.attempts, lane.reason))
+                (
+                    name,
+                    Lane(
+                        sorted([*lane.positions, *(() if name else self._taken)]),
+                        lane.until,
+                        lane.attempts,
+                        lane.reason,
+                    ),
+                )
                 for name, lane in self._lanes.items()
             ]

@@ -182,14 +182,13 @@ class Pipeline:
         def durable(position: int) -> None:
             self.settled[state.value] += 1
             self._journal.release(upload.position)
-            self._backlog_of(upload).settle()
+            self._backlog_of(upload).settle(upload.position)
             if state is State.FAILED:
                 self._journal.hold(position)
                 self._failed[upload.id] = position
                 logger.error("Upload %s failed: %r: %s.", upload.id, upload.path, report.reason)
             elif state is State.DONE:
-                broker = upload.task.broker if upload.task else ""
-                logger.info("Sent upload %s to broker %s: %r.", upload.id, broker, upload.path)
+                logger.debug("Upload %s is done.", upload.id)
             else:
                 logger.info("Upload %s is %s: %r.", upload.id, report.reason, upload.path)
             if state is State.SUPERSEDED:
@@ -211,7 +210,7 @@ class Pipeline:
 
         def durable(position: int) -> None:
             self._journal.release(upload.position)
-            self._backlog_of(upload).settle()
+            self._backlog_of(upload).settle(upload.position)
             self.wait(renamed.at(position))
             logger.info("Upload %s follows %r to %r.", upload.id, old_path, renamed.path)
 
@@ -247,7 +246,8 @@ class Pipeline:
         for broker, positions in live.items():
             for position in positions.values():
                 self._wait(position, broker)
-            logger.info("Took up %d uploads that wait for broker %s.", len(positions), broker)
+            if positions:
+                logger.info("Took up %d uploads that wait for broker %s.", len(positions), broker)
 
     # In any thread, for those who want to see.
 
