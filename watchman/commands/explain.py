@@ -1,0 +1,224 @@
+"""`watchman explain`: what would happen to a path and why, and what did."""
+
+import argparse
+import json
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from watchman import beneath, client
+from watchman.commands import shell
+from watchman.commands.routes import Routes
+from watchman.commands.table import ago, clock
+from watchman.errors import NotBelowWatch, RequestRefused, SocketUnavailable, WatchmanError
+from watchman.rules import Rules, fill
+from watchman.settings import Settings, TaskSettings, WatchSettings
+from watchman.upload import FileState
+from watchman.wire import printable
+
+#: What the dispatcher draws for an upload: a UUID.
+UPLOAD_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+HELP = "what would happen to a path, and why"
+DESCRIPTION = """\
+Say what would happen to files uploaded as PATH: watch, exclusion, task, broker, queue, options,
+arguments; and what has happened to them, if the daemon answers. PATH need not exist, or may be an
+upload's id. Nothing is touched, sent or written.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object per path")
+    parser.add_argument("paths", nargs="+", metavar="PATH")
+
+
+def main(settings: Settings, arguments: argparse.Namespace) -> int:
+    explainer = Explainer(settings)
+    for number, subject in enumerate(arguments.paths):
+        if UPLOAD_ID.fullmatch(subject) and not os.path.lexists(subject):
+            found = _past(settings, subject, explainer)
+        else:
+            found = explainer.explain(os.path.abspath(subject))
+            found |= _story(settings, found["path"])
+        if arguments.json:
+            shell.print_json(found)
+        else:
+            if number:
+                print()
+            print("\n".join(_report(found)))
+    return shell.DONE
+
+
+class Explainer:
+    """Answers from the INI file and a look at the file alone."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._rules = Rules(settings)
+        self._routes = Routes(settings.brokers)
+
+    def explain(self, path: str) -> dict[str, Any]:
+        located = self._locate(path)
+        if located is None:
+            watches = ", ".join(watch.path for watch in self._settings.watches.values())
+            return {"path": path, "would": f"Nothing: it is below no watch. There are: {watches}"}
+        watch, subpath = located
+        path = os.path.join(watch.path, subpath)
+        found: dict[str, Any] = {"path": path, "watch": watch.name, "watch_path": watch.path}
+        state, problem = _look(watch, subpath)
+        found["file"] = {"size": state.size, "modified": state.mtime / 1e9} if state else problem
+        found["excluded"] = self._rules.excluded(watch, subpath)
+        tasks = self._rules.tasks_for(path)
+        if tasks:
+            found |= self._task(tasks[0], path, watch, state)
+            found["also"] = [task.name for task in tasks[1:]]
+        found["would"] = _sentence(found, watch, subpath, problem if not state else "")
+        return found
+
+    def _task(
+        self, section: TaskSettings, path: str, watch: WatchSettings, state: FileState | None
+    ) -> dict[str, Any]:
+        task = fill(
+            section,
+            path=path,
+            original=path,
+            watch=watch.name,
+            user="",
+            client="",
+            protocol="",
+            size=state.size if state else 0,
+        )
+        found: dict[str, Any] = {
+            "section": section.name,
+            "patterns": list(section.patterns),
+            "task": task.name,
+            "broker": task.broker,
+            "args": task.args,
+            "kwargs": task.kwargs,
+        }
+        try:
+            route = self._routes.of(task)
+        except WatchmanError as error:
+            return found | {"error": str(error)}
+        return found | {
+            "exchange": route.exchange,
+            "routing_key": route.routing_key,
+            "queue": route.queue,
+            "route": str(route),
+            "options": dict(route.options),
+        }
+
+    def _locate(self, path: str) -> tuple[WatchSettings, str] | None:
+        """Also a path that leads to a watch over symlinks, as the daemon does."""
+        if located := self._rules.locate(path):
+            return located
+        directory, name = os.path.split(path)
+        real = os.path.join(os.path.realpath(directory), name)
+        for watch in self._settings.watches.values():
+            root = os.path.realpath(watch.path)
+            if real.startswith(root.rstrip("/") + "/"):
+                return self._rules.locate(os.path.join(watch.path, os.path.relpath(real, root)))
+        return None
+
+
+def _look(watch: WatchSettings, subpath: str) -> tuple[FileState | None, str]:
+    try:
+        return beneath.state(watch.path, subpath), ""
+    except FileNotFoundError:
+        return None, "it does not exist"
+    except NotBelowWatch as error:
+        return None, str(error)
+    except OSError as error:
+        return None, f"it cannot be looked at: {error.strerror}"
+
+
+def _sentence(found: Mapping[str, Any], watch: WatchSettings, subpath: str, problem: str) -> str:
+    if found["excluded"]:
+        pattern = found["excluded"]
+        return f"Nothing: [watch:{watch.name}] excludes it by the pattern {pattern}"
+    if "/" in subpath and not watch.rec:
+        return f"Nothing: it is in a directory below [watch:{watch.name}], which has rec = no"
+    if "section" not in found:
+        return "Nothing: no [task:...] section has a pattern that matches it; it is ignored"
+    if "error" in found:
+        return f"It would fail: {found['error']}"
+    sent = f"task {found['task']} is sent to broker {found['broker']}, {found['route']}"
+    if problem == "it does not exist":
+        return f"Once it is uploaded, {sent}"
+    if problem:
+        return f"Nothing: {problem}"
+    return f"The next time it is written, {sent}"
+
+
+def _past(settings: Settings, upload_id: str, explainer: Explainer) -> dict[str, Any]:
+    """The story of an upload, and what would become of its path now."""
+    story = [
+        record
+        for answer in shell.ask(settings, "explain", {"id": upload_id})
+        for record in answer["story"]
+    ]
+    path = next((record["original"] for record in story if "original" in record), None)
+    if path is None:
+        raise RequestRefused(f"the daemon knows of no upload {upload_id}")
+    return explainer.explain(path) | {"id": upload_id, "story": story}
+
+
+def _story(settings: Settings, path: str) -> dict[str, Any]:
+    try:
+        answers = client.request(settings.socket, "explain", {"path": path})
+    except (SocketUnavailable, RequestRefused) as error:
+        return {"story": None, "story_error": str(error)}
+    return {"story": [record for answer in answers for record in answer["story"]]}
+
+
+def _report(found: Mapping[str, Any]) -> Iterator[str]:
+    yield printable(found["path"])
+    yield f"  {printable(found['would'])}."
+    for name, value in _details(found):
+        yield f"    {name:<10}{printable(value)}"
+    if found["story"] is None:
+        yield f"  What has happened to it is not known: {printable(found['story_error'])}."
+    elif not found["story"]:
+        yield "  The daemon knows of no upload of it."
+    for record in found["story"] or ():
+        yield f"    {printable(_told(record))}"
+
+
+def _details(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if "watch" not in found:
+        return
+    yield "watch", f"[watch:{found['watch']}] {found['watch_path']}"
+    file = found["file"]
+    if isinstance(file, dict):
+        modified = file["modified"]
+        file = (
+            f"{file['size']} bytes, modified {clock(modified)} ({ago(modified, time.time())} ago)"
+        )
+    yield "file", file
+    yield "excluded", f"by {found['excluded']}" if found["excluded"] else "no"
+    if "section" not in found:
+        return
+    yield "section", f"[task:{found['section']}] {', '.join(found['patterns'])}"
+    if found["also"]:
+        also = ", ".join(f"[task:{name}]" for name in found["also"])
+        yield "", f"{also} would match as well, but the first one wins"
+    yield "task", found["task"]
+    yield "broker", f"[broker:{found['broker']}]"
+    if "error" not in found:
+        yield "route", found["route"]
+        if found["queue"]:
+            yield "queue", found["queue"]
+        options = found["options"].items()
+        yield "options", ", ".join(f"{name} = {value}" for name, value in options) or "none"
+    yield "args", json.dumps(found["args"])
+    yield "kwargs", json.dumps(found["kwargs"])
+
+
+def _told(record: Mapping[str, Any]) -> str:
+    """A record of the journal for a human; what it has beside the usual is left to --json."""
+    at = record.get("at") or record.get("accepted")
+    parts = [clock(at) if at else "-", str(record.get("event", "?"))]
+    parts += [str(record[name]) for name in ("id", "source", "user", "reason") if record.get(name)]
+    return "  ".join(parts)

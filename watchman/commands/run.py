@@ -1,0 +1,31 @@
+"""`watchman run`: the daemon, in the foreground."""
+
+import argparse
+
+from watchman.commands import shell
+from watchman.errors import SocketUnavailable
+from watchman.settings import Settings
+
+HELP = "the daemon, in the foreground"
+DESCRIPTION = """\
+Run the daemon in the foreground. SIGTERM and SIGINT stop it in order: first it stops listening
+and watching, then it finishes what is in hand, for at most `drain`. What is left waits in the
+journal for the next start.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """There are none: the INI file says it all."""
+
+
+def main(settings: Settings, arguments: argparse.Namespace) -> int:  # noqa: ARG001
+    # Here, since it imports everything: the other commands stay quick.
+    from watchman.daemon import Daemon
+
+    try:
+        Daemon(settings).run()
+    except SocketUnavailable as error:
+        # Not UNREACHABLE: that is what the other commands say of a daemon.
+        shell.complain("watchman", str(error))
+        return shell.REFUSED
+    return shell.DONE

@@ -1,0 +1,122 @@
+"""The command `watchman-send`: resubmits files by hand."""
+
+import argparse
+import itertools
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import NoReturn
+
+from watchman import __version__, client, config
+from watchman.commands import shell
+from watchman.errors import SocketUnavailable
+from watchman.upload import Answer, Outcome
+from watchman.wire import printable
+
+PROGRAM = "watchman-send"
+
+EPILOG = f"""\
+examples:
+  watchman-send /srv/ftp/incoming/a.csv
+  find /srv/ftp -name '*.csv' -mmin -60 -print0 | watchman-send -0 -
+
+Each path becomes a new upload with a new id, whether or not its task was sent before, and also
+where `exclude` would pass it over. It is answered once it is safe on disk: `OK ID PATH`.
+
+{shell.EXIT_CODES}
+"""
+
+#: Paths between two looks of a terminal at the progress.
+PROGRESS = 100
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    given = _parser().parse_args(arguments)
+    shell.leave(PROGRAM, lambda: _send(given))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = shell.Parser(
+        prog=PROGRAM,
+        description="Send the task of files that lie below a watch, again or for the first time.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    shell.add_config(parser)
+    parser.add_argument("--version", action="version", version=f"watchman {__version__}")
+    parser.add_argument(
+        "-0",
+        "--null",
+        action="store_true",
+        help="paths on standard input end with NUL, not newline",
+    )
+    parser.add_argument(
+        "paths", nargs="+", metavar="PATH", help="a file, or - for paths on standard input"
+    )
+    return parser
+
+
+def _send(given: argparse.Namespace) -> int:
+    settings = config.load(config.find(given.config))
+    sent = refused = 0
+    try:
+        for batch in _batches(given.paths, b"\0" if given.null else b"\n"):
+            for path, answer in client.resubmit(settings.socket, map(_absolute, batch)):
+                if answer.outcome in (Outcome.OK, Outcome.DUPLICATE):
+                    sent += 1
+                    print(answer.outcome, answer.detail, printable(path))
+                else:
+                    refused += 1
+                    _clear_progress()
+                    shell.complain(PROGRAM, f"{path!r}: {_reason(answer)}")
+                if (sent + refused) % PROGRESS == 0:
+                    _show_progress(sent, refused)
+    except SocketUnavailable as error:
+        done = f"; {sent} sent before that" if sent else ""
+        raise SocketUnavailable(f"{error}{shell.hint(error, settings)}{done}") from error
+    finally:
+        _clear_progress()
+    return shell.REFUSED if refused else shell.DONE
+
+
+def _reason(answer: Answer) -> str:
+    return answer.detail or answer.outcome.lower()
+
+
+def _absolute(path: str) -> str:
+    # Not realpath: the daemon wants the path as it was uploaded, and follows no symlink itself.
+    return os.path.abspath(path) if path else path
+
+
+def _batches(arguments: Sequence[str], end: bytes) -> Iterator[list[str]]:
+    """Paths as they come: what a pipe holds is sent before more is awaited."""
+    for piped, group in itertools.groupby(arguments, "-".__eq__):
+        if piped:
+            yield from _piped(end)
+        else:
+            yield list(group)
+
+
+def _piped(end: bytes) -> Iterator[list[str]]:
+    rest = b""
+    while data := os.read(sys.stdin.fileno(), 64 * 1024):
+        *whole, rest = (rest + data).split(end)
+        yield [os.fsdecode(path) for path in whole if path]
+    if rest:
+        yield [os.fsdecode(rest)]
+
+
+def _show_progress(sent: int, refused: int) -> None:
+    """On a terminal whose user sees nothing else happen."""
+    if sys.stderr.isatty() and not sys.stdout.isatty():
+        print(f"\r{sent} sent, {refused} refused", end="", file=sys.stderr, flush=True)
+
+
+def _clear_progress() -> None:
+    if sys.stderr.isatty() and not sys.stdout.isatty():
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

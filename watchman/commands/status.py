@@ -1,0 +1,93 @@
+"""`watchman status`: is it healthy, and if not, why."""
+
+import argparse
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from watchman.commands import shell
+from watchman.commands.table import ago, clock, table, until
+from watchman.settings import Settings
+from watchman.wire import printable
+
+HELP = "healthy or not and why: sources, watches, brokers, queue sizes"
+DESCRIPTION = """\
+Ask the daemon whether it is healthy, and print why not first. Exit code 0 says healthy, 1 not,
+3 that no daemon answers.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def main(settings: Settings, arguments: argparse.Namespace) -> int:
+    [found] = shell.ask(settings, "status")
+    if arguments.json:
+        shell.print_json(found)
+    else:
+        print("\n".join(_report(found, time.time())))
+    return shell.DONE if found["healthy"] else shell.REFUSED
+
+
+def _report(found: Mapping[str, Any], now: float) -> Iterator[str]:
+    yield "healthy" if found["healthy"] else "NOT HEALTHY"
+    for problem in found.get("problems", ()):
+        yield f"  - {printable(problem)}"
+    yield (
+        f"watchman {found['version']}, pid {found['pid']}, runs since {clock(found['since'])}"
+        f" ({ago(found['since'], now)}) with {printable(found['config'])}"
+    )
+    yield ""
+    uploads = found["uploads"]
+    yield ", ".join(f"{number} {state}" for state, number in uploads.items())
+    if found.get("oldest_waiting") is not None:
+        yield f"oldest waiting since {ago(found['oldest_waiting'], now)}"
+    yield ""
+    yield from table(
+        ("BROKER", "STATE", "SINCE", "WAITING", "ATTEMPTS", "NEXT TRY", "ERROR"),
+        (
+            (
+                name,
+                broker["state"],
+                ago(broker.get("since"), now),
+                broker.get("waiting"),
+                broker.get("attempts"),
+                until(broker.get("next_try"), now),
+                broker.get("error"),
+            )
+            for name, broker in found["brokers"].items()
+        ),
+    )
+    yield ""
+    yield from table(
+        ("WATCH", "STATE", "DIRECTORIES", "UNWATCHED", "UNMATCHED", "EXCLUDED", "SCANNED", "PATH"),
+        (
+            (
+                name,
+                watch["state"],
+                watch.get("directories"),
+                watch.get("unwatched"),
+                watch.get("unmatched"),
+                watch.get("excluded"),
+                "now" if watch.get("scanning") else _before(watch.get("last_scan"), now),
+                watch["path"],
+            )
+            for name, watch in found["watches"].items()
+        ),
+    )
+    for name, watch in found["watches"].items():
+        if watch.get("error"):
+            yield f"  {name}: {printable(watch['error'])}"
+    yield ""
+    yield from table(
+        ("SOURCE", "HEARD", "LAST"),
+        (
+            (name, source.get("heard"), _before(source.get("last"), now))
+            for name, source in found["sources"].items()
+        ),
+    )
+
+
+def _before(epoch: float | None, now: float) -> str:
+    return "never" if epoch is None else f"{ago(epoch, now)} ago"

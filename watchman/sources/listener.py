@@ -1,0 +1,299 @@
+"""Answers requests on the Unix socket: one thread for all peers, one more for queries."""
+
+import errno
+import json
+import logging
+import os
+import queue
+import resource
+import selectors
+import socketserver
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Collection
+from typing import Any
+
+from watchman.errors import RequestRefused, WatchmanError
+from watchman.sources.connection import Connection, Due
+from watchman.sources.peers import Admins
+from watchman.sources.requests import Request
+from watchman.sources.socketfile import SocketFile
+from watchman.upload import Answer, Notification
+from watchman.wire import line
+
+logger = logging.getLogger(__name__)
+
+Submit = Callable[[Notification, Callable[[Answer], None]], None]
+Query = Callable[[str, dict[str, str]], list[dict[str, Any]]]
+
+#: Peers at once, if the limit on file descriptors allows; half of those are left to the others.
+CONNECTIONS = 1024
+
+#: Peers let in before those that are in get their turn.
+ACCEPT_LIMIT = 64
+
+#: Seconds between looks for peers that have had their time.
+SWEEP = 1.0
+
+#: Seconds that stop() leaves for answers that are owed.
+STOP_GRACE = 1.0
+
+INTERNAL_ERROR = line("ERROR", "an internal error of the daemon; its log says more")
+
+
+class Listener:
+    """The source behind watchman-send, and the queries of all commands.
+
+    `submit` is called from the listener's thread, which waits while the dispatcher's inbox is
+    full; its callback may be called from any thread, also after the end. `query` is called from
+    a thread of its own, one at a time; a WatchmanError becomes an ERROR answer.
+    """
+
+    def __init__(
+        self, path: str, *, submit: Submit, query: Query, admins: Collection[str] = ()
+    ) -> None:
+        self._path = path
+        self._submit = submit
+        self._query = query
+        self._admins = admins
+        self._server: _Server | None = None
+        self._threads: list[threading.Thread] = []
+
+    def start(self) -> None:
+        """Return once peers can connect; raises SocketUnavailable, which says what to do."""
+        server = _Server(self._path, self._submit, self._query, Admins(self._admins))
+        self._server = server
+        self._threads = [
+            threading.Thread(target=server.serve_forever, name="listener"),
+            threading.Thread(target=server.answer_queries, name="queries"),
+        ]
+        for thread in self._threads:
+            thread.start()
+        logger.info("Listening on %r.", self._path)
+
+    def stop(self) -> None:
+        """Take no more requests; answers that are owed are sent if they come soon."""
+        if self._server is not None:
+            self._server.shutdown()
+
+    def join(self) -> None:
+        for thread in self._threads:
+            thread.join()
+
+
+class _Server(socketserver.UnixStreamServer):
+    """socketserver's binding and accepting under a selector loop of our own.
+
+    Its mix-ins make a thread or a process for each connection; here a peer that is slow or silent
+    costs a file descriptor and delays nobody.
+    """
+
+    request_queue_size = 1024
+
+    def __init__(self, path: str, submit: Submit, query: Query, admins: Admins) -> None:
+        self._file = SocketFile(path)
+        self._submit = submit
+        self._query = query
+        self._admins = admins
+        self._limit = min(CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+        #: Each with the selector's events that it waits for.
+        self._connections: dict[Connection, int] = {}
+        self._next_sweep = 0.0
+        self._stopping = threading.Event()
+        self._queries: queue.SimpleQueue[tuple[Request, Due] | None] = queue.SimpleQueue()
+        self._answers: deque[tuple[Due, bytes]] = deque()
+        super().__init__(path, socketserver.BaseRequestHandler)
+        self.socket.setblocking(False)
+        #: Guards `_wake`, which any thread writes to, against being closed and used again.
+        self._wake_lock = threading.Lock()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self.socket, selectors.EVENT_READ)
+        self._selector.register(self._wake, selectors.EVENT_READ)
+
+    def server_bind(self) -> None:
+        self._file.bind(self.socket)
+
+    def server_close(self) -> None:
+        self._file.remove()
+        super().server_close()
+
+    def shutdown(self) -> None:
+        """Only signals, unlike socketserver's, which waits."""
+        self._stopping.set()
+        self._queries.put(None)
+        self._rouse()
+
+    def serve_forever(self, poll_interval: float = SWEEP) -> None:
+        """The listener's thread."""
+        try:
+            while not self._stopping.is_set():
+                self._turn(poll_interval if self._connections else None)
+            self._finish(time.monotonic() + STOP_GRACE)
+        except Exception:
+            logger.critical("The listener has ended; no command is answered.", exc_info=True)
+            raise
+        finally:
+            self._end()
+
+    def answer_queries(self) -> None:
+        """The queries' thread."""
+        while (asked := self._queries.get()) is not None:
+            request, due = asked
+            try:
+                found = self._query(request.name, dict(request.fields))
+                lines = [json.dumps(one).encode() + b"\n" for one in found]
+                text = b"".join([*lines, line("OK", str(len(lines)))])
+            except WatchmanError as refusal:
+                text = line("ERROR", str(refusal))
+            except Exception:
+                logger.exception("Could not answer %s.", request.name)
+                text = INTERNAL_ERROR
+            self._settle(due, text)
+
+    def _turn(self, timeout: float | None) -> None:
+        """Wait until there is something to do, and do it."""
+        for key, events in self._selector.select(timeout):
+            if key.fileobj is self.socket:
+                self._accept()
+            elif key.fileobj == self._wake:
+                os.eventfd_read(self._wake)
+            elif key.data in self._connections:  # not displaced in this very turn
+                self._serve(key.data, receive=bool(events & selectors.EVENT_READ))
+        while self._answers:
+            due, text = self._answers.popleft()
+            due.text = text
+            if due.connection in self._connections:
+                self._serve(due.connection)
+        now = time.monotonic()
+        if now >= self._next_sweep:
+            self._next_sweep = now + SWEEP
+            for connection in list(self._connections):
+                connection.expire(now)
+                self._serve(connection)
+
+    def _accept(self) -> None:
+        for _ in range(ACCEPT_LIMIT):
+            try:
+                connected, _address = self.get_request()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                # accept(2) also reports what happened to a peer that has left meanwhile.
+                if error.errno in (errno.EMFILE, errno.ENFILE):
+                    logger.warning("No file descriptor is left for a peer: %s.", error.strerror)
+                    self._displace()
+                return
+            if len(self._connections) >= self._limit:
+                self._displace()
+            connected.setblocking(False)
+            connection = Connection(connected, time.monotonic())
+            self._connections[connection] = 0
+            self._serve(connection, receive=True)
+
+    def _displace(self) -> None:
+        """Close the oldest idle connection of the user who has most of them."""
+        if not self._connections:
+            self._stopping.wait(0.1)  # or the waiting peer would make the loop spin
+            return
+        users = Counter(connection.peer.uid for connection in self._connections)
+        [(greediest, _)] = users.most_common(1)
+        victim = min(
+            (one for one in self._connections if one.peer.uid == greediest),
+            key=lambda one: (bool(one.pending), one.progress),
+        )
+        logger.debug("Closing a connection of uid %d to make room.", greediest)
+        self._drop(victim)
+
+    def _serve(self, connection: Connection, *, receive: bool = False) -> None:
+        """Whatever can be done for a peer now; nothing that it does reaches the others."""
+        now = time.monotonic()
+        try:
+            if receive:
+                connection.receive(now)
+            connection.send(now)
+            taken = True
+            while taken:
+                taken = False
+                for request in connection.requests(now):
+                    taken = True
+                    self._take(connection, request)
+                connection.send(now)
+            if connection.finished(now):
+                self._drop(connection)
+            else:
+                self._await(connection, connection.wants())
+        except OSError:
+            self._drop(connection)  # the peer has left
+        except Exception:
+            logger.exception("Closing the connection of pid %d.", connection.peer.pid)
+            self._drop(connection)
+
+    def _take(self, connection: Connection, raw: bytes) -> None:
+        due = connection.owe()
+        try:
+            request = Request.decode(raw)
+            if request.event.admins_only and connection.peer not in self._admins:
+                raise RequestRefused(f"only {self._admins} may ask for {request.name}")
+        except RequestRefused as refusal:
+            due.text = line("ERROR", str(refusal))
+            return
+        if request.event.notification is None:
+            connection.asked = due
+            self._queries.put((request, due))
+            return
+        try:
+            self._submit(
+                request.event.notification(request.fields),
+                lambda answer: self._settle(due, line(answer.outcome, answer.detail)),
+            )
+        except Exception:
+            logger.exception("Could not submit %s.", request.name)
+            due.text = INTERNAL_ERROR
+
+    def _await(self, connection: Connection, events: int) -> None:
+        known = self._connections[connection]
+        if events == known:
+            return
+        # Not with a mask of 0: epoll would report a peer that hung up again and again.
+        if not events:
+            self._selector.unregister(connection.socket)
+        elif not known:
+            self._selector.register(connection.socket, events, connection)
+        else:
+            self._selector.modify(connection.socket, events, connection)
+        self._connections[connection] = events
+
+    def _drop(self, connection: Connection) -> None:
+        if self._connections.pop(connection, 0):
+            self._selector.unregister(connection.socket)
+        connection.socket.close()
+
+    def _settle(self, due: Due, text: bytes) -> None:
+        """Any thread: hand an answer over to the loop."""
+        self._answers.append((due, text))
+        self._rouse()
+
+    def _rouse(self) -> None:
+        with self._wake_lock:
+            if self._wake >= 0:
+                os.eventfd_write(self._wake, 1)
+
+    def _finish(self, deadline: float) -> None:
+        self._selector.unregister(self.socket)
+        for connection in list(self._connections):
+            connection.finish()
+            self._serve(connection)
+        self.server_close()
+        while self._connections and (left := deadline - time.monotonic()) > 0:
+            self._turn(left)
+
+    def _end(self) -> None:
+        for connection in list(self._connections):
+            self._drop(connection)
+        self.server_close()
+        self._selector.close()
+        with self._wake_lock:
+            os.close(self._wake)
+            self._wake = -1

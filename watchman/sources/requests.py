@@ -1,0 +1,91 @@
+"""What may be asked on the socket: each event's fields, who may, and what it becomes."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from watchman.errors import RequestRefused
+from watchman.upload import Kind, Notification, Source
+from watchman.wire import decode, shorten
+
+#: Bytes of the longest path that a system call takes, see PATH_MAX in limits.h.
+PATH_LIMIT = 4095
+
+#: Fields whose values are absolute paths.
+PATHS = ("path", "as", "from")
+
+
+def _resubmit(fields: Mapping[str, str]) -> Notification:
+    return Notification(
+        Kind.COMPLETED,
+        fields["path"],
+        Source.RESUBMIT,
+        resubmit_as=fields.get("as", ""),
+        same_id=fields.get("same_id") == "yes",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A row of the table: without `notification` it is a query."""
+
+    required: tuple[str, ...] = ()
+    #: One of these at least.
+    either: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+    admins_only: bool = True
+    notification: Callable[[Mapping[str, str]], Notification] | None = None
+
+
+EVENTS: Mapping[str, Event] = {
+    "resubmit": Event(required=("path",), optional=("as", "same_id"), notification=_resubmit),
+    "status": Event(),
+    "queue": Event(),
+    "explain": Event(either=("path", "id")),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request that is complete and well-formed; whether its peer may is not yet asked."""
+
+    name: str
+    event: Event
+    fields: Mapping[str, str]
+
+    @classmethod
+    def decode(cls, request: bytes) -> "Request":
+        """Raises RequestRefused, which says what would be right."""
+        given = decode(request)
+        name = given.get("event", "")
+        if not name:
+            raise RequestRefused(f"field event is missing; it is one of {', '.join(EVENTS)}")
+        if name not in EVENTS:
+            close = get_close_matches(name[:80], EVENTS, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(EVENTS)}"
+            raise RequestRefused(f"unknown event {shorten(name)}; {hint}")
+        event = EVENTS[name]
+        fields = {}
+        for key in (*event.required, *event.either, *event.optional):
+            value = given.get(key, "")
+            if value and key in PATHS:
+                value = _absolute(key, value)
+            elif not value and key in event.required:
+                raise RequestRefused(f"{name} needs a field {key}, which is missing or empty")
+            if value:
+                fields[key] = value
+        if event.either and not fields.keys() & set(event.either):
+            raise RequestRefused(f"{name} needs a field {' or '.join(event.either)}")
+        return cls(name, event, fields)
+
+
+def _absolute(key: str, path: str) -> str:
+    """`path` in its one spelling. `..` is refused: over a symlink it names something else."""
+    if not path.startswith("/") or ".." in path.split("/"):
+        raise RequestRefused(
+            f"{key} {shorten(path)} is not absolute; it begins with / and holds no '..'"
+        )
+    if len(os.fsencode(path)) > PATH_LIMIT:
+        raise RequestRefused(f"{key} is longer than {PATH_LIMIT} bytes, which no file's path is")
+    return "/" + "/".join(name for name in path.split("/") if name not in ("", "."))
