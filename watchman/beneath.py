@@ -6,10 +6,16 @@ import errno
 import fcntl
 import os
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from watchman.errors import NotBelowWatch
+from watchman.rules import Rules
+from watchman.settings import WatchSettings
 from watchman.upload import FileState
+
+#: A watch, and the path of a file below it.
+Place = tuple[WatchSettings, str]
 
 #: Of each directory on the way: no right to read it is needed, and no symlink is followed.
 STEP = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -24,6 +30,20 @@ class Look:
 
     state: FileState
     writing: bool | None
+
+
+def locate(rules: Rules, watches: Iterable[WatchSettings], path: str) -> Place | None:
+    """Find the watch that owns a path, in whatever spelling, through symlinks, a source used."""
+    located = rules.locate(path)
+    if located is not None:
+        return located
+    directory, name = os.path.split(path)
+    real = os.path.join(os.path.realpath(directory), name)
+    for watch in watches:
+        root = os.path.realpath(watch.path)
+        if real.startswith(root.rstrip("/") + "/"):
+            return rules.locate(os.path.join(watch.path, os.path.relpath(real, root)))
+    return None
 
 
 def open_directory(root: str, subpath: str) -> int:

@@ -24,7 +24,6 @@ class Control:
         self,
         settings: Settings,
         *,
-        started: float,
         dispatcher: Dispatcher,
         journal: Journal,
         watcher: Watcher,
@@ -32,7 +31,7 @@ class Control:
         publishers: Mapping[str, Publisher],
     ) -> None:
         self._settings = settings
-        self._started = started
+        self._started = time.time()
         self._dispatcher = dispatcher
         self._journal = journal
         self._watcher = watcher

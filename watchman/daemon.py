@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -14,6 +15,7 @@ import socket
 import sys
 import time
 from functools import partial
+from typing import Protocol
 
 from watchman import __version__
 from watchman.control import Control
@@ -21,6 +23,7 @@ from watchman.dispatcher import Dispatcher
 from watchman.errors import SpoolLocked
 from watchman.journal import Journal
 from watchman.ledger import Ledger
+from watchman.pipeline import Pipeline
 from watchman.settings import Settings, WatchSettings
 from watchman.sinks.publisher import Publisher
 from watchman.sources.listener import Listener
@@ -32,9 +35,6 @@ logger = logging.getLogger(__name__)
 #: clock_gettime(2)'s CLOCK_REALTIME_COARSE, which time.clock_gettime takes but does not name. The
 #: kernel stamps files with it.
 CLOCK_REALTIME_COARSE = 5
-
-#: Seconds that a publisher may take to notice that its broker hangs: longer than its timeouts.
-HUNG = 10.0
 
 #: Seconds between two looks at whether the work in hand is done.
 DRAIN_POLL = 0.05
@@ -51,85 +51,65 @@ class Daemon:
     def run(self) -> None:
         """Start all, wait for SIGTERM or SIGINT, stop all.
 
-        Raises SpoolLocked, SocketUnavailable, or OSError where the spool cannot be made.
+        Raises SpoolLocked, SocketUnavailable, ConfigError for what Celery cannot use, or OSError
+        where the spool cannot be made or the journal not be read.
         """
         settings = self._settings
         _log_to(settings)
-        lock = _lock(settings.spool)
         self._catch_signals()
-        started = time.time()
-        ledgers = {name: _open_ledger(settings, watch) for name, watch in settings.watches.items()}
-        journal = Journal(
-            os.path.join(settings.spool, "journal"), os.path.join(settings.spool, "history")
-        )
-        dispatcher = Dispatcher(
-            settings,
-            journal=journal,
-            ledgers=ledgers,
-            rescan=lambda watch, subpath: scanner.request(watch, subpath),
-        )
-        scanner = Scanner(
-            settings.watches.values(),
-            submit=dispatcher.submit,
-            excluded=dispatcher.rules.excluded,
-            ledgers=ledgers,
-        )
-        watcher = Watcher(
-            settings.watches.values(),
-            submit=dispatcher.submit,
-            rescan=scanner.request,
-            excluded=dispatcher.rules.excluded,
-        )
-        publishers = {
-            name: Publisher(
-                broker,
-                take=partial(dispatcher.pipeline.take, name),
-                report=dispatcher.pipeline.report,
+        with contextlib.ExitStack() as inside:
+            inside.callback(os.close, _lock(settings.spool))
+            ledgers = {}
+            for name, watch in settings.watches.items():
+                ledgers[name] = _open_ledger(settings, watch)
+                inside.callback(ledgers[name].close)
+            journal = Journal(
+                os.path.join(settings.spool, "journal"), os.path.join(settings.spool, "history")
             )
-            for name, broker in settings.brokers.items()
-        }
-        control = Control(
-            settings,
-            started=started,
-            dispatcher=dispatcher,
-            journal=journal,
-            watcher=watcher,
-            scanner=scanner,
-            publishers=publishers,
-        )
-        listener = Listener(
-            settings.socket, submit=dispatcher.submit, query=control.query, admins=settings.admins
-        )
-        # Sinks before sources, and the socket first of these: a second daemon is found out by it.
-        listener.start()
-        dispatcher.start()
-        for publisher in publishers.values():
-            publisher.start()
-        scanner.start()
-        watcher.start()
-        logger.info("Started watchman %s with %r.", __version__, settings.file)
-
-        self._wait(None)
-        logger.info("Stopping.")
-        for source in (watcher, scanner, listener):
-            source.stop()
-        for source in (watcher, scanner, listener):
-            source.join()
-        self._drain(dispatcher, publishers)
-        for backlog in dispatcher.pipeline.backlogs.values():
-            backlog.close()
-        for publisher in publishers.values():
-            publisher.stop()
-        for publisher in publishers.values():
-            publisher.join(HUNG)
-        dispatcher.stop()
-        dispatcher.join()
-        journal.close()
-        for ledger in ledgers.values():
-            ledger.close()
-        os.close(lock)
-        waiting = sum(len(backlog) for backlog in dispatcher.pipeline.backlogs.values())
-        logger.info("Stopped. %d uploads wait in the journal.", waiting)
+            inside.callback(journal.close)
+            dispatcher = Dispatcher(
+                settings,
+                journal=journal,
+                ledgers=ledgers,
+                rescan=lambda watch, subpath: scanner.request(watch, subpath),
+            )
+            pipeline, excluded = dispatcher.pipeline, dispatcher.rules.excluded
+            publishers = {
+                name: Publisher(broker, take=partial(pipeline.take, name), report=pipeline.report)
+                for name, broker in settings.brokers.items()
+            }
+            watches = settings.watches.values()
+            scanner = Scanner(watches, submit=dispatcher.submit, excluded=excluded, ledgers=ledgers)
+            watcher = Watcher(
+                watches, submit=dispatcher.submit, rescan=scanner.request, excluded=excluded
+            )
+            control = Control(
+                settings,
+                dispatcher=dispatcher,
+                journal=journal,
+                watcher=watcher,
+                scanner=scanner,
+                publishers=publishers,
+            )
+            listener = Listener(
+                settings.socket,
+                submit=dispatcher.submit,
+                query=control.query,
+                admins=settings.admins,
+            )
+            # What is started last is stopped first: sources, then sinks, then what they share.
+            _start(inside, dispatcher)
+            for publisher in publishers.values():
+                _start(inside, publisher)
+            inside.callback(pipeline.close)
+            with contextlib.ExitStack() as sources:
+                for source in (listener, scanner, watcher):
+                    _start(sources, source)
+                logger.info("Started watchman %s with %r.", __version__, settings.file)
+                self._wait(None)
+                logger.info("Stopping.")
+            self._drain(pipeline, publishers)
+        logger.info("Stopped. %d uploads wait in the journal.", pipeline.waiting())
 
     def _catch_signals(self) -> None:
         self._signals.setblocking(False)
@@ -152,7 +132,7 @@ class Daemon:
             if timeout is not None:
                 return
 
-    def _drain(self, dispatcher: Dispatcher, publishers: dict[str, Publisher]) -> None:
+    def _drain(self, pipeline: Pipeline, publishers: dict[str, Publisher]) -> None:
         """Let publishers that get through finish what waits, for as long as the INI file says.
 
         A second signal ends it.
@@ -161,12 +141,27 @@ class Daemon:
         deadline = time.monotonic() + self._settings.drain
         while time.monotonic() < deadline and not self._stopping:
             if not any(
-                dispatcher.pipeline.backlogs[name].in_hand()
+                pipeline.backlogs[name].in_hand()
                 for name, publisher in publishers.items()
                 if publisher.status()["state"] != "down"
             ):
                 return
             self._wait(DRAIN_POLL)
+
+
+class Part(Protocol):
+    """What a source, a sink and the dispatcher have in common."""
+
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
+    def join(self) -> None: ...
+
+
+def _start(stack: contextlib.ExitStack, part: Part) -> None:
+    """Start a part; the stack stops it."""
+    part.start()
+    stack.callback(part.join)
+    stack.callback(part.stop)
 
 
 def _lock(spool: str) -> int:

@@ -222,18 +222,8 @@ class Dispatcher:
             return
         self._accept(watch, subpath, look.state, tasks[0], notification, answer)
 
-    def _locate(self, path: str) -> tuple[WatchSettings, str] | None:
-        """Find the watch that owns a path, in whatever spelling its source used."""
-        located = self.rules.locate(path)
-        if located is not None:
-            return located
-        directory, name = os.path.split(path)
-        real = os.path.join(os.path.realpath(directory), name)
-        for watch in self._settings.watches.values():
-            root = os.path.realpath(watch.path)
-            if real.startswith(root.rstrip("/") + "/"):
-                return self.rules.locate(os.path.join(watch.path, os.path.relpath(real, root)))
-        return None
+    def _locate(self, path: str) -> beneath.Place | None:
+        return beneath.locate(self.rules, self._settings.watches.values(), path)
 
     def _is_new(self, watch: WatchSettings, subpath: str, state: FileState, source: Source) -> bool:
         """Whether a file holds a write that nobody has decided about yet."""

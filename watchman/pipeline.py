@@ -62,6 +62,15 @@ class Pipeline:
         self._renames: list[tuple[str, str, int]] = []
         self.settled: Counter[str] = Counter()
 
+    def close(self) -> None:
+        """Give publishers nothing any more."""
+        for backlog in self.backlogs.values():
+            backlog.close()
+
+    def waiting(self) -> int:
+        """Return how many uploads are not settled, but for failed ones."""
+        return sum(len(backlog) for backlog in list(self.backlogs.values()))
+
     # In the publishers' threads.
 
     def take(self, broker: str, limit: int, timeout: float) -> list[Upload]:
@@ -157,7 +166,7 @@ class Pipeline:
 
     def forget_renames(self) -> None:
         """Forget them when no upload waits any more."""
-        if self._renames and not any(len(backlog) for backlog in self.backlogs.values()):
+        if self._renames and not self.waiting():
             for _, _, position in self._renames:
                 self._journal.release(position)
             self._renames.clear()
@@ -288,7 +297,7 @@ class Pipeline:
         lanes = [lane for b in list(self.backlogs.values()) for lane in b.lanes()]
         deferred = sum(len(lane.positions) for name, lane in lanes if name)
         return {
-            "waiting": sum(len(b) for b in list(self.backlogs.values())) - deferred,
+            "waiting": self.waiting() - deferred,
             "deferred": deferred,
             "failed": len(self._failed),
             "done": self.settled[State.DONE.value],

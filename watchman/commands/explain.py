@@ -60,7 +60,7 @@ class Explainer:
         self._routes = Routes(settings.brokers)
 
     def explain(self, path: str) -> dict[str, Any]:
-        located = self._locate(path)
+        located = beneath.locate(self._rules, self._settings.watches.values(), path)
         if located is None:
             watches = ", ".join(watch.path for watch in self._settings.watches.values())
             return {"path": path, "would": f"Nothing: it is below no watch. There are: {watches}"}
@@ -109,18 +109,6 @@ class Explainer:
             "route": str(route),
             "options": dict(route.options),
         }
-
-    def _locate(self, path: str) -> tuple[WatchSettings, str] | None:
-        """Also a path that leads to a watch over symlinks, as the daemon does."""
-        if located := self._rules.locate(path):
-            return located
-        directory, name = os.path.split(path)
-        real = os.path.join(os.path.realpath(directory), name)
-        for watch in self._settings.watches.values():
-            root = os.path.realpath(watch.path)
-            if real.startswith(root.rstrip("/") + "/"):
-                return self._rules.locate(os.path.join(watch.path, os.path.relpath(real, root)))
-        return None
 
 
 def _look(watch: WatchSettings, subpath: str) -> tuple[FileState | None, str]:

@@ -28,6 +28,9 @@ PATIENCE = 1.0
 FIRST_DELAY = 0.5
 LONGEST_DELAY = 60.0
 
+#: Seconds that a join waits: longer than the timeouts of a connection.
+HUNG = 10.0
+
 #: Seconds within which a connection fails that the broker had closed while it was idle.
 AT_ONCE = 1.0
 
@@ -88,7 +91,8 @@ class Publisher:
         """Signal the end; what has been taken is still sent, which a dead broker ends by time."""
         self._stopping.set()
 
-    def join(self, timeout: float | None = None) -> None:
+    def join(self, timeout: float = HUNG) -> None:
+        """Wait for the end, but not for ever on a broker that hangs beyond its timeouts."""
         if self._thread.ident is not None:
             self._thread.join(timeout)
 

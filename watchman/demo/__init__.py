@@ -1,0 +1,1 @@
+"""What `make run` shows: watchman and a stock Celery worker, side by side."""

@@ -1,0 +1,120 @@
+"""inotify by way of pyinotify, without what would lose or delay events there."""
+
+from __future__ import annotations
+
+import os
+import struct
+import sys
+from typing import Any, NamedTuple
+
+import pyinotify
+
+from watchman.errors import InotifyUnavailable
+
+# pyinotify brings its own stderr handler and level, and propagates as well: every line twice.
+pyinotify.log.handlers.clear()
+pyinotify.log.setLevel("NOTSET")
+
+CLOSE_WRITE: int = pyinotify.IN_CLOSE_WRITE
+CREATE: int = pyinotify.IN_CREATE
+MOVED_FROM: int = pyinotify.IN_MOVED_FROM
+MOVED_TO: int = pyinotify.IN_MOVED_TO
+MOVE_SELF: int = pyinotify.IN_MOVE_SELF
+IGNORED: int = pyinotify.IN_IGNORED
+UNMOUNT: int = pyinotify.IN_UNMOUNT
+OVERFLOW: int = pyinotify.IN_Q_OVERFLOW
+ISDIR: int = pyinotify.IN_ISDIR
+
+#: What we ask for. The kernel's queue is short, so nothing is in it that we would not use: a
+#: directory that is deleted or unmounted sends IGNORED and UNMOUNT unasked. IN_DONT_FOLLOW has no
+#: place here: a descriptor is watched, and it was opened with O_NOFOLLOW.
+MASK: int = CLOSE_WRITE | CREATE | MOVED_FROM | MOVED_TO | MOVE_SELF | pyinotify.IN_ONLYDIR
+
+#: Bytes per read(2): some 2,000 events, a few milliseconds of work.
+READ_SIZE = 65536
+
+_HEADER = struct.Struct("iIII")
+_ENCODING = sys.getfilesystemencoding()
+_ERRORS = sys.getfilesystemencodeerrors()
+
+
+class Event(NamedTuple):
+    """An inotify event; `name` as from `os.fsdecode`, empty for the directory itself."""
+
+    wd: int
+    mask: int
+    cookie: int
+    name: str
+
+
+class _Calls(pyinotify._CtypesLibcINotifyWrapper):  # type: ignore[misc]
+    """pyinotify's system calls, with any path and a descriptor that no child inherits."""
+
+    def _inotify_init(self) -> int:
+        flags = os.O_CLOEXEC | os.O_NONBLOCK  # IN_CLOEXEC and IN_NONBLOCK are the same bits
+        return int(self._libc.inotify_init1(flags))
+
+    def _inotify_add_watch(self, fd: int, pathname: str, mask: int) -> int:
+        # pyinotify encodes strictly and raises for a name that is not UTF-8.
+        return int(self._libc.inotify_add_watch(fd, os.fsencode(pathname), mask))
+
+
+class Inotify:
+    """One inotify instance. Its watches are set on open directories, never on paths.
+
+    pyinotify's Notifier and WatchManager are left aside: they decode strictly, format every event
+    for a debug log and search all watches for each new one.
+    """
+
+    def __init__(self) -> None:
+        self._calls: Any = _Calls()
+        self._fd = -1
+
+    def open(self) -> None:
+        """Make the instance; raises InotifyUnavailable."""
+        if not self._calls.init():
+            raise InotifyUnavailable("The C library has no inotify.")
+        fd = self._calls.inotify_init()
+        if fd < 0:
+            raise InotifyUnavailable(
+                f"inotify refused: {os.strerror(self._calls.get_errno())}."
+                " If too many programs use it, raise sysctl fs.inotify.max_user_instances."
+            )
+        self._fd = fd
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def watch(self, directory: int) -> int:
+        """Watch an open directory; the watch descriptor, the same for the same inode."""
+        # By way of the descriptor no component can be swapped for a symlink, and any depth goes.
+        wd = self._calls.inotify_add_watch(self._fd, f"/proc/self/fd/{directory}", MASK)
+        if wd < 0:
+            error = self._calls.get_errno()
+            raise OSError(error, os.strerror(error))
+        return int(wd)
+
+    def unwatch(self, wd: int) -> None:
+        """Remove a watch; one that the kernel removed already does no harm."""
+        self._calls.inotify_rm_watch(self._fd, wd)
+
+    def read(self) -> list[Event]:
+        """What has happened, in order, without waiting."""
+        try:
+            data = os.read(self._fd, READ_SIZE)
+        except BlockingIOError:
+            return []
+        events = []
+        position = 0
+        while position < len(data):
+            wd, mask, cookie, length = _HEADER.unpack_from(data, position)
+            position += _HEADER.size
+            name = data[position : position + length].rstrip(b"\0").decode(_ENCODING, _ERRORS)
+            position += length
+            events.append(Event(wd, mask, cookie, name))
+        return events
