@@ -1,6 +1,8 @@
+import contextlib
 import json
 import logging
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -326,6 +328,51 @@ def test_every_file_is_reported_under_its_last_name_while_directories_are_rename
     for path in expected:
         Path(path).write_text("2")
     eventually(lambda: watching.paths(Source.INOTIFY) == expected)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_is_done_to_directories_each_is_watched_under_its_name(
+    start: Start, root: Path, tmp_path: Path, seed: int
+) -> None:
+    """Made, renamed, moved in and out and across three watches, excluded and removed at random."""
+    chance = random.Random(seed)
+    tops = [root, tmp_path / "other", tmp_path / "outside"]
+    for top in tops[1:]:
+        top.mkdir()
+    inner = root / "a/b"
+    watching = start(
+        WatchSettings("in", str(root)),
+        WatchSettings("other", str(tops[1])),
+        WatchSettings("inner", str(inner)),
+        waiting=False,
+    )
+    for number in range(400):
+        directories = [Path(above) for top in tops for above, _, _ in os.walk(top)]
+        one, other = chance.choice(directories), chance.choice(directories)
+        name, deeper = chance.choice(["a", "b", "c", ".x"]), chance.choice("abc")
+        with contextlib.suppress(OSError):  # not all that chance proposes can be done
+            match chance.choice(["make", "make", "make", "rename", "rename", "remove", "write"]):
+                case "make":
+                    (one / name / deeper).mkdir(parents=True)
+                case "rename" if one not in tops:
+                    one.rename(other / name)
+                case "remove" if one not in tops:
+                    shutil.rmtree(one)
+                case "write":
+                    (one / f"{number}").write_text("1")
+    watched, files = {"in": 0, "other": 0, "inner": 0}, set()
+    for watch, top in zip(("in", "other"), tops, strict=False):
+        for above, names, inside in os.walk(top):
+            names[:] = [name for name in names if name != ".x"]
+            watched["inner" if Path(above).is_relative_to(inner) else watch] += 1
+            files |= {os.path.join(above, name) for name in inside}
+    eventually(lambda: {watch: watching.directories(watch) for watch in watched} == watched)
+    eventually(lambda: files <= watching.paths())
+    watching.notifications.clear()
+    for path in files:
+        Path(path).write_text("2")
+    eventually(lambda: watching.paths(Source.INOTIFY) == files)
+    eventually(lambda: watches_of(watching) == sum(watched.values()))
 
 
 def test_a_directory_made_again_under_the_same_name_is_watched(start: Start, root: Path) -> None:

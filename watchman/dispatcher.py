@@ -339,10 +339,10 @@ class Dispatcher:
 
         def durable(position: int) -> None:
             logger.info(
-                "Accepted upload %s: %r from %s, %d bytes, for task %s.",
+                "Accepted upload %s, noticed by %s: %r, %d bytes, for task %s.",
                 upload.id,
-                path,
                 upload.source,
+                path,
                 state.size,
                 task.task,
             )

@@ -207,6 +207,8 @@ class Scanner:
             fd = open_below(path, "")
         except OSError as e:
             self._fail(scan, path, e)
+            if e.errno not in GONE | BARRED:
+                self._schedule.postpone(scan.watch.name, "", RETRY)
             return False
         status = os.fstat(fd)
         identity = (status.st_dev, status.st_ino)

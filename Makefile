@@ -1,0 +1,44 @@
+# The two commands: `make run` shows watchman at work, `make test` checks all of it.
+
+PYTHON = python3
+VENV = .venv
+# Given to pytest, as in: make test PYTEST="-k journal"
+PYTEST =
+
+# The real servers and clients that the tests start.
+DEBIAN = redis-server rabbitmq-server proftpd-core proftpd-mod-crypto lftp curl openssh-client strace
+
+.ONESHELL:
+.SHELLFLAGS = -euc
+.PHONY: help run test test-all clean
+
+help:
+	@echo "make run       start watchman on watchman.ini.example, with a worker, and try it"
+	echo "make test      install what the tests need and run them all"
+	echo "make test-all  the same with every Python that is supported and here"
+	echo "make clean     remove what these made, but not var/"
+
+run:
+	@.ci/make-environment "$(PYTHON)" "$(VENV)"
+	exec setpriv --pdeathsig TERM "$(VENV)/bin/python" -m watchman.demo
+
+# Without root or sudo, what is missing is said, and the tests that need it fail.
+test:
+	@.ci/install-debian $(DEBIAN) || [ "$$(id -u)" != 0 ]
+	.ci/make-environment "$(PYTHON)" "$(VENV)" test
+	"$(VENV)/bin/ruff" check .
+	"$(VENV)/bin/ruff" format --check .
+	"$(VENV)/bin/mypy"
+	CI=1 exec "$(VENV)/bin/python" -m pytest $(PYTEST)
+
+test-all:
+	@for python in python3.11 python3.12 python3.13; do
+	    if $$python -V 2>/dev/null; then
+	        $(MAKE) --no-print-directory test PYTHON=$$python VENV=build/venv-$$python
+	    else
+	        echo "There is no $$python here: left out."
+	    fi
+	done
+
+clean:
+	rm -rf "$(VENV)" build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,60 @@
+"""Packaging: the distribution `watchman-ftp`, the package `watchman`."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+version = re.search(r'^__version__ = "(.+)"$', (HERE / "watchman/__init__.py").read_text(), re.M)
+assert version, "no __version__ in watchman/__init__.py"
+
+setup(
+    name="watchman-ftp",
+    version=version[1],
+    description="Turns every finished upload of an FTP server into one Celery task",
+    long_description=(HERE / "README.rst").read_text(),
+    long_description_content_type="text/x-rst",
+    license="BSD-3-Clause",
+    packages=find_packages(include=["watchman", "watchman.*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        # The publisher uses Celery's and kombu's lower layers: a next major may change them.
+        "celery[redis] >= 5.7, < 6",
+        "pyinotify >= 0.9.6",
+        # pyinotify imports asyncore, which Python 3.12 removed.
+        "pyasyncore; python_version >= '3.12'",
+    ],
+    extras_require={
+        # Keeps the daemon running on a server; never imported, so Debian's does as well.
+        "supervisor": ["supervisor >= 4.3"],
+        "test": [
+            "docutils >= 0.21",
+            "hypothesis >= 6.100",
+            "mypy == 2.4.*",
+            "pytest >= 9",
+            "pytest-timeout >= 2.4",
+            "ruff == 0.17.*",
+            "supervisor >= 4.3",
+        ],
+    },
+    entry_points={
+        "console_scripts": [
+            "watchman = watchman.commands.main:main",
+            "watchman-send = watchman.commands.send:main",
+        ],
+    },
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Environment :: No Input/Output (Daemon)",
+        "Framework :: Celery",
+        "Intended Audience :: System Administrators",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Internet :: File Transfer Protocol (FTP)",
+    ],
+)
