@@ -204,6 +204,7 @@ def test_a_file_that_gives_no_lease_must_be_quiet_for_a_while(tmp_path: Path) ->
             house = House(home)
             house.open()
             file = home / "ftp" / "a.csv"
+            (home / "ready").touch()
             eventually(file.exists)
             began = time.monotonic()
             assert house.say(file).outcome is Outcome.IGNORED
@@ -213,6 +214,7 @@ def test_a_file_that_gives_no_lease_must_be_quiet_for_a_while(tmp_path: Path) ->
             status = 0
         finally:
             os._exit(status)
+    eventually((home / "ready").exists)
     (home / "root's").write_text("1,2,3")
     (home / "root's").rename(home / "ftp" / "a.csv")
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
