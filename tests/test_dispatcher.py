@@ -5,7 +5,7 @@ import resource
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from tests.deadline import eventually
 from watchman.dispatcher import QUIET, Dispatcher
 from watchman.journal import Journal
 from watchman.ledger import Ledger
-from watchman.settings import CONFIRM, BrokerSettings, Settings, TaskSettings, WatchSettings
+from watchman.settings import BrokerSettings, Settings, TaskSettings, WatchSettings
 from watchman.upload import Answer, Kind, Notification, Outcome, Report, Source, State, Upload
 
 
@@ -48,9 +48,13 @@ class House:
     now: float = field(default_factory=time.time)
     rescans: list[str] = field(default_factory=list)
     segment_size: int = 1 << 20
+    watches: tuple[WatchSettings, ...] = ()
 
     def open(self) -> None:
         self.settings = settings(self.tmp_path)
+        if self.watches:
+            watches = {watch.name: watch for watch in self.watches}
+            self.settings = replace(self.settings, watches=watches)
         spool = Path(self.settings.spool)
         spool.mkdir(exist_ok=True)
         self.ledgers = {}
@@ -161,7 +165,7 @@ def test_a_close_with_another_ctime_alone_counts_only_when_it_comes_late(house: 
     house.say(path)
     os.utime(path, (1, 1))
     assert house.say(path, Source.INOTIFY).outcome is Outcome.DUPLICATE
-    house.now += CONFIRM + 1
+    house.now += house.settings.watches["ftp"].confirm + 1
     assert house.say(path, Source.INOTIFY).outcome is Outcome.OK
 
 
@@ -179,12 +183,12 @@ def test_a_file_is_not_accepted_while_it_is_being_written(house: House) -> None:
         file.write("1")
         file.flush()
         assert house.say(path) == Answer(Outcome.IGNORED, "it is being written")
-        (row,) = house.dispatcher.noticed()
+        (row,) = house.dispatcher.held.rows()
         assert (row["path"], row["state"]) == (str(path), "noticed")
         assert house.take() == []
     # Nobody speaks of it again; the look after a second finds it closed.
     assert [upload.path for upload in house.take(patience=5)] == [str(path)]
-    assert house.dispatcher.noticed() == []
+    assert house.dispatcher.held.rows() == []
 
 
 @pytest.mark.root

@@ -177,9 +177,9 @@ def test_unknown_fields_are_ignored(path, dispatcher):
 @pytest.mark.parametrize(
     ("request_", "answer"),
     [
-        (b"path=/a\0\0", "field event is missing; it is one of resubmit, status"),
+        (b"path=/a\0\0", "field event is missing; it is one of started, completed"),
         (b"event=\0path=/a\0\0", "field event is missing"),
-        (b"event=complete\0path=/a\0\0", "unknown event 'complete'; known are resubmit"),
+        (b"event=complete\0path=/a\0\0", "unknown event 'complete'; did you mean completed?"),
         (b"event=statsu\0\0", "unknown event 'statsu'; did you mean status?"),
         (b"event=\x1b[31m\xff\n\0\0", r"unknown event '\x1b[31m\udcff\n'; known are"),
         (b"event=" + b"x" * 60000 + b"\0\0", "unknown event 'xxxx"),

@@ -44,7 +44,7 @@ class Control:
             case "status":
                 return [self._status()]
             case "queue":
-                return [*self._dispatcher.noticed(), *self._dispatcher.pipeline.rows()]
+                return [*self._dispatcher.held.rows(), *self._dispatcher.pipeline.rows()]
             case "explain":
                 return [self._story(fields.get("path") or fields.get("id", ""))]
         raise WatchmanError(f"unknown query {event!r}")
@@ -78,11 +78,11 @@ class Control:
             "config": self._settings.file,
             "sources": {
                 name: {"heard": dispatcher.heard[name], "last": dispatcher.last_heard.get(name)}
-                for name in ("inotify", "scan", "resubmit")
+                for name in ("hook", "inotify", "scan", "resubmit")
             },
             "watches": watches,
             "brokers": brokers,
-            "uploads": {"noticed": len(dispatcher.noticed()), **pipeline.counts()},
+            "uploads": {"noticed": len(dispatcher.held), **pipeline.counts()},
             "oldest_waiting": pipeline.oldest_waiting(),
         }
 

@@ -1,8 +1,7 @@
-"""What a notification means: hold the file, accept it as an upload, or pass it over."""
+"""What a notification means: hold the file, accept it as an upload, pass it over, or fail it."""
 
 from __future__ import annotations
 
-import heapq
 import logging
 import os
 import time
@@ -16,11 +15,13 @@ from typing import Any
 from watchman import beneath
 from watchman.errors import NotBelowWatch
 from watchman.groupcommit import GroupCommit
+from watchman.held import Held, Noticed
 from watchman.journal import Journal
 from watchman.ledger import Decision, Ledger
 from watchman.pipeline import Pipeline, task_of
 from watchman.rules import Rules
-from watchman.settings import CONFIRM, Settings, TaskSettings, WatchSettings
+from watchman.sessions import Transfer, Transfers, is_alive
+from watchman.settings import Settings, TaskSettings, WatchSettings
 from watchman.upload import Answer, FileState, Kind, Notification, Outcome, Source, State, Upload
 
 logger = logging.getLogger(__name__)
@@ -38,23 +39,10 @@ WRITING, WRITING_MOST = 1.0, 60.0
 #: Seconds until a file is looked at again that a disk or a right keeps from being looked at.
 BARRED = 10.0
 
-#: Of a file that could not be looked at.
-UNSEEN = FileState(0, 0, 0, 0, 0)
+#: Sources that tell whether ProFTPD has received a file whole.
+PROFTPD = frozenset({Source.HOOK, Source.LOG})
 
 Respond = Callable[[Answer], None]
-
-
-@dataclass(slots=True)
-class Noticed:
-    """A file that is not accepted yet, and why; `since` in epoch seconds, the rest monotonic."""
-
-    notification: Notification
-    reason: str
-    since: float
-    due: float
-    state: FileState
-    unchanged_since: float
-    looks: int
 
 
 @dataclass(slots=True)
@@ -64,6 +52,48 @@ class Recent:
     id: str
     decided: float
     sources: set[Source]
+
+
+@dataclass(frozen=True, slots=True)
+class Ignore:
+    """The file is none of ours."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PassOver:
+    """The file was decided about and not written since."""
+
+    state: FileState
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """The file may not be whole: look again in `wait` seconds, or when it is spoken of."""
+
+    reason: str
+    wait: float
+    state: FileState | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Accept:
+    """The file is an upload."""
+
+    state: FileState
+    task: TaskSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """The file is what a failed transfer left."""
+
+    state: FileState
+    reason: str
+
+
+Verdict = Ignore | PassOver | Hold | Accept | Fail
 
 
 class Dispatcher:
@@ -93,8 +123,11 @@ class Dispatcher:
             commit=self._commit,
             superseded=self._superseded,
         )
-        self._noticed: dict[str, Noticed] = {}
-        self._due: list[tuple[float, str]] = []
+        self.held = Held()
+        self._transfers = Transfers()
+        #: While the journal is replayed: what is not over, with its position and record.
+        self._noticed_before: dict[str, tuple[int, dict[str, Any]]] = {}
+        self._begun_before: dict[tuple[str, str], tuple[int, dict[str, Any]]] = {}
         self._recent: OrderedDict[tuple[str, int], Recent] = OrderedDict()
         #: Watches with uploads that could not be written down: to be scanned when they can.
         self._missed: set[str] = set()
@@ -107,7 +140,8 @@ class Dispatcher:
 
     def start(self) -> None:
         """Replay the journal, then begin to decide."""
-        self.pipeline.replay(self._replay_decision)
+        self.pipeline.replay(self._replay_decision, self._replay_other)
+        self._replay_transfers()
         self._commit.start()
 
     def stop(self) -> None:
@@ -129,28 +163,16 @@ class Dispatcher:
         """Whether the journal cannot be written at present."""
         return bool(self._commit.unwritable_since)
 
-    def noticed(self) -> list[dict[str, Any]]:
-        """Return the files that are not accepted yet, as `watchman queue` shows them."""
-        now = time.monotonic()
-        return [
-            {"id": None, "state": State.NOTICED.value, "path": path, "original": path}
-            | {"watch": None, "task": None, "broker": None, "since": noticed.since}
-            | {"attempts": noticed.looks, "next_try": time.time() + noticed.due - now}
-            | {"reason": noticed.reason}
-            for path, noticed in list(self._noticed.items())
-        ]
-
     # The dispatcher's thread.
 
     def _look_again(self) -> float:
-        """Look at noticed files that are due; return the seconds until the next one is."""
+        """Look at held files that are due, and for sessions that died; return when next, in s."""
         now = time.monotonic()
-        while self._due and self._due[0][0] <= now:
-            due, path = heapq.heappop(self._due)
-            noticed = self._noticed.get(path)
-            if noticed is not None and noticed.due == due:
-                self._complete(noticed.notification, _nobody)
-        return min(self._due[0][0] - now, 1.0) if self._due else 1.0
+        for noticed in self.held.due(now):
+            self._complete(noticed.notification, _nobody)
+        for session in self._transfers.dead():
+            self._end(session, "its session died")
+        return self.held.patience(now)
 
     def _keep_house(self) -> None:
         """Do what need not be done at once."""
@@ -174,10 +196,29 @@ class Dispatcher:
         self.last_heard[notification.source.value] = self._clock()
         if notification.source is Source.RESUBMIT:
             self._resubmit(notification, answer)
-        elif notification.kind is Kind.RENAMED:
-            self._rename(notification, answer)
-        else:
-            self._complete(notification, answer)
+            return
+        match notification.kind:
+            case Kind.STARTED:
+                self._begin(notification, answer)
+            case Kind.ENDED:
+                self._end(notification.session, "its session ended")
+                self._answer_durably(answer)
+            case Kind.FAILED:
+                self._hear_failure(notification)
+                self._answer_durably(answer)
+            case Kind.RENAMED:
+                self._rename(notification, answer)
+            case Kind.COMPLETED:
+                self._forget(notification.session, notification.path)
+                self._complete(notification, answer)
+
+    def _answer_durably(self, answer: Respond) -> None:
+        """Answer OK after what is staged."""
+        self._commit.stage(
+            None,
+            lambda _: answer(Answer(Outcome.OK)),
+            lambda reason: answer(Answer(Outcome.ERROR, reason)),
+        )
 
     def _complete(self, notification: Notification, answer: Respond) -> None:
         """Decide about a file that its source says is complete."""
@@ -187,40 +228,103 @@ class Dispatcher:
             return
         watch, subpath = located
         path = os.path.join(watch.path, subpath)
-        noticed = self._noticed.pop(path, None)
+        noticed = self.held.get(path)
+        verdict = self._judge(watch, subpath, notification, noticed)
+        if not isinstance(verdict, Hold):
+            self.held.pop(path)
+            if noticed is not None and noticed.id and not isinstance(verdict, Accept):
+                self._release(noticed, verdict)
+        match verdict:
+            case Ignore(reason):
+                answer(Answer(Outcome.IGNORED, reason))
+            case PassOver(state):
+                self._pass_over(path, state, notification.source, answer)
+            case Hold():
+                self._hold(path, notification, noticed, verdict, answer)
+            case Fail(state, reason):
+                self._fail(watch, subpath, state, notification, reason)
+                answer(Answer(Outcome.IGNORED, reason))
+            case Accept(state, task):
+                self._accept(watch, subpath, state, task, notification, answer, noticed)
+
+    def _judge(
+        self,
+        watch: WatchSettings,
+        subpath: str,
+        notification: Notification,
+        noticed: Noticed | None,
+    ) -> Verdict:
+        path = os.path.join(watch.path, subpath)
         pattern = self.rules.excluded(watch, subpath)
         if pattern is not None:
             self.excluded[watch.name] += 1
-            answer(Answer(Outcome.IGNORED, f"excluded by {pattern}"))
-            return
+            return Ignore(f"excluded by {pattern}")
         try:
             look = beneath.look(watch.path, subpath)
         except FileNotFoundError:
-            answer(Answer(Outcome.IGNORED, "no such file"))
-            return
+            return Ignore("no such file")
         except NotBelowWatch as e:
-            answer(Answer(Outcome.IGNORED, str(e)))
-            return
+            return Ignore(str(e))
         except OSError as e:
-            reason = e.strerror or str(e)
-            self._hold(path, notification, noticed, UNSEEN, reason, BARRED)
-            answer(Answer(Outcome.IGNORED, reason))
-            return
+            return Hold(e.strerror or str(e), BARRED)
         if not self._is_new(watch, subpath, look.state, notification.source):
-            self._pass_over(path, look.state, notification.source, answer)
-            return
-        reason, wait = self._must_wait(noticed, look)
-        if reason:
-            self._hold(path, notification, noticed, look.state, reason, wait)
-            answer(Answer(Outcome.IGNORED, reason))
-            return
+            return PassOver(look.state)
+        verdict = (
+            self._still_written(noticed, look)
+            or self._failed_before(notification, noticed, look.state)
+            or self._unconfirmed(watch, path, notification.source, noticed, look.state)
+        )
+        if verdict is not None:
+            return verdict
         tasks = self.rules.tasks_for(path)
         if not tasks:
             self._ledgers[watch.name].put(subpath, look.state)
             self.unmatched[watch.name] += 1
-            answer(Answer(Outcome.IGNORED, "no task matches"))
-            return
-        self._accept(watch, subpath, look.state, tasks[0], notification, answer)
+            return Ignore("no task matches")
+        return Accept(look.state, tasks[0])
+
+    def _still_written(self, noticed: Noticed | None, look: beneath.Look) -> Verdict | None:
+        """Hold a file that may have a writer."""
+        if look.writing:
+            looks = noticed.looks if noticed else 0
+            wait = min(WRITING * 2**looks, WRITING_MOST)
+            return Hold("it is being written", wait, look.state)
+        if look.writing is False or time.time() - look.state.ctime / 1e9 >= QUIET:
+            return None
+        # The clock may be a file server's: what counts is that we saw no change for a while.
+        wait = QUIET - _unchanged(noticed, look.state)
+        reason = "the kernel does not say who writes it"
+        return Hold(reason, wait, look.state) if wait > 0 else None
+
+    def _failed_before(
+        self, notification: Notification, noticed: Noticed | None, state: FileState
+    ) -> Verdict | None:
+        """Fail a file whose transfer was said to have failed while it was still open."""
+        if noticed is None or not noticed.failure or notification.source in PROFTPD:
+            return None
+        return Fail(state, noticed.failure)
+
+    def _unconfirmed(
+        self,
+        watch: WatchSettings,
+        path: str,
+        source: Source,
+        noticed: Noticed | None,
+        state: FileState,
+    ) -> Verdict | None:
+        """Hold what inotify or a scan alone has found where ProFTPD may have more to say."""
+        if source in PROFTPD:
+            return None
+        if self._transfers.is_open(path):
+            return Hold("ProFTPD is receiving it", WRITING_MOST, state)
+        if not watch.proftpd:
+            return None
+        wait = watch.confirm - _unchanged(noticed, state)
+        if wait > 0:
+            return Hold("waiting for ProFTPD's word", wait, state)
+        if watch.unconfirmed == "hold":
+            return Fail(state, f"ProFTPD did not confirm it within {watch.confirm:g} seconds")
+        return None
 
     def _locate(self, path: str) -> beneath.Place | None:
         return beneath.locate(self.rules, self._settings.watches.values(), path)
@@ -243,9 +347,9 @@ class Dispatcher:
         recent = self._recent.get((os.path.join(watch.path, subpath), state.inode))
         if recent is None:
             return True
-        if source in (Source.HOOK, Source.LOG):
+        if source in PROFTPD:
             return source in recent.sources
-        return self._clock() - recent.decided > CONFIRM
+        return self._clock() - recent.decided > watch.confirm
 
     def _came_with_its_directory(
         self, watch: WatchSettings, subpath: str, state: FileState
@@ -260,41 +364,57 @@ class Dispatcher:
         self._ledgers[watch.name].put(subpath, state)
         return True
 
-    def _must_wait(self, noticed: Noticed | None, look: beneath.Look) -> tuple[str, float]:
-        """Return why a file may not be whole yet, and for how many seconds to wait; or ""."""
-        if look.writing:
-            looks = noticed.looks if noticed else 0
-            return "it is being written", min(WRITING * 2**looks, WRITING_MOST)
-        if look.writing is False or time.time() - look.state.ctime / 1e9 >= QUIET:
-            return "", 0.0
-        # The clock may be a file server's: what counts is that we saw no change for a while.
-        wait = QUIET
-        if noticed is not None and noticed.state == look.state:
-            wait -= time.monotonic() - noticed.unchanged_since
-        return "the kernel does not say who writes it" if wait > 0 else "", wait
-
     def _hold(
         self,
         path: str,
         notification: Notification,
-        noticed: Noticed | None,
-        state: FileState,
-        reason: str,
-        wait: float,
+        before: Noticed | None,
+        verdict: Hold,
+        answer: Respond,
+        failure: str = "",
     ) -> None:
-        """Look at a file again after `wait` seconds, or when it is spoken of again."""
-        now = time.monotonic()
-        self._noticed[path] = Noticed(
+        """Hold a file; who is answered OK may forget it, so that is durable."""
+        noticed = self.held.hold(
+            path,
             notification,
-            reason,
-            since=noticed.since if noticed else time.time(),
-            due=now + wait,
-            state=state,
-            unchanged_since=noticed.unchanged_since if noticed and noticed.state == state else now,
-            looks=noticed.looks + 1 if noticed else 1,
+            before,
+            state=verdict.state,
+            reason=verdict.reason,
+            wait=verdict.wait,
+            failure=failure,
         )
-        heapq.heappush(self._due, (now + wait, path))
-        logger.debug("Noticed %r: %s. Looking again in %.1f seconds.", path, reason, wait)
+        logger.debug(
+            "Noticed %r: %s. Looking again in %.1f seconds.", path, verdict.reason, verdict.wait
+        )
+        if notification.source not in PROFTPD or answer is _nobody:
+            answer(Answer(Outcome.IGNORED, verdict.reason))
+            return
+        if not noticed.id:
+            noticed.id = str(uuid.uuid4())
+
+        def durable(position: int) -> None:
+            if noticed.position >= 0:
+                self._journal.release(noticed.position)
+            self._journal.hold(position)
+            noticed.position = position
+            answer(Answer(Outcome.OK, noticed.id))
+
+        record = {"event": State.NOTICED.value, "at": self._clock(), "id": noticed.id}
+        record |= {"path": path, "source": notification.source.value, "reason": verdict.reason}
+        record |= {"user": notification.user, "client": notification.client}
+        record |= {"protocol": notification.protocol}
+        self._commit.stage(record, durable, lambda reason: answer(Answer(Outcome.ERROR, reason)))
+
+    def _release(self, noticed: Noticed, verdict: Ignore | PassOver | Fail) -> None:
+        """Write down that a file, noticed durably, came to nothing."""
+
+        def durable(_: int) -> None:
+            if noticed.position >= 0:
+                self._journal.release(noticed.position)
+
+        reason = "decided about before" if isinstance(verdict, PassOver) else verdict.reason
+        record = {"event": State.GONE.value, "at": self._clock(), "id": noticed.id}
+        self._commit.stage({**record, "reason": reason}, durable, lasting=True)
 
     def _pass_over(self, path: str, state: FileState, source: Source, answer: Respond) -> None:
         recent = self._recent.get((path, state.inode))
@@ -316,28 +436,22 @@ class Dispatcher:
         task: TaskSettings,
         notification: Notification,
         answer: Respond,
+        noticed: Noticed | None = None,
     ) -> None:
         path = os.path.join(watch.path, subpath)
-        upload = Upload(
-            id=str(uuid.uuid4()),
-            watch=watch.name,
-            path=path,
-            original=path,
-            state=state,
-            source=notification.source,
-            accepted=self._clock(),
-            task=None,
-            user=notification.user,
-            client=notification.client,
-            protocol=notification.protocol,
-        )
+        upload = self._upload(watch, path, state, notification)
+        if noticed is not None and noticed.id:
+            upload = replace(upload, id=noticed.id)
         upload = replace(upload, task=task_of(upload, task))
         ledger = self._ledgers[watch.name]
         before = ledger.get(subpath, state)
         ledger.put(subpath, state)
         self._remember(upload)
+        self.pipeline.forgive(path)
 
         def durable(position: int) -> None:
+            if noticed is not None and noticed.position >= 0:
+                self._journal.release(noticed.position)
             logger.info(
                 "Accepted upload %s, noticed by %s: %r, %d bytes, for task %s.",
                 upload.id,
@@ -356,11 +470,141 @@ class Dispatcher:
 
         self._commit.stage({"event": State.ACCEPTED.value, **upload.encode()}, durable, failed)
 
+    def _upload(
+        self, watch: WatchSettings, path: str, state: FileState, notification: Notification
+    ) -> Upload:
+        return Upload(
+            id=str(uuid.uuid4()),
+            watch=watch.name,
+            path=path,
+            original=path,
+            state=state,
+            source=notification.source,
+            accepted=self._clock(),
+            task=None,
+            user=notification.user,
+            client=notification.client,
+            protocol=notification.protocol,
+        )
+
     def _remember(self, upload: Upload) -> None:
         recent = Recent(upload.id, upload.accepted, {upload.source})
         self._recent[upload.original, upload.state.inode] = recent
         if len(self._recent) > RECENT:
             self._recent.popitem(last=False)
+
+    # Transfers, as ProFTPD's sessions tell of them.
+
+    def _begin(self, notification: Notification, answer: Respond) -> None:
+        """Remember that a session begins to write a file, and what is there now."""
+        located = self._locate(notification.path) if notification.path else None
+        if located is None or not notification.session:
+            answer(Answer(Outcome.OK))
+            return
+        watch, subpath = located
+        path = os.path.join(watch.path, subpath)
+        before = None
+        try:
+            before = beneath.state(watch.path, subpath)
+        except (OSError, NotBelowWatch):
+            logger.debug("Nothing is at %r before its transfer.", path)
+
+        def durable(position: int) -> None:
+            self._open(Transfer(path, notification.session, before, position))
+            answer(Answer(Outcome.OK))
+
+        record = {"event": Kind.STARTED.value, "at": self._clock(), "path": path}
+        record |= {"session": notification.session, "user": notification.user}
+        record["before"] = before.encode() if before else None
+        self._commit.stage(record, durable, lambda reason: answer(Answer(Outcome.ERROR, reason)))
+
+    def _open(self, transfer: Transfer) -> None:
+        self._journal.hold(transfer.position)
+        for over in self._transfers.open(transfer):
+            self._journal.release(over.position)
+
+    def _forget(self, session: str, path: str = "") -> list[Transfer]:
+        """Close a session's transfer of a path, or with "" all of them; return them."""
+        if path:
+            located = self._locate(path)
+            path = os.path.join(located[0].path, located[1]) if located else path
+        over = self._transfers.close(session, path)
+        for transfer in over:
+            record = {"event": Kind.ENDED.value, "at": self._clock(), "path": transfer.path}
+
+            def durable(_: int, position: int = transfer.position) -> None:
+                self._journal.release(position)
+
+            self._commit.stage({**record, "session": session}, durable, lasting=True)
+        return over
+
+    def _end(self, session: str, reason: str) -> None:
+        """Take what a session has begun and not ended for failed."""
+        for transfer in self._forget(session):
+            failed = Notification(Kind.FAILED, transfer.path, Source.HOOK, reason=reason)
+            self._fail_transfer(failed, transfer.before)
+
+    def _hear_failure(self, notification: Notification) -> None:
+        reason = notification.reason or "ProFTPD says that its transfer failed"
+        notification = replace(notification, reason=reason)
+        over = self._forget(notification.session, notification.path)
+        for transfer in over:
+            self._fail_transfer(replace(notification, path=transfer.path), transfer.before)
+        if not over and notification.path:
+            self._fail_transfer(notification, None)
+
+    def _fail_transfer(self, notification: Notification, before: FileState | None) -> None:
+        """Fail a file, unless the transfer that failed has not touched it."""
+        located = self._locate(notification.path)
+        if located is None or self.rules.excluded(*located) is not None:
+            return
+        watch, subpath = located
+        path = os.path.join(watch.path, subpath)
+        try:
+            look = beneath.look(watch.path, subpath)
+        except (OSError, NotBelowWatch) as e:
+            logger.debug("A failed transfer left nothing at %r: %s.", path, e)
+            return
+        if look.writing:
+            # SFTP tells of the failure before it closes the file, and may write until then.
+            hold = Hold("failed, and still open", WRITING, look.state)
+            before_it = self.held.get(path)
+            self._hold(path, notification, before_it, hold, _nobody, notification.reason)
+            return
+        decision = self._ledgers[watch.name].get(subpath, look.state)
+        touched = decision is None or look.state.rewritten_since(decision.size, decision.ctime)
+        if look.state == before or not touched:
+            return
+        noticed = self.held.pop(path)
+        if noticed is not None and noticed.id:
+            self._release(noticed, Fail(look.state, notification.reason))
+        self._fail(watch, subpath, look.state, notification, notification.reason)
+
+    def _fail(
+        self,
+        watch: WatchSettings,
+        subpath: str,
+        state: FileState,
+        notification: Notification,
+        reason: str,
+    ) -> None:
+        """List an upload as failed; its file stays, and is an upload once it is written again."""
+        path = os.path.join(watch.path, subpath)
+        ledger = self._ledgers[watch.name]
+        before = ledger.get(subpath, state)
+        ledger.put(subpath, state)
+        tasks = self.rules.tasks_for(path)
+        if not tasks:
+            return
+        upload = self._upload(watch, path, state, notification)
+        upload = replace(upload, task=task_of(upload, tasks[0]))
+        self._remember(upload)
+        self.pipeline.forgive(path)
+
+        def failed(_: str) -> None:
+            ledger.restore(subpath, state.inode, before)
+
+        self.pipeline.fail(upload, reason, failed)
 
     def _rename(self, notification: Notification, answer: Respond) -> None:
         """Follow a file or a directory that was renamed within the watches."""
@@ -414,8 +658,9 @@ class Dispatcher:
         if look.writing:
             answer(Answer(Outcome.ERROR, "it is being written"))
             return
-        self._noticed.pop(path, None)
-        self._accept(watch, subpath, look.state, tasks[0], notification, answer)
+        self._accept(
+            watch, subpath, look.state, tasks[0], notification, answer, self.held.pop(path)
+        )
 
     def _superseded(self, upload: Upload) -> None:
         """See to it that the newer write is decided about, should nobody have spoken of it."""
@@ -429,6 +674,48 @@ class Dispatcher:
             ledger, state = self._ledgers[watch.name], upload.state
             if ledger.get(subpath, state) != Decision(state.size, state.ctime):
                 ledger.put(subpath, state)
+
+    def _replay_other(self, position: int, record: dict[str, Any]) -> None:
+        """Take up what was noticed or begun, by id or by session and path, until it ends."""
+        match record["event"]:
+            case State.NOTICED.value:
+                self._noticed_before[record["id"]] = position, record
+            case Kind.STARTED.value:
+                self._begun_before[record["session"], record["path"]] = position, record
+            case Kind.ENDED.value:
+                self._begun_before.pop((record["session"], record["path"]), None)
+            case _:
+                self._noticed_before.pop(record.get("id", ""), None)
+
+    def _replay_transfers(self) -> None:
+        for position, record in self._noticed_before.values():
+            notification = Notification(
+                Kind.COMPLETED,
+                record["path"],
+                Source(record["source"]),
+                user=record["user"],
+                client=record["client"],
+                protocol=record["protocol"],
+            )
+            self._journal.hold(position)
+            noticed = self.held.hold(
+                record["path"], notification, None, state=None, reason=record["reason"], wait=0.0
+            )
+            noticed.id, noticed.position = record["id"], position
+        for (session, path), (position, record) in self._begun_before.items():
+            before = FileState.decode(record["before"]) if record["before"] else None
+            # Of one that ended while we were down nobody can say how.
+            if is_alive(session):
+                self._open(Transfer(path, session, before, position))
+        self._noticed_before.clear()
+        self._begun_before.clear()
+
+
+def _unchanged(noticed: Noticed | None, state: FileState) -> float:
+    """Return for how many seconds a held file has been seen to be as it is."""
+    if noticed is None or noticed.state != state:
+        return 0.0
+    return time.monotonic() - noticed.unchanged_since
 
 
 def _nobody(answer: Answer) -> None:

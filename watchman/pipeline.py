@@ -58,6 +58,8 @@ class Pipeline:
         self.backlogs = {name: Backlog() for name in settings.brokers}
         #: Journal positions of failed uploads, by id.
         self._failed: dict[str, int] = {}
+        #: Their ids by path: a good write settles them.
+        self._failures: dict[str, set[str]] = {}
         #: Renames in order, with their positions, for uploads that wait under the old name.
         self._renames: list[tuple[str, str, int]] = []
         self.settled: Counter[str] = Counter()
@@ -171,6 +173,33 @@ class Pipeline:
                 self._journal.release(position)
             self._renames.clear()
 
+    def fail(self, upload: Upload, reason: str, unwritten: Callable[[str], None]) -> None:
+        """List an upload as failed that never waited; `unwritten` undoes what goes with it."""
+
+        def durable(position: int) -> None:
+            self.settled[State.FAILED.value] += 1
+            self._journal.hold(position)
+            self._list_failed(upload.id, upload.path, position)
+            logger.warning("Upload %s failed: %r: %s.", upload.id, upload.path, reason)
+
+        record = {"event": State.FAILED.value, "at": time.time(), **upload.encode()}
+        self._commit.stage({**record, "reason": reason}, durable, unwritten)
+
+    def forgive(self, path: str) -> None:
+        """Settle older failures of a path: it was written again."""
+        for upload_id in self._failures.pop(path, ()):
+            position = self._failed.pop(upload_id)
+
+            def durable(_: int, position: int = position) -> None:
+                self._journal.release(position)
+
+            record = {"event": State.SUPERSEDED.value, "at": time.time(), "id": upload_id}
+            self._commit.stage({**record, "reason": "written again"}, durable, lasting=True)
+
+    def _list_failed(self, upload_id: str, path: str, position: int) -> None:
+        self._failed[upload_id] = position
+        self._failures.setdefault(path, set()).add(upload_id)
+
     def _backlog_of(self, upload: Upload) -> Backlog:
         assert upload.task is not None
         return self._backlog(upload.task.broker)
@@ -194,7 +223,7 @@ class Pipeline:
             self._backlog_of(upload).settle(upload.position)
             if state is State.FAILED:
                 self._journal.hold(position)
-                self._failed[upload.id] = position
+                self._list_failed(upload.id, upload.path, position)
                 logger.error("Upload %s failed: %r: %s.", upload.id, upload.path, report.reason)
             elif state is State.DONE:
                 logger.debug("Upload %s is done.", upload.id)
@@ -228,12 +257,20 @@ class Pipeline:
 
     # At start.
 
-    def replay(self, decided: Callable[[Upload], None]) -> None:
-        """Take up what the journal says was not settled; tell of each decision on the way."""
+    def replay(
+        self,
+        decided: Callable[[Upload], None],
+        other: Callable[[int, dict[str, Any]], None],
+    ) -> None:
+        """Take up what the journal says was not settled.
+
+        Tell of each decision on the way, and of each record, should it be more than an upload's.
+        """
         # By broker, so that no record need be read twice: there may be a million.
         live: dict[str, dict[int, int]] = {}
         failed: dict[str, int] = {}
         for position, record in self._journal.replay():
+            other(position, record)
             if "id" in record:
                 number = uuid.UUID(record["id"]).int
                 failed.pop(record["id"], None)
@@ -251,7 +288,8 @@ class Pipeline:
                 self._renames.append((record["from"], record["path"], position))
         for position in failed.values():
             self._journal.hold(position)
-        self._failed = failed
+        for upload_id, position in failed.items():
+            self._list_failed(upload_id, self._journal.read(position)["path"], position)
         for broker, positions in live.items():
             for position in positions.values():
                 self._wait(position, broker)

@@ -4,21 +4,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-#: Seconds after a decision from which a close of the unchanged file counts as a new write of it.
-CONFIRM = 10.0
-
 #: Names that clients give to files they are still uploading, and hidden ones.
 DEFAULT_EXCLUDES = (".*", "*.filepart", "*.part", "*.partial", "*.tmp")
 
 
 @dataclass(frozen=True, slots=True)
 class WatchSettings:
-    """A `[watch:NAME]` section. `path` is absolute and normalized; durations in seconds."""
+    """A `[watch:NAME]` section. `path` is absolute and normalized; durations in seconds.
+
+    `unconfirmed` is "accept" or "hold".
+    """
 
     name: str
     path: str
     rec: bool = True
     auto_add: bool = True
+    proftpd: bool = False
+    confirm: float = 10.0
+    unconfirmed: str = "accept"
     exclude: tuple[str, ...] = ()
     exclude_defaults: bool = True
     catch_up: bool = True

@@ -76,6 +76,8 @@ class Notification:
     client: str = ""
     protocol: str = ""
     size: int | None = None
+    session: str = ""
+    reason: str = ""
     is_directory: bool = False
     resubmit_as: str = ""
     same_id: bool = False

@@ -12,11 +12,13 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from typing import Any
 
 from watchman.errors import RequestRefused, WatchmanError
+from watchman.sessions import session_of
 from watchman.sources.connection import Connection, Due
-from watchman.sources.peers import Admins
+from watchman.sources.peers import Admins, Peer
 from watchman.sources.requests import Request
 from watchman.sources.socketfile import SocketFile
 from watchman.upload import Answer, Notification
@@ -236,6 +238,8 @@ class _Server(socketserver.UnixStreamServer):
             request = Request.decode(raw)
             if request.event.admins_only and connection.peer not in self._admins:
                 raise RequestRefused(f"only {self._admins} may ask for {request.name}")
+            if not request.event.admins_only and not self._may_announce(connection.peer, request):
+                raise RequestRefused("only who may write a file may announce it")
         except RequestRefused as refusal:
             due.text = line("ERROR", str(refusal))
             return
@@ -243,14 +247,23 @@ class _Server(socketserver.UnixStreamServer):
             connection.asked = due
             self._queries.put((request, due))
             return
+        notification = request.event.notification(request.fields)
+        if not request.event.admins_only:
+            notification = replace(notification, session=session_of(connection.peer.pid))
         try:
             self._submit(
-                request.event.notification(request.fields),
+                notification,
                 lambda answer: self._settle(due, line(answer.outcome, answer.detail)),
             )
         except Exception:
             logger.exception("Could not submit %s.", request.name)
             due.text = INTERNAL_ERROR
+
+    def _may_announce(self, peer: Peer, request: Request) -> bool:
+        path = request.fields.get("path")
+        if path is None or peer in self._admins:
+            return True
+        return peer.may_write(path, or_directory=request.name == "started")
 
     def _await(self, connection: Connection, events: int) -> None:
         known = self._connections[connection]

@@ -4,6 +4,7 @@ import logging
 import os
 import pwd
 import socket
+import stat
 import struct
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -14,6 +15,12 @@ logger = logging.getLogger(__name__)
 #: struct ucred of unix(7): pid, uid, gid.
 UCRED = struct.Struct("iII")
 
+#: Of asm-generic/socket.h; the socket module does not name it. The peer's supplementary groups.
+SO_PEERGROUPS = 59
+
+#: Bytes for them: NGROUPS_MAX is 65,536, but getsockopt() takes 1,024 bytes at most from Python.
+GROUPS_SIZE = 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Peer:
@@ -22,11 +29,46 @@ class Peer:
     pid: int
     uid: int
     gid: int
+    groups: frozenset[int] = frozenset()
 
     @classmethod
     def of(cls, connected: socket.socket) -> Self:
         answer = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size)
-        return cls(*UCRED.unpack(answer))
+        try:
+            groups = connected.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, GROUPS_SIZE)
+        except OSError:
+            groups = b""  # more than 256 of them: rights by these are not seen
+        pid, uid, gid = UCRED.unpack(answer)
+        return cls(pid, uid, gid, frozenset(memoryview(groups).cast("I")))
+
+    def may_write(self, path: str, *, or_directory: bool = False) -> bool:
+        """Whether the peer owns a file or may write it, or its directory, by their modes.
+
+        True for what is not there: whoever looks for it finds out.
+        """
+        if self.uid == 0:
+            return True
+        try:
+            if self._may(os.lstat(path)):
+                return True
+            return or_directory and self._may(os.stat(os.path.dirname(path)))
+        except FileNotFoundError:
+            return not or_directory or self._may_write_parent(path)
+        except OSError:
+            return False
+
+    def _may_write_parent(self, path: str) -> bool:
+        try:
+            return self._may(os.stat(os.path.dirname(path)))
+        except OSError:
+            return False
+
+    def _may(self, status: os.stat_result) -> bool:
+        if status.st_uid == self.uid:
+            return True
+        if status.st_gid == self.gid or status.st_gid in self.groups:
+            return bool(status.st_mode & stat.S_IWGRP)
+        return bool(status.st_mode & stat.S_IWOTH)
 
 
 class Admins:

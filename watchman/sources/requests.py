@@ -26,6 +26,28 @@ def _resubmit(fields: Mapping[str, str]) -> Notification:
     )
 
 
+def _announce(kind: Kind) -> Callable[[Mapping[str, str]], Notification]:
+    def notification(fields: Mapping[str, str]) -> Notification:
+        size = fields.get("size", "")
+        return Notification(
+            kind,
+            fields.get("path", ""),
+            Source.HOOK,
+            old_path=fields.get("from", ""),
+            user=fields.get("user", ""),
+            client=fields.get("client", ""),
+            protocol=fields.get("protocol", ""),
+            size=int(size) if size.isdecimal() else None,
+            reason=fields.get("reason", ""),
+        )
+
+    return notification
+
+
+#: Who speaks of an upload: ProFTPD's hook knows these.
+ABOUT = ("user", "client", "protocol")
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """A row of the table: without `notification` it is a query."""
@@ -38,7 +60,17 @@ class Event:
     notification: Callable[[Mapping[str, str]], Notification] | None = None
 
 
+def _upload(kind: Kind, *, required: tuple[str, ...] = (), optional: tuple[str, ...] = ()) -> Event:
+    return Event(required, optional=optional, admins_only=False, notification=_announce(kind))
+
+
 EVENTS: Mapping[str, Event] = {
+    # STOU and refused transfers have no name yet: an empty path, which says nothing of any file.
+    "started": _upload(Kind.STARTED, optional=("path", *ABOUT)),
+    "completed": _upload(Kind.COMPLETED, required=("path",), optional=(*ABOUT, "size")),
+    "failed": _upload(Kind.FAILED, optional=("path", "reason", *ABOUT)),
+    "renamed": _upload(Kind.RENAMED, required=("from", "path"), optional=ABOUT),
+    "ended": _upload(Kind.ENDED, optional=ABOUT),
     "resubmit": Event(required=("path",), optional=("as", "same_id"), notification=_resubmit),
     "status": Event(),
     "queue": Event(),

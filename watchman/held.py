@@ -1,0 +1,114 @@
+"""Files that were noticed and are not accepted yet, and when to look at them again."""
+
+from __future__ import annotations
+
+import heapq
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from watchman.upload import FileState, Notification, State
+
+
+@dataclass(slots=True)
+class Noticed:
+    """A held file: why, since when (epoch), and what it has looked like since when (monotonic).
+
+    `failure` is why it has failed, should it only be waited for until it is closed. One that was
+    answered OK has an `id`, and a record in the journal at `position`.
+    """
+
+    notification: Notification
+    path: str
+    reason: str
+    since: float
+    due: float
+    state: FileState | None
+    unchanged_since: float
+    looks: int
+    failure: str = ""
+    id: str = ""
+    position: int = -1
+
+
+class Held:
+    """The noticed files by path. Changed by the dispatcher's thread alone."""
+
+    def __init__(self) -> None:
+        self._noticed: dict[str, Noticed] = {}
+        self._due: list[tuple[float, str]] = []
+
+    def __len__(self) -> int:
+        return len(self._noticed)
+
+    def hold(
+        self,
+        path: str,
+        notification: Notification,
+        before: Noticed | None,
+        *,
+        state: FileState | None,
+        reason: str,
+        wait: float,
+        failure: str = "",
+    ) -> Noticed:
+        """Hold a file for `wait` seconds, or until it is spoken of; `before` is how it was held."""
+        now = time.monotonic()
+        same = before is not None and before.state == state
+        noticed = self._noticed[path] = Noticed(
+            notification=notification,
+            path=path,
+            reason=reason,
+            since=before.since if before else time.time(),
+            due=now + wait,
+            state=state,
+            unchanged_since=before.unchanged_since if before and same else now,
+            looks=before.looks + 1 if before else 1,
+            failure=failure or (before.failure if before else ""),
+            id=before.id if before else "",
+            position=before.position if before else -1,
+        )
+        heapq.heappush(self._due, (noticed.due, path))
+        return noticed
+
+    def pop(self, path: str) -> Noticed | None:
+        """Hold a file no longer; return how it was held."""
+        return self._noticed.pop(path, None)
+
+    def get(self, path: str) -> Noticed | None:
+        """Return how a file is held."""
+        return self._noticed.get(path)
+
+    def due(self, now: float) -> list[Noticed]:
+        """Return what is due; each once."""
+        found = []
+        while self._due and self._due[0][0] <= now:
+            due, path = heapq.heappop(self._due)
+            noticed = self._noticed.get(path)
+            if noticed is not None and noticed.due == due:
+                found.append(noticed)
+        return found
+
+    def patience(self, now: float) -> float:
+        """Return the seconds until something is due, a second at most."""
+        return min(self._due[0][0] - now, 1.0) if self._due else 1.0
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return what is held as `watchman queue` shows it; for any thread."""
+        ahead = time.time() - time.monotonic()
+        return [
+            {
+                "id": noticed.id or None,
+                "state": State.NOTICED.value,
+                "path": path,
+                "original": path,
+                "watch": None,
+                "task": None,
+                "broker": None,
+                "since": noticed.since,
+                "attempts": noticed.looks,
+                "next_try": noticed.due + ahead,
+                "reason": noticed.reason,
+            }
+            for path, noticed in list(self._noticed.items())
+        ]

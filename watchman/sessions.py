@@ -1,0 +1,133 @@
+"""FTP sessions, each a process of ProFTPD, and the transfers that they have begun."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+from dataclasses import dataclass, field
+
+from watchman.upload import FileState
+
+#: Where a process's parent and start time stand in /proc/PID/stat behind its name, see proc(5).
+PARENT, START_TIME = 1, 19
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """A file that a session began to write, and what it looked like before: None if not there.
+
+    `position` is where the journal keeps its record.
+    """
+
+    path: str
+    session: str
+    before: FileState | None
+    position: int
+
+
+@dataclass(slots=True)
+class _Session:
+    pidfd: int
+    transfers: dict[str, Transfer] = field(default_factory=dict)
+
+
+def session_of(hook: int) -> str:
+    """Return a name for the session that runs the process `hook`: of its parent.
+
+    "" where it is not known: the process is gone, or pid namespaces hide it.
+    """
+    if hook <= 0:
+        return ""
+    try:
+        parent = int(_stat(hook)[PARENT])
+        return f"{parent}.{_stat(parent)[START_TIME]}" if parent > 1 else ""
+    except (OSError, IndexError, ValueError):
+        return ""
+
+
+def is_alive(session: str) -> bool:
+    """Whether a session's process still runs; one that took over its number is another."""
+    pid, _, started = session.partition(".")
+    try:
+        return _stat(int(pid))[START_TIME] == started
+    except (OSError, IndexError, ValueError):
+        return False
+
+
+class Transfers:
+    """The transfers that were begun and not ended, by session. For the dispatcher's thread.
+
+    A session's process is held by a pidfd: no other can be taken for it, and its end is seen.
+    """
+
+    def __init__(self) -> None:
+        self._sessions: dict[str, _Session] = {}
+        self._paths: dict[str, set[str]] = {}
+        self._poll = select.poll()
+        self._by_pidfd: dict[int, str] = {}
+
+    def open(self, transfer: Transfer) -> list[Transfer]:
+        """Remember a transfer; return what is over by that: an earlier one of its own path.
+
+        A session that has died meanwhile is told of by the next `dead`.
+        """
+        over = self.close(transfer.session, transfer.path)
+        session = self._sessions.get(transfer.session)
+        if session is None:
+            session = self._sessions[transfer.session] = _Session(_open(transfer.session))
+            if session.pidfd >= 0:
+                self._poll.register(session.pidfd, select.POLLIN)
+                self._by_pidfd[session.pidfd] = transfer.session
+        session.transfers[transfer.path] = transfer
+        self._paths.setdefault(transfer.path, set()).add(transfer.session)
+        return over
+
+    def is_open(self, path: str) -> bool:
+        """Whether a session has begun to write a file and not ended."""
+        return path in self._paths
+
+    def close(self, name: str, path: str = "") -> list[Transfer]:
+        """Forget a session's transfer of a path, or with "" all of them; return them."""
+        session = self._sessions.get(name)
+        if session is None:
+            return []
+        paths = list(session.transfers) if not path else [path]
+        over = [session.transfers.pop(path) for path in paths if path in session.transfers]
+        for transfer in over:
+            self._paths[transfer.path].discard(name)
+            if not self._paths[transfer.path]:
+                del self._paths[transfer.path]
+        if not session.transfers:
+            del self._sessions[name]
+            self._let_go(session)
+        return over
+
+    def dead(self) -> list[str]:
+        """Return the sessions whose process has ended."""
+        gone = [name for name, session in self._sessions.items() if session.pidfd < 0]
+        return gone + [self._by_pidfd[fd] for fd, _ in self._poll.poll(0)]
+
+    def _let_go(self, session: _Session) -> None:
+        if session.pidfd >= 0:
+            self._poll.unregister(session.pidfd)
+            del self._by_pidfd[session.pidfd]
+            os.close(session.pidfd)
+
+
+def _open(session: str) -> int:
+    """Return a pidfd of a session's process, -1 if it has ended; see pidfd_open(2)."""
+    pid, _, _ = session.partition(".")
+    with contextlib.suppress(OSError, ValueError):
+        pidfd = os.pidfd_open(int(pid))
+        # The number may have gone to another process before it was opened.
+        if is_alive(session):
+            return pidfd
+        os.close(pidfd)
+    return -1
+
+
+def _stat(pid: int) -> list[str]:
+    """Return the fields of /proc/PID/stat behind the name, which may hold blanks and brackets."""
+    with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+        return file.read().rpartition(")")[2].split()
