@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.deadline import eventually
-from watchman.dispatcher import QUIET, Dispatcher
+from watchman.dispatcher import Dispatcher
 from watchman.journal import Journal
+from watchman.judge import QUIET
 from watchman.ledger import Ledger
 from watchman.settings import BrokerSettings, Settings, TaskSettings, WatchSettings
 from watchman.upload import Answer, Kind, Notification, Outcome, Report, Source, State, Upload
@@ -234,7 +235,7 @@ def test_excluded_names_are_passed_over(house: House, name: str) -> None:
 def test_what_no_task_matches_is_counted_and_never_taken_up_by_a_scan(house: House) -> None:
     path = house.write("a.dat")
     assert house.say(path) == Answer(Outcome.IGNORED, "no task matches")
-    assert house.dispatcher.unmatched["ftp"] == 1
+    assert house.dispatcher.judge.unmatched["ftp"] == 1
     assert house.say(path, Source.SCAN).outcome is Outcome.DUPLICATE
 
 

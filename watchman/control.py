@@ -93,8 +93,8 @@ class Control:
                 "path": watch.path,
                 **scanner.get(name, {}),
                 **watcher.get(name, {}),
-                "unmatched": self._dispatcher.unmatched[name],
-                "excluded": self._dispatcher.excluded[name],
+                "unmatched": self._dispatcher.judge.unmatched[name],
+                "excluded": self._dispatcher.judge.excluded[name],
             }
             for name, watch in self._settings.watches.items()
         }

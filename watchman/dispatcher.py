@@ -6,9 +6,9 @@ import logging
 import os
 import time
 import uuid
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,16 @@ from watchman.errors import NotBelowWatch
 from watchman.groupcommit import GroupCommit
 from watchman.held import Held, Noticed
 from watchman.journal import Journal
+from watchman.judge import (
+    PROFTPD,
+    WRITING,
+    Accept,
+    Fail,
+    Hold,
+    Ignore,
+    Judge,
+    PassOver,
+)
 from watchman.ledger import Decision, Ledger
 from watchman.pipeline import Pipeline, task_of
 from watchman.rules import Rules
@@ -26,74 +36,7 @@ from watchman.upload import Answer, FileState, Kind, Notification, Outcome, Sour
 
 logger = logging.getLogger(__name__)
 
-#: Latest decisions whose upload id, time and sources are remembered.
-RECENT = 10_000
-
-#: Seconds a file must be unchanged where the kernel does not tell of writers.
-QUIET = 1.0
-
-#: Seconds until a file that is being written is looked at again unasked: at first, and at most.
-#: Whoever closes it is heard, if it is watched; the rest is for files that are not.
-WRITING, WRITING_MOST = 1.0, 60.0
-
-#: Seconds until a file is looked at again that a disk or a right keeps from being looked at.
-BARRED = 10.0
-
-#: Sources that tell whether ProFTPD has received a file whole.
-PROFTPD = frozenset({Source.HOOK, Source.LOG})
-
 Respond = Callable[[Answer], None]
-
-
-@dataclass(slots=True)
-class Recent:
-    """What a ledger has no room for: the upload's id, when it was decided (epoch), who spoke."""
-
-    id: str
-    decided: float
-    sources: set[Source]
-
-
-@dataclass(frozen=True, slots=True)
-class Ignore:
-    """The file is none of ours."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class PassOver:
-    """The file was decided about and not written since."""
-
-    state: FileState
-
-
-@dataclass(frozen=True, slots=True)
-class Hold:
-    """The file may not be whole: look again in `wait` seconds, or when it is spoken of."""
-
-    reason: str
-    wait: float
-    state: FileState | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Accept:
-    """The file is an upload."""
-
-    state: FileState
-    task: TaskSettings
-
-
-@dataclass(frozen=True, slots=True)
-class Fail:
-    """The file is what a failed transfer left."""
-
-    state: FileState
-    reason: str
-
-
-Verdict = Ignore | PassOver | Hold | Accept | Fail
 
 
 class Dispatcher:
@@ -125,18 +68,17 @@ class Dispatcher:
         )
         self.held = Held()
         self._transfers = Transfers()
+        self.judge = Judge(
+            rules=self.rules, ledgers=ledgers, transfers=self._transfers, clock=clock
+        )
         #: While the journal is replayed: what is not over, with its position and record.
         self._noticed_before: dict[str, tuple[int, dict[str, Any]]] = {}
         self._begun_before: dict[tuple[str, str], tuple[int, dict[str, Any]]] = {}
-        self._recent: OrderedDict[tuple[str, int], Recent] = OrderedDict()
         #: Watches with uploads that could not be written down: to be scanned when they can.
         self._missed: set[str] = set()
         #: By source: how often it spoke, and when last (epoch).
         self.heard: Counter[str] = Counter()
         self.last_heard: dict[str, float] = {}
-        #: By watch: files that no task matches, and those excluded.
-        self.unmatched: Counter[str] = Counter()
-        self.excluded: Counter[str] = Counter()
 
     def start(self) -> None:
         """Replay the journal, then begin to decide."""
@@ -229,7 +171,7 @@ class Dispatcher:
         watch, subpath = located
         path = os.path.join(watch.path, subpath)
         noticed = self.held.get(path)
-        verdict = self._judge(watch, subpath, notification, noticed)
+        verdict = self.judge.judge(watch, subpath, notification, noticed)
         if not isinstance(verdict, Hold):
             self.held.pop(path)
             if noticed is not None and noticed.id and not isinstance(verdict, Accept):
@@ -247,122 +189,8 @@ class Dispatcher:
             case Accept(state, task):
                 self._accept(watch, subpath, state, task, notification, answer, noticed)
 
-    def _judge(
-        self,
-        watch: WatchSettings,
-        subpath: str,
-        notification: Notification,
-        noticed: Noticed | None,
-    ) -> Verdict:
-        path = os.path.join(watch.path, subpath)
-        pattern = self.rules.excluded(watch, subpath)
-        if pattern is not None:
-            self.excluded[watch.name] += 1
-            return Ignore(f"excluded by {pattern}")
-        try:
-            look = beneath.look(watch.path, subpath)
-        except FileNotFoundError:
-            return Ignore("no such file")
-        except NotBelowWatch as e:
-            return Ignore(str(e))
-        except OSError as e:
-            return Hold(e.strerror or str(e), BARRED)
-        if not self._is_new(watch, subpath, look.state, notification.source):
-            return PassOver(look.state)
-        verdict = (
-            self._still_written(noticed, look)
-            or self._failed_before(notification, noticed, look.state)
-            or self._unconfirmed(watch, path, notification.source, noticed, look.state)
-        )
-        if verdict is not None:
-            return verdict
-        tasks = self.rules.tasks_for(path)
-        if not tasks:
-            self._ledgers[watch.name].put(subpath, look.state)
-            self.unmatched[watch.name] += 1
-            return Ignore("no task matches")
-        return Accept(look.state, tasks[0])
-
-    def _still_written(self, noticed: Noticed | None, look: beneath.Look) -> Verdict | None:
-        """Hold a file that may have a writer."""
-        if look.writing:
-            looks = noticed.looks if noticed else 0
-            wait = min(WRITING * 2**looks, WRITING_MOST)
-            return Hold("it is being written", wait, look.state)
-        if look.writing is False or time.time() - look.state.ctime / 1e9 >= QUIET:
-            return None
-        # The clock may be a file server's: what counts is that we saw no change for a while.
-        wait = QUIET - _unchanged(noticed, look.state)
-        reason = "the kernel does not say who writes it"
-        return Hold(reason, wait, look.state) if wait > 0 else None
-
-    def _failed_before(
-        self, notification: Notification, noticed: Noticed | None, state: FileState
-    ) -> Verdict | None:
-        """Fail a file whose transfer was said to have failed while it was still open."""
-        if noticed is None or not noticed.failure or notification.source in PROFTPD:
-            return None
-        return Fail(state, noticed.failure)
-
-    def _unconfirmed(
-        self,
-        watch: WatchSettings,
-        path: str,
-        source: Source,
-        noticed: Noticed | None,
-        state: FileState,
-    ) -> Verdict | None:
-        """Hold what inotify or a scan alone has found where ProFTPD may have more to say."""
-        if source in PROFTPD:
-            return None
-        if self._transfers.is_open(path):
-            return Hold("ProFTPD is receiving it", WRITING_MOST, state)
-        if not watch.proftpd:
-            return None
-        wait = watch.confirm - _unchanged(noticed, state)
-        if wait > 0:
-            return Hold("waiting for ProFTPD's word", wait, state)
-        if watch.unconfirmed == "hold":
-            return Fail(state, f"ProFTPD did not confirm it within {watch.confirm:g} seconds")
-        return None
-
     def _locate(self, path: str) -> beneath.Place | None:
         return beneath.locate(self.rules, self._settings.watches.values(), path)
-
-    def _is_new(self, watch: WatchSettings, subpath: str, state: FileState, source: Source) -> bool:
-        """Whether a file holds a write that nobody has decided about yet."""
-        decision = self._ledgers[watch.name].get(subpath, state)
-        if decision is None:
-            return not self._came_with_its_directory(watch, subpath, state)
-        if state.rewritten_since(decision.size, decision.ctime):
-            return True
-        if source is Source.SCAN:
-            return False
-        if decision.existing:
-            # Open for writing since before the watch began, and closed now.
-            return True
-        if state.ctime == decision.ctime:
-            return False
-        # Only ctime differs: MFMT or chmod after the write, or a write that kept the mtime.
-        recent = self._recent.get((os.path.join(watch.path, subpath), state.inode))
-        if recent is None:
-            return True
-        if source in PROFTPD:
-            return source in recent.sources
-        return self._clock() - recent.decided > watch.confirm
-
-    def _came_with_its_directory(
-        self, watch: WatchSettings, subpath: str, state: FileState
-    ) -> bool:
-        """Whether another watch decided about a file, and its directory was renamed into this one.
-
-        That leaves its ctime alone, to the nanosecond.
-        """
-        here = Decision(state.size, state.ctime)
-        if not any(ledger.get(subpath, state) == here for ledger in self._ledgers.values()):
-            return False
-        self._ledgers[watch.name].put(subpath, state)
-        return True
 
     def _hold(
         self,
@@ -417,7 +245,7 @@ class Dispatcher:
         self._commit.stage({**record, "reason": reason}, durable, lasting=True)
 
     def _pass_over(self, path: str, state: FileState, source: Source, answer: Respond) -> None:
-        recent = self._recent.get((path, state.inode))
+        recent = self.judge.recent(path, state)
         if recent is not None:
             recent.sources.add(source)
         logger.debug("Passed over %r from %s: it was decided about.", path, source)
@@ -446,7 +274,7 @@ class Dispatcher:
         ledger = self._ledgers[watch.name]
         before = ledger.get(subpath, state)
         ledger.put(subpath, state)
-        self._remember(upload)
+        self.judge.remember(upload)
         self.pipeline.forgive(path)
 
         def durable(position: int) -> None:
@@ -486,12 +314,6 @@ class Dispatcher:
             client=notification.client,
             protocol=notification.protocol,
         )
-
-    def _remember(self, upload: Upload) -> None:
-        recent = Recent(upload.id, upload.accepted, {upload.source})
-        self._recent[upload.original, upload.state.inode] = recent
-        if len(self._recent) > RECENT:
-            self._recent.popitem(last=False)
 
     # Transfers, as ProFTPD's sessions tell of them.
 
@@ -598,7 +420,7 @@ class Dispatcher:
             return
         upload = self._upload(watch, path, state, notification)
         upload = replace(upload, task=task_of(upload, tasks[0]))
-        self._remember(upload)
+        self.judge.remember(upload)
         self.pipeline.forgive(path)
 
         def failed(_: str) -> None:
@@ -667,7 +489,7 @@ class Dispatcher:
         self._complete(Notification(Kind.COMPLETED, upload.path, Source.SCAN), _nobody)
 
     def _replay_decision(self, upload: Upload) -> None:
-        self._remember(upload)
+        self.judge.remember(upload)
         located = self.rules.locate(upload.original)
         if located is not None:
             watch, subpath = located
@@ -709,13 +531,6 @@ class Dispatcher:
                 self._open(Transfer(path, session, before, position))
         self._noticed_before.clear()
         self._begun_before.clear()
-
-
-def _unchanged(noticed: Noticed | None, state: FileState) -> float:
-    """Return for how many seconds a held file has been seen to be as it is."""
-    if noticed is None or noticed.state != state:
-        return 0.0
-    return time.monotonic() - noticed.unchanged_since
 
 
 def _nobody(answer: Answer) -> None:

@@ -1,0 +1,239 @@
+"""Whether a file is an upload now: what to make of what is seen of it and said of it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from watchman import beneath
+from watchman.errors import NotBelowWatch
+from watchman.held import Noticed
+from watchman.ledger import Decision, Ledger
+from watchman.rules import Rules
+from watchman.sessions import Transfers
+from watchman.settings import TaskSettings, WatchSettings
+from watchman.upload import FileState, Notification, Source, Upload
+
+#: Latest decisions whose upload id, time and sources are remembered.
+RECENT = 10_000
+
+#: Seconds a file must be unchanged where the kernel does not tell of writers.
+QUIET = 1.0
+
+#: Seconds until a file that is being written is looked at again unasked: at first, and at most.
+#: Whoever closes it is heard, if it is watched; the rest is for files that are not.
+WRITING, WRITING_MOST = 1.0, 60.0
+
+#: Seconds until a file is looked at again that a disk or a right keeps from being looked at.
+BARRED = 10.0
+
+#: Sources that tell whether ProFTPD has received a file whole.
+PROFTPD = frozenset({Source.HOOK, Source.LOG})
+
+
+@dataclass(slots=True)
+class Recent:
+    """What a ledger has no room for: the upload's id, when it was decided (epoch), who spoke."""
+
+    id: str
+    decided: float
+    sources: set[Source]
+
+
+@dataclass(frozen=True, slots=True)
+class Ignore:
+    """The file is none of ours."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PassOver:
+    """The file was decided about and not written since."""
+
+    state: FileState
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """The file may not be whole: look again in `wait` seconds, or when it is spoken of."""
+
+    reason: str
+    wait: float
+    state: FileState | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Accept:
+    """The file is an upload."""
+
+    state: FileState
+    task: TaskSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """The file is what a failed transfer left."""
+
+    state: FileState
+    reason: str
+
+
+Verdict = Ignore | PassOver | Hold | Accept | Fail
+
+
+class Judge:
+    """Looks at files, and remembers what was decided about them. For the dispatcher's thread."""
+
+    def __init__(
+        self,
+        *,
+        rules: Rules,
+        ledgers: Mapping[str, Ledger],
+        transfers: Transfers,
+        clock: Callable[[], float],
+    ) -> None:
+        self._rules = rules
+        self._ledgers = ledgers
+        self._transfers = transfers
+        self._clock = clock
+        self._recent: OrderedDict[tuple[str, int], Recent] = OrderedDict()
+        #: By watch: files that no task matches, and those excluded.
+        self.unmatched: Counter[str] = Counter()
+        self.excluded: Counter[str] = Counter()
+
+    def remember(self, upload: Upload) -> None:
+        """Remember a decision beyond what its ledger holds, among the latest."""
+        recent = Recent(upload.id, upload.accepted, {upload.source})
+        self._recent[upload.original, upload.state.inode] = recent
+        if len(self._recent) > RECENT:
+            self._recent.popitem(last=False)
+
+    def recent(self, path: str, state: FileState) -> Recent | None:
+        """Return what is remembered of the last decision about a file."""
+        return self._recent.get((path, state.inode))
+
+    def judge(
+        self,
+        watch: WatchSettings,
+        subpath: str,
+        notification: Notification,
+        noticed: Noticed | None,
+    ) -> Verdict:
+        """Look at a file below a watch that its source says is complete; `noticed` if held."""
+        path = os.path.join(watch.path, subpath)
+        pattern = self._rules.excluded(watch, subpath)
+        if pattern is not None:
+            self.excluded[watch.name] += 1
+            return Ignore(f"excluded by {pattern}")
+        try:
+            look = beneath.look(watch.path, subpath)
+        except FileNotFoundError:
+            return Ignore("no such file")
+        except NotBelowWatch as e:
+            return Ignore(str(e))
+        except OSError as e:
+            return Hold(e.strerror or str(e), BARRED)
+        if not self._is_new(watch, subpath, look.state, notification.source):
+            return PassOver(look.state)
+        verdict = (
+            self._still_written(noticed, look)
+            or self._failed_before(notification, noticed, look.state)
+            or self._unconfirmed(watch, path, notification.source, noticed, look.state)
+        )
+        if verdict is not None:
+            return verdict
+        tasks = self._rules.tasks_for(path)
+        if not tasks:
+            self._ledgers[watch.name].put(subpath, look.state)
+            self.unmatched[watch.name] += 1
+            return Ignore("no task matches")
+        return Accept(look.state, tasks[0])
+
+    def _still_written(self, noticed: Noticed | None, look: beneath.Look) -> Verdict | None:
+        """Hold a file that may have a writer."""
+        if look.writing:
+            looks = noticed.looks if noticed else 0
+            wait = min(WRITING * 2**looks, WRITING_MOST)
+            return Hold("it is being written", wait, look.state)
+        if look.writing is False or time.time() - look.state.ctime / 1e9 >= QUIET:
+            return None
+        # The clock may be a file server's: what counts is that we saw no change for a while.
+        wait = QUIET - _unchanged(noticed, look.state)
+        reason = "the kernel does not say who writes it"
+        return Hold(reason, wait, look.state) if wait > 0 else None
+
+    def _failed_before(
+        self, notification: Notification, noticed: Noticed | None, state: FileState
+    ) -> Verdict | None:
+        """Fail a file whose transfer was said to have failed while it was still open."""
+        if noticed is None or not noticed.failure or notification.source in PROFTPD:
+            return None
+        return Fail(state, noticed.failure)
+
+    def _unconfirmed(
+        self,
+        watch: WatchSettings,
+        path: str,
+        source: Source,
+        noticed: Noticed | None,
+        state: FileState,
+    ) -> Verdict | None:
+        """Hold what inotify or a scan alone has found where ProFTPD may have more to say."""
+        if source in PROFTPD:
+            return None
+        if self._transfers.is_open(path):
+            return Hold("ProFTPD is receiving it", WRITING_MOST, state)
+        if not watch.proftpd:
+            return None
+        wait = watch.confirm - _unchanged(noticed, state)
+        if wait > 0:
+            return Hold("waiting for ProFTPD's word", wait, state)
+        if watch.unconfirmed == "hold":
+            return Fail(state, f"ProFTPD did not confirm it within {watch.confirm:g} seconds")
+        return None
+
+    def _is_new(self, watch: WatchSettings, subpath: str, state: FileState, source: Source) -> bool:
+        """Whether a file holds a write that nobody has decided about yet."""
+        decision = self._ledgers[watch.name].get(subpath, state)
+        if decision is None:
+            return not self._came_with_its_directory(watch, subpath, state)
+        if state.rewritten_since(decision.size, decision.ctime):
+            return True
+        if source is Source.SCAN:
+            return False
+        if decision.existing:
+            # Open for writing since before the watch began, and closed now.
+            return True
+        if state.ctime == decision.ctime:
+            return False
+        # Only ctime differs: MFMT or chmod after the write, or a write that kept the mtime.
+        recent = self.recent(os.path.join(watch.path, subpath), state)
+        if recent is None:
+            return True
+        if source in PROFTPD:
+            return source in recent.sources
+        return self._clock() - recent.decided > watch.confirm
+
+    def _came_with_its_directory(
+        self, watch: WatchSettings, subpath: str, state: FileState
+    ) -> bool:
+        """Whether another watch decided about a file, and its directory was renamed into this one.
+
+        That leaves its ctime alone, to the nanosecond.
+        """
+        here = Decision(state.size, state.ctime)
+        if not any(ledger.get(subpath, state) == here for ledger in self._ledgers.values()):
+            return False
+        self._ledgers[watch.name].put(subpath, state)
+        return True
+
+
+def _unchanged(noticed: Noticed | None, state: FileState) -> float:
+    """Return for how many seconds a held file has been seen to be as it is."""
+    if noticed is None or noticed.state != state:
+        return 0.0
+    return time.monotonic() - noticed.unchanged_since
