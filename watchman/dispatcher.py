@@ -276,6 +276,7 @@ class Dispatcher:
         ledger.put(subpath, state)
         self.judge.remember(upload)
         self.pipeline.forgive(path)
+        self.pipeline.arriving[upload.id] = upload
 
         def durable(position: int) -> None:
             if noticed is not None and noticed.position >= 0:
@@ -289,9 +290,11 @@ class Dispatcher:
                 task.task,
             )
             self.pipeline.wait(upload.at(position))
+            del self.pipeline.arriving[upload.id]
             answer(Answer(Outcome.OK, upload.id))
 
         def failed(reason: str) -> None:
+            del self.pipeline.arriving[upload.id]
             ledger.restore(subpath, state.inode, before)
             self._missed.add(watch.name)
             answer(Answer(Outcome.ERROR, reason))

@@ -56,6 +56,8 @@ class Pipeline:
         self._commit = commit
         self._superseded = superseded
         self.backlogs = {name: Backlog() for name in settings.brokers}
+        #: Uploads whose record is on its way to the disk, by id, so that `queue` misses none.
+        self.arriving: dict[str, Upload] = {}
         #: Journal positions of failed uploads, by id.
         self._failed: dict[str, int] = {}
         #: Their ids by path: a good write settles them.
@@ -300,7 +302,7 @@ class Pipeline:
 
     def rows(self) -> list[dict[str, Any]]:
         """Return all uploads that are not settled, as `watchman queue` shows them."""
-        rows = []
+        rows = [_row_of(upload, state="waiting") for upload in list(self.arriving.values())]
         for position in list(self._failed.values()):
             rows += self._row(position, state=State.FAILED.value, attempts=0, next_try=None)
         for backlog in list(self.backlogs.values()):
@@ -322,10 +324,7 @@ class Pipeline:
             record = self._journal.read(position)
         except (JournalCorrupt, OSError):
             return []  # settled and retired while we looked
-        upload = Upload.decode(record)
-        row = {"id": upload.id, "path": upload.path, "original": upload.original, **what}
-        row |= {"watch": upload.watch, "since": upload.accepted}
-        row |= {"task": upload.task.section, "broker": upload.task.broker} if upload.task else {}
+        row = _row_of(Upload.decode(record), **what)
         if "reason" in record:
             row["reason"] = record["reason"]
         return [row]
@@ -335,7 +334,7 @@ class Pipeline:
         lanes = [lane for b in list(self.backlogs.values()) for lane in b.lanes()]
         deferred = sum(len(lane.positions) for name, lane in lanes if name)
         return {
-            "waiting": self.waiting() - deferred,
+            "waiting": self.waiting() - deferred + len(self.arriving),
             "deferred": deferred,
             "failed": len(self._failed),
             "done": self.settled[State.DONE.value],
@@ -366,3 +365,10 @@ def task_of(upload: Upload, section: TaskSettings) -> Task:
         protocol=upload.protocol,
         size=upload.state.size,
     )
+
+
+def _row_of(upload: Upload, **what: Any) -> dict[str, Any]:
+    row: dict[str, Any] = {"id": upload.id, "path": upload.path, "original": upload.original}
+    row |= {"watch": upload.watch, "since": upload.accepted}
+    row |= {"task": upload.task.section, "broker": upload.task.broker} if upload.task else {}
+    return {**row, "attempts": 0, "next_try": None, "reason": "", **what}

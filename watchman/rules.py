@@ -57,7 +57,7 @@ class Rules:
 
     def excluded(self, watch: WatchSettings, subpath: str) -> str | None:
         """The pattern that keeps `subpath` from being an upload of `watch`, if there is one."""
-        names = subpath.split("/")
+        names = set(subpath.split("/"))
         for pattern, regex in self._excludes[watch.name]:
             if "/" in pattern:
                 if regex.match(subpath):
