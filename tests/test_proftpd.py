@@ -112,6 +112,18 @@ def test_hooks_run_as_the_user_below_the_session(start_proftpd, daemon, connect)
     assert {(heard.uid, heard.parent) for heard in daemon.heard} == {(UID, session)}
 
 
+@pytest.mark.root
+def test_each_session_tells_for_itself(start_proftpd, daemon, connect):
+    server = start_proftpd()
+    clients = [connect(server), connect(server)]
+    sessions = [server.session(client.sock) for client in clients]
+    for client in clients:
+        client.storbinary("STOR a.csv", content())
+    story(daemon, *["started", "completed"] * 2)
+    assert sessions[0] != sessions[1]
+    assert [heard.parent for heard in daemon.heard] == [sessions[0]] * 2 + [sessions[1]] * 2
+
+
 def test_an_append_is_an_upload(start_proftpd, daemon, connect, home):
     client = connect(start_proftpd())
     client.storbinary("STOR a.csv", content())
