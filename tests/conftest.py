@@ -10,6 +10,7 @@ import pytest
 from tests.brokers import CeleryWorker, RabbitServer, RedisServer
 from tests.daemon import Daemon
 from tests.needs import need
+from tests.proftpd import Options, ProftpdServer, public_directory
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -102,3 +103,39 @@ def start_watchman(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
         for daemon in daemons:
             daemon.kill()
             print(daemon.log)
+
+
+@pytest.fixture
+def public_path() -> Iterator[Path]:
+    """A directory that every user can reach, and FTP users with it: `tmp_path` is ours alone."""
+    with public_directory() as directory:
+        yield directory
+
+
+@pytest.fixture
+def start_proftpd(public_path: Path) -> Iterator[Callable[..., ProftpdServer]]:
+    """Starts a ProFTPD with the shipped hooks; keywords as the fields of Options.
+
+    By default its user's home is `public_path / "home"`, and its hooks speak to
+    `public_path / "watchman.sock"`.
+    """
+    need("proftpd")
+    servers: list[ProftpdServer] = []
+
+    def start(
+        *, home: Path | None = None, socket: Path | None = None, **options: Any
+    ) -> ProftpdServer:
+        server = ProftpdServer(
+            public_path / f"proftpd{len(servers)}",
+            home=home or public_path / "home",
+            socket=socket or public_path / "watchman.sock",
+            options=Options(**options),
+        )
+        servers.append(server)
+        server.start()
+        return server
+
+    yield start
+    for server in servers:
+        server.stop()
+        print(server.log)
