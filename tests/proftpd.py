@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import grp
 import os
+import pwd
 import shutil
 import socket
 import struct
@@ -28,8 +30,9 @@ HOOKS = 6
 #: The FTP user, and the user it is to the system: ourselves, or for root somebody without rights.
 USER = "alice"
 PASSWORD = "secret"
-UID = os.geteuid() or 12345
-GID = os.getegid() or 12345
+PRIVILEGED = os.geteuid() == 0
+UID = 12345 if PRIVILEGED else os.geteuid()
+GID = 12345 if PRIVILEGED else os.getegid()
 
 #: PASSWORD for crypt(3), by `openssl passwd -5`.
 PASSWORD_HASH = "$5$watchman$99wL72JzIWjNqMsJ3FuqWc7VB.sYRG4tLN5YqDPfZG3"
@@ -41,7 +44,8 @@ UseIPv6 off
 DefaultAddress 127.0.0.1
 SocketBindTight on
 Port {port}
-{identity}
+User {user}
+Group {group}
 PidFile {directory}/proftpd.pid
 ScoreboardFile {directory}/scoreboard
 SystemLog {directory}/system.log
@@ -53,9 +57,8 @@ ModulePath /usr/lib/proftpd
 LoadModule mod_exec.c
 LoadModule mod_copy.c
 {modules}
-<IfModule mod_delay.c>
-  DelayEngine off
-</IfModule>
+DelayEngine off
+ControlsEngine off
 <Global>
   AuthOrder mod_auth_file.c
   AuthUserFile {directory}/passwd
@@ -165,13 +168,13 @@ class ProftpdServer(Server):
             self.make_certificate()
         if self.options.sftp:
             self.make_keys()
-        root = os.geteuid() == 0
         self.write(
             "proftpd.conf",
             CONFIGURATION.format(
                 port=self.port,
                 directory=self.directory,
-                identity="User nobody\nGroup nogroup" if root else "",
+                user="nobody" if PRIVILEGED else pwd.getpwuid(UID).pw_name,
+                group="nogroup" if PRIVILEGED else grp.getgrgid(GID).gr_name,
                 modules="\n".join(f"LoadModule {module}" for module in self.modules()),
                 directives="\n  ".join(self.directives()),
                 outside=self.options.outside,
@@ -268,12 +271,17 @@ class ProftpdServer(Server):
         return [int(pid) for pid in children.split()]
 
     def session(self, client: socket.socket) -> int:
-        """The process that serves a client's control connection."""
+        """The process that serves a client's control connection.
+
+        Of several, only root may see which, as ProFTPD's processes are not dumpable.
+        """
+        if len(sessions := self.sessions()) == 1:
+            return sessions[0]
         host, port = client.getsockname()[:2]
         server_port = client.getpeername()[1]
         local, remote = _hexadecimal(host, server_port), _hexadecimal(host, port)
         [inode] = [row[9] for row in _sockets() if row[1:3] == [local, remote]]
-        [session] = [pid for pid in self.sessions() if f"socket:[{inode}]" in _open_files(pid)]
+        [session] = [pid for pid in sessions if f"socket:[{inode}]" in _open_files(pid)]
         return session
 
 

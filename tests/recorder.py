@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import struct
@@ -73,10 +74,19 @@ class Recorder:
         peer.settimeout(5)
         credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         pid, uid, _ = struct.unpack("3i", credentials)
-        stat = Path(f"/proc/{pid}/stat").read_text()
-        parent = int(stat.rpartition(")")[2].split()[1])
+        parent = _parent(pid)
         raw = b""
         while not raw.endswith(b"\0\0") and (received := peer.recv(100_000)):
             raw += received
         self.heard.append(Heard(raw, pid, uid, parent))
-        peer.sendall(self.answer)
+        with contextlib.suppress(OSError):  # a hook that had no time left has gone
+            peer.sendall(self.answer)
+
+
+def _parent(pid: int) -> int:
+    """The parent of a process, 0 if that has gone meanwhile."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return 0
+    return int(stat.rpartition(")")[2].split()[1])
