@@ -121,7 +121,7 @@ def test_make_run_shows_how_a_file_becomes_a_task(
     path = checkout / "var/incoming/example.csv"
     chain = [
         r"Writing var/incoming/example\.csv",
-        rf"Accepted upload ([0-9a-f-]+): '{path}' from (?:inotify|scan)",
+        rf"Accepted upload ([0-9a-f-]+), noticed by (?:inotify|scan): '{path}'",
         r"Sent upload \1 to broker demo",
         rf"Received task \1: .*'{path}'",
         r"cp FILE var/incoming/",

@@ -160,8 +160,9 @@ def test_a_good_file_is_not_touched_by_a_transfer_that_was_refused(
     assert len(house.take()) == 1
 
 
+@pytest.mark.parametrize("heard", [True, False])
 def test_a_failure_told_before_the_file_is_closed_waits_for_that(
-    house: House, session: Session
+    house: House, session: Session, heard: bool
 ) -> None:
     path = house.tmp_path / "ftp" / "a.csv"
     tell(house, Kind.STARTED, path, session)
@@ -171,8 +172,11 @@ def test_a_failure_told_before_the_file_is_closed_waits_for_that(
         tell(house, Kind.FAILED, path, session, reason="451 aborted")
         assert failed(house) == {}
         file.write("2")
-    house.say(path)
-    assert failed(house) == {str(path): "451 aborted"}
+    if heard:
+        house.say(path)
+    reasons = eventually(lambda: failed(house), timeout=5)
+    assert reasons == {str(path): "451 aborted"}
+    assert house.take() == []
 
 
 def test_a_whole_file_that_another_has_open_is_answered_durably(

@@ -89,6 +89,14 @@ def broker_url(value: str, directory: str) -> str:
     return ";".join(_broker_url(part.strip(), directory) for part in parts)
 
 
+def secret(value: str) -> str:
+    """The first field of each line of the transfer log, `${NAME}` taken from the environment."""
+    token = _with_environment(options.word(value))
+    if "|" in token:
+        raise ValueError("holds a |, which separates the fields of a line")
+    return token
+
+
 def _broker_url(value: str, directory: str) -> str:
     scheme, separator, rest = value.partition("://")
     if not separator:

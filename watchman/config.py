@@ -10,7 +10,13 @@ from watchman import celery_settings, options, trusted
 from watchman.errors import ConfigError
 from watchman.options import close_to
 from watchman.sections import SECTIONS, SINGLE, lookup
-from watchman.settings import BrokerSettings, Settings, TaskSettings, WatchSettings
+from watchman.settings import (
+    BrokerSettings,
+    ProftpdSettings,
+    Settings,
+    TaskSettings,
+    WatchSettings,
+)
 
 DEFAULT_FILE = "/etc/watchman/watchman.ini"
 
@@ -182,6 +188,10 @@ class _Ini:
             self._problem("", "no [watch:NAME] section: no upload would ever be seen")
         if not tasks:
             self._problem("", "no [task:NAME] section: no upload would ever become a task")
+        proftpd = self.sections["proftpd"].get("", {})
+        if proftpd.get("transfer_log") and "token" not in proftpd:
+            what = "missing: the first field of each line that LogFormat writes to transfer_log"
+            self._problem("token", what, section="proftpd")
         for name, values in tasks.items():
             self._check_task(f"task:{name}", values)
         seen: dict[str, str] = {}
@@ -237,6 +247,7 @@ class _Ini:
                 name: BrokerSettings(name, values["url"], celery | _celery(values))
                 for name, values in self.sections["broker"].items()
             },
+            proftpd=ProftpdSettings(**self.sections["proftpd"].get("", {})),
             tasks=tuple(_task(name, values) for name, values in self.sections["task"].items()),
         )
 

@@ -78,7 +78,7 @@ class Control:
             "config": self._settings.file,
             "sources": {
                 name: {"heard": dispatcher.heard[name], "last": dispatcher.last_heard.get(name)}
-                for name in ("hook", "inotify", "scan", "resubmit")
+                for name in ("hook", "log", "inotify", "scan", "resubmit")
             },
             "watches": watches,
             "brokers": brokers,

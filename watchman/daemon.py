@@ -28,6 +28,7 @@ from watchman.settings import Settings, WatchSettings
 from watchman.sinks.publisher import Publisher
 from watchman.sources.listener import Listener
 from watchman.sources.scanner import Scanner
+from watchman.sources.transferlog import TransferLog
 from watchman.sources.watcher import Watcher
 
 logger = logging.getLogger(__name__)
@@ -97,12 +98,22 @@ class Daemon:
                 query=control.query,
                 admins=settings.admins,
             )
+            transferlog = TransferLog(
+                settings.proftpd.transfer_log,
+                settings.proftpd.token,
+                submit=dispatcher.submit,
+                mark=dispatcher.mark,
+                marked=dispatcher.marked,
+            )
             # What is started last is stopped first: sources, then sinks, then what they share.
             _start(inside, dispatcher)
             for publisher in publishers.values():
                 _start(inside, publisher)
             inside.callback(pipeline.close)
             with contextlib.ExitStack() as sources:
+                # At start the log is read to its end before a scan decides about what it tells of.
+                if settings.proftpd.transfer_log:
+                    _start(sources, transferlog)
                 for source in (listener, scanner, watcher):
                     _start(sources, source)
                 logger.info("Started watchman %s with %r.", __version__, settings.file)

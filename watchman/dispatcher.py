@@ -19,6 +19,7 @@ from watchman.held import Held, Noticed
 from watchman.journal import Journal
 from watchman.judge import (
     PROFTPD,
+    STILL_OPEN,
     WRITING,
     Accept,
     Fail,
@@ -35,6 +36,9 @@ from watchman.settings import Settings, TaskSettings, WatchSettings
 from watchman.upload import Answer, FileState, Kind, Notification, Outcome, Source, State, Upload
 
 logger = logging.getLogger(__name__)
+
+#: Seconds within which the transfer log was read, after the session that wrote it has ended.
+LOG_LAG = 1.0
 
 Respond = Callable[[Answer], None]
 
@@ -69,8 +73,14 @@ class Dispatcher:
         self.held = Held()
         self._transfers = Transfers()
         self.judge = Judge(
-            rules=self.rules, ledgers=ledgers, transfers=self._transfers, clock=clock
+            rules=self.rules,
+            ledgers=ledgers,
+            transfers=self._transfers,
+            clock=clock,
+            transfer_log=bool(settings.proftpd.transfer_log),
         )
+        #: By transfer log, where it was read to: as marked, and the record's position.
+        self._marked: dict[str, tuple[list[list[Any]], int]] = {}
         #: While the journal is replayed: what is not over, with its position and record.
         self._noticed_before: dict[str, tuple[int, dict[str, Any]]] = {}
         self._begun_before: dict[tuple[str, str], tuple[int, dict[str, Any]]] = {}
@@ -100,6 +110,28 @@ class Dispatcher:
         `answer` is called in the dispatcher's thread once the decision is durable.
         """
         self._commit.bring(partial(self._hear, notification, answer or _nobody))
+
+    def mark(self, log: str, tails: list[list[Any]]) -> None:
+        """Keep where a transfer log was read to: durable with what was submitted before, or later.
+
+        Called in the source's thread.
+        """
+
+        def durable(position: int) -> None:
+            self._mark(log, tails, position)
+
+        record = {"event": "position", "log": log, "tails": tails}
+        self._commit.bring(lambda: self._commit.stage(record, durable, lasting=True))
+
+    def marked(self) -> dict[str, list[list[Any]]]:
+        """Return what the last run kept, by transfer log."""
+        return {log: tails for log, (tails, _) in self._marked.items()}
+
+    def _mark(self, log: str, tails: list[list[Any]], position: int) -> None:
+        self._journal.hold(position)
+        if log in self._marked:
+            self._journal.release(self._marked[log][1])
+        self._marked[log] = tails, position
 
     def unwritable(self) -> bool:
         """Whether the journal cannot be written at present."""
@@ -214,15 +246,16 @@ class Dispatcher:
         logger.debug(
             "Noticed %r: %s. Looking again in %.1f seconds.", path, verdict.reason, verdict.wait
         )
-        if notification.source not in PROFTPD or answer is _nobody:
+        if notification.source not in PROFTPD or failure:
             answer(Answer(Outcome.IGNORED, verdict.reason))
+            return
+        if noticed.position >= 0:
+            answer(Answer(Outcome.OK, noticed.id))
             return
         if not noticed.id:
             noticed.id = str(uuid.uuid4())
 
         def durable(position: int) -> None:
-            if noticed.position >= 0:
-                self._journal.release(noticed.position)
             self._journal.hold(position)
             noticed.position = position
             answer(Answer(Outcome.OK, noticed.id))
@@ -367,19 +400,30 @@ class Dispatcher:
         """Take what a session has begun and not ended for failed."""
         for transfer in self._forget(session):
             failed = Notification(Kind.FAILED, transfer.path, Source.HOOK, reason=reason)
-            self._fail_transfer(failed, transfer.before)
+            self._fail_transfer(failed, transfer.before, LOG_LAG)
 
     def _hear_failure(self, notification: Notification) -> None:
         reason = notification.reason or "ProFTPD says that its transfer failed"
         notification = replace(notification, reason=reason)
         over = self._forget(notification.session, notification.path)
         for transfer in over:
-            self._fail_transfer(replace(notification, path=transfer.path), transfer.before)
+            failed = replace(notification, path=transfer.path)
+            self._fail_transfer(failed, transfer.before, self._patience_of(transfer.path))
         if not over and notification.path:
-            self._fail_transfer(notification, None)
+            self._fail_transfer(notification, None, self._patience_of(notification.path))
 
-    def _fail_transfer(self, notification: Notification, before: FileState | None) -> None:
-        """Fail a file, unless the transfer that failed has not touched it."""
+    def _patience_of(self, path: str) -> float:
+        """Return for how many seconds a hook's word of failure waits for the transfer log's."""
+        located = self._locate(path)
+        return located[0].confirm if located is not None else 0.0
+
+    def _fail_transfer(
+        self, notification: Notification, before: FileState | None, patience: float
+    ) -> None:
+        """Fail a file, unless the transfer that failed has not touched it.
+
+        Where this is not the word that decides, that one is waited for, `patience` seconds.
+        """
         located = self._locate(notification.path)
         if located is None or self.rules.excluded(*located) is not None:
             return
@@ -390,15 +434,17 @@ class Dispatcher:
         except (OSError, NotBelowWatch) as e:
             logger.debug("A failed transfer left nothing at %r: %s.", path, e)
             return
-        if look.writing:
-            # SFTP tells of the failure before it closes the file, and may write until then.
-            hold = Hold("failed, and still open", WRITING, look.state)
-            before_it = self.held.get(path)
-            self._hold(path, notification, before_it, hold, _nobody, notification.reason)
-            return
         decision = self._ledgers[watch.name].get(subpath, look.state)
         touched = decision is None or look.state.rewritten_since(decision.size, decision.ctime)
-        if look.state == before or not touched:
+        # SFTP tells of the failure before it closes the file, and may write until then.
+        if not look.writing and (look.state == before or not touched):
+            return
+        if look.writing or notification.source is not self.judge.decisive:
+            hold = Hold("waiting for ProFTPD's transfer log", patience, look.state)
+            if look.writing:
+                hold = Hold(STILL_OPEN, WRITING, look.state)
+            noticed = self.held.get(path)
+            self._hold(path, notification, noticed, hold, _nobody, notification.reason)
             return
         noticed = self.held.pop(path)
         if noticed is not None and noticed.id:
@@ -423,7 +469,7 @@ class Dispatcher:
             return
         upload = self._upload(watch, path, state, notification)
         upload = replace(upload, task=task_of(upload, tasks[0]))
-        self.judge.remember(upload)
+        self.judge.remember(upload, failed=notification.source is not self.judge.decisive)
         self.pipeline.forgive(path)
 
         def failed(_: str) -> None:
@@ -505,6 +551,8 @@ class Dispatcher:
         match record["event"]:
             case State.NOTICED.value:
                 self._noticed_before[record["id"]] = position, record
+            case "position":
+                self._mark(record["log"], record["tails"], position)
             case Kind.STARTED.value:
                 self._begun_before[record["session"], record["path"]] = position, record
             case Kind.ENDED.value:

@@ -49,3 +49,7 @@ class RequestRefused(WatchmanError):
 
 class InotifyUnavailable(WatchmanError):
     """The kernel gives no inotify instance."""
+
+
+class ForeignRecord(WatchmanError):
+    """A line of a transfer log that ProFTPD did not write in our LogFormat, or not whole."""

@@ -7,14 +7,15 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from watchman.upload import FileState, Notification, State
+from watchman.upload import FileState, Kind, Notification, Source, State
 
 
 @dataclass(slots=True)
 class Noticed:
     """A held file: why, since when (epoch), and what it has looked like since when (monotonic).
 
-    `failure` is why it has failed, should it only be waited for until it is closed. One that was
+    `failure` is why it has failed, should it only be waited for until it is closed, or for another
+    word until `fail_at` (monotonic). `hooked` if a hook has called it complete. One that was
     answered OK has an `id`, and a record in the journal at `position`.
     """
 
@@ -27,6 +28,8 @@ class Noticed:
     unchanged_since: float
     looks: int
     failure: str = ""
+    fail_at: float = 0.0
+    hooked: bool = False
     id: str = ""
     position: int = -1
 
@@ -65,6 +68,8 @@ class Held:
             unchanged_since=before.unchanged_since if before and same else now,
             looks=before.looks + 1 if before else 1,
             failure=failure or (before.failure if before else ""),
+            fail_at=now + wait if failure else before.fail_at if before else 0.0,
+            hooked=(before is not None and before.hooked) or _is_hooks_word(notification),
             id=before.id if before else "",
             position=before.position if before else -1,
         )
@@ -112,3 +117,7 @@ class Held:
             }
             for path, noticed in list(self._noticed.items())
         ]
+
+
+def _is_hooks_word(notification: Notification) -> bool:
+    return notification.source is Source.HOOK and notification.kind is Kind.COMPLETED

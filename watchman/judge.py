@@ -15,7 +15,7 @@ from watchman.ledger import Decision, Ledger
 from watchman.rules import Rules
 from watchman.sessions import Transfers
 from watchman.settings import TaskSettings, WatchSettings
-from watchman.upload import FileState, Notification, Source, Upload
+from watchman.upload import FileState, Kind, Notification, Source, Upload
 
 #: Latest decisions whose upload id, time and sources are remembered.
 RECENT = 10_000
@@ -30,6 +30,9 @@ WRITING, WRITING_MOST = 1.0, 60.0
 #: Seconds until a file is looked at again that a disk or a right keeps from being looked at.
 BARRED = 10.0
 
+#: Why a file is held whose transfer has failed, until its writer is gone.
+STILL_OPEN = "failed, and still open"
+
 #: Sources that tell whether ProFTPD has received a file whole.
 PROFTPD = frozenset({Source.HOOK, Source.LOG})
 
@@ -41,6 +44,7 @@ class Recent:
     id: str
     decided: float
     sources: set[Source]
+    failed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +99,10 @@ class Judge:
         ledgers: Mapping[str, Ledger],
         transfers: Transfers,
         clock: Callable[[], float],
+        transfer_log: bool = False,
     ) -> None:
+        #: Whose word decides on what ProFTPD has received; with a log, hooks only give hints.
+        self.decisive = Source.LOG if transfer_log else Source.HOOK
         self._rules = rules
         self._ledgers = ledgers
         self._transfers = transfers
@@ -105,9 +112,9 @@ class Judge:
         self.unmatched: Counter[str] = Counter()
         self.excluded: Counter[str] = Counter()
 
-    def remember(self, upload: Upload) -> None:
+    def remember(self, upload: Upload, *, failed: bool = False) -> None:
         """Remember a decision beyond what its ledger holds, among the latest."""
-        recent = Recent(upload.id, upload.accepted, {upload.source})
+        recent = Recent(upload.id, upload.accepted, {upload.source}, failed)
         self._recent[upload.original, upload.state.inode] = recent
         if len(self._recent) > RECENT:
             self._recent.popitem(last=False)
@@ -142,7 +149,7 @@ class Judge:
         verdict = (
             self._still_written(noticed, look)
             or self._failed_before(notification, noticed, look.state)
-            or self._unconfirmed(watch, path, notification.source, noticed, look.state)
+            or self._unconfirmed(watch, path, notification, noticed, look.state)
         )
         if verdict is not None:
             return verdict
@@ -166,33 +173,44 @@ class Judge:
         reason = "the kernel does not say who writes it"
         return Hold(reason, wait, look.state) if wait > 0 else None
 
+    def _decides(self, notification: Notification, state: FileState) -> bool:
+        """Whether ProFTPD says that it has received the file, as it is now."""
+        return (
+            notification.source is self.decisive
+            and notification.kind is not Kind.FAILED
+            and notification.size in (None, state.size)
+        )
+
     def _failed_before(
         self, notification: Notification, noticed: Noticed | None, state: FileState
     ) -> Verdict | None:
-        """Fail a file whose transfer was said to have failed while it was still open."""
-        if noticed is None or not noticed.failure or notification.source in PROFTPD:
+        """Fail a file whose transfer was said to have failed, unless there is a better word."""
+        if noticed is None or not noticed.failure or self._decides(notification, state):
             return None
+        wait = noticed.fail_at - time.monotonic()
+        if wait > 0 and noticed.reason != STILL_OPEN:
+            return Hold(noticed.reason, wait, state)
         return Fail(state, noticed.failure)
 
     def _unconfirmed(
         self,
         watch: WatchSettings,
         path: str,
-        source: Source,
+        notification: Notification,
         noticed: Noticed | None,
         state: FileState,
     ) -> Verdict | None:
         """Hold what inotify or a scan alone has found where ProFTPD may have more to say."""
-        if source in PROFTPD:
+        if self._decides(notification, state):
             return None
         if self._transfers.is_open(path):
             return Hold("ProFTPD is receiving it", WRITING_MOST, state)
-        if not watch.proftpd:
+        if not watch.proftpd and notification.source not in PROFTPD:
             return None
         wait = watch.confirm - _unchanged(noticed, state)
         if wait > 0:
             return Hold("waiting for ProFTPD's word", wait, state)
-        if watch.unconfirmed == "hold":
+        if watch.unconfirmed == "hold" and not (noticed is not None and noticed.hooked):
             return Fail(state, f"ProFTPD did not confirm it within {watch.confirm:g} seconds")
         return None
 
@@ -208,10 +226,12 @@ class Judge:
         if decision.existing:
             # Open for writing since before the watch began, and closed now.
             return True
+        recent = self.recent(os.path.join(watch.path, subpath), state)
+        if recent is not None and recent.failed and source is self.decisive is Source.LOG:
+            return True  # a hook's word made it fail, and the log knows better
         if state.ctime == decision.ctime:
             return False
         # Only ctime differs: MFMT or chmod after the write, or a write that kept the mtime.
-        recent = self.recent(os.path.join(watch.path, subpath), state)
         if recent is None:
             return True
         if source in PROFTPD:

@@ -128,6 +128,12 @@ def socket_path(value: str, directory: str) -> str:
     return whole
 
 
+def paths(value: str, directory: str) -> tuple[str, ...]:
+    """One path per line, or commas between."""
+    found = (item.strip() for item in re.split(r"[,\n]", value))
+    return tuple(path(item, directory) for item in found if item)
+
+
 def words(value: str) -> tuple[str, ...]:
     """One item per line, or commas between."""
     return tuple(word(item.strip()) for item in re.split(r"[,\n]", value) if item.strip())

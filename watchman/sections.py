@@ -36,6 +36,10 @@ SECTIONS: dict[str, dict[str, Option]] = {
         "drain": Option(options.duration, 10.0),
         "history": Option(options.duration, 7 * 86400.0),
     },
+    "proftpd": {
+        "transfer_log": Option(options.paths, relative=True),
+        "token": Option(celery_settings.secret),
+    },
     "celery": {
         "config": Option(settings_file.load, relative=True),
     },
@@ -75,7 +79,7 @@ SECTIONS: dict[str, dict[str, Option]] = {
 }
 
 #: Sections that are there once and have no name; all others are `[kind:NAME]`.
-SINGLE = frozenset({"watchman", "celery"})
+SINGLE = frozenset({"watchman", "proftpd", "celery"})
 
 #: Sections that take every Celery setting beside their own options.
 _WITH_CELERY = frozenset({"celery", "broker"})

@@ -88,7 +88,12 @@ class Transfers:
         return path in self._paths
 
     def close(self, name: str, path: str = "") -> list[Transfer]:
-        """Forget a session's transfer of a path, or with "" all of them; return them."""
+        """Forget a session's transfer of a path, or with "" all of them; return them.
+
+        A `name` without a start time, as the transfer log knows it, is `PID.`.
+        """
+        if name.endswith("."):
+            name = next((known for known in self._sessions if known.startswith(name)), "")
         session = self._sessions.get(name)
         if session is None:
             return []

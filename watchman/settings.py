@@ -30,6 +30,14 @@ class WatchSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ProftpdSettings:
+    """The `[proftpd]` section: absolute paths of the transfer logs, and their lines' secret."""
+
+    transfer_log: tuple[str, ...] = ()
+    token: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class BrokerSettings:
     """A `[broker:NAME]` section. `url` has its `${NAME}` filled in, `filesystem://` is absolute.
 
@@ -72,3 +80,4 @@ class Settings:
     watches: Mapping[str, WatchSettings]
     brokers: Mapping[str, BrokerSettings]
     tasks: tuple[TaskSettings, ...]
+    proftpd: ProftpdSettings = ProftpdSettings()

@@ -90,10 +90,10 @@ class Inotify:
         if fd >= 0:
             os.close(fd)
 
-    def watch(self, directory: int) -> int:
+    def watch(self, directory: int, mask: int = MASK) -> int:
         """Watch an open directory; the watch descriptor, the same for the same inode."""
         # By way of the descriptor no component can be swapped for a symlink, and any depth goes.
-        wd = self._calls.inotify_add_watch(self._fd, f"/proc/self/fd/{directory}", MASK)
+        wd = self._calls.inotify_add_watch(self._fd, f"/proc/self/fd/{directory}", mask)
         if wd < 0:
             error = self._calls.get_errno()
             raise OSError(error, os.strerror(error))

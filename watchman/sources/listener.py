@@ -16,7 +16,6 @@ from dataclasses import replace
 from typing import Any
 
 from watchman.errors import RequestRefused, WatchmanError
-from watchman.sessions import session_of
 from watchman.sources.connection import Connection, Due
 from watchman.sources.peers import Admins, Peer
 from watchman.sources.requests import Request
@@ -249,7 +248,7 @@ class _Server(socketserver.UnixStreamServer):
             return
         notification = request.event.notification(request.fields)
         if not request.event.admins_only:
-            notification = replace(notification, session=session_of(connection.peer.pid))
+            notification = replace(notification, session=connection.peer.session)
         try:
             self._submit(
                 notification,

@@ -10,6 +10,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Self
 
+from watchman.sessions import session_of
+
 logger = logging.getLogger(__name__)
 
 #: struct ucred of unix(7): pid, uid, gid.
@@ -30,6 +32,8 @@ class Peer:
     uid: int
     gid: int
     groups: frozenset[int] = frozenset()
+    #: The FTP session that runs the peer as its hook, "" where it is not known.
+    session: str = ""
 
     @classmethod
     def of(cls, connected: socket.socket) -> Self:
@@ -39,7 +43,9 @@ class Peer:
         except OSError:
             groups = b""  # more than 256 of them: rights by these are not seen
         pid, uid, gid = UCRED.unpack(answer)
-        return cls(pid, uid, gid, frozenset(memoryview(groups).cast("I")))
+        # At once: a hook that gives up leaves no parent to be found.
+        session = session_of(pid)
+        return cls(pid, uid, gid, frozenset(memoryview(groups).cast("I")), session)
 
     def may_write(self, path: str, *, or_directory: bool = False) -> bool:
         """Whether the peer owns a file or may write it, or its directory, by their modes.
