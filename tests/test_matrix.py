@@ -498,7 +498,7 @@ ROWS: dict[str, Row] = {
     "ftps": row(ftps, a=1),
     # ProFTPD sees a reset where the client left bytes unread, else a clean end.
     "ftpskilled": Row(
-        ftps_killed, dict.fromkeys(MODES, ONE), {mode: FAILED for mode in MODES}, either=True
+        ftps_killed, dict.fromkeys(MODES, ONE), dict.fromkeys(MODES, FAILED), either=True
     ),
     "sftp": row(sftp_put, a=1),
     "sftptimes": row(sftp_put_twice_with_times, a=2),
