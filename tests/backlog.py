@@ -1,59 +1,54 @@
-"""A small backlog for one publisher, in memory: what it takes, and what it reported."""
+"""A real backlog for one publisher without journal and disk: what it took and reported."""
 
 from __future__ import annotations
 
-import heapq
 import threading
-import time
 from collections.abc import Sequence
 from typing import Any
 
+from watchman.backlog import Backlog
 from watchman.upload import FileState, Report, Source, State, Task, Upload
 
 
 class Uploads:
-    """Uploads that wait, in order; a lane that a report names is not given before its time."""
+    """Uploads that wait, and the reports about them."""
 
     def __init__(self) -> None:
+        self._backlog = Backlog()
         #: Guards all below.
-        self._changed = threading.Condition()
-        self._waiting: list[tuple[int, str]] = []
-        self._closed_until: dict[str, float] = {}
-        self._lane: dict[int, str] = {}
+        self._changed = threading.Lock()
         self._all: list[Upload] = []
-        self._held = 0
+        self.taken = 0
         self.reports: list[Report] = []
 
     def add(self, *uploads: Upload) -> None:
-        with self._changed:
-            for upload in uploads:
-                self._all.append(upload.at(len(self._all)))
-                heapq.heappush(self._waiting, (len(self._all) - 1, ""))
-            self._changed.notify_all()
+        for upload in uploads:
+            with self._changed:
+                position = len(self._all)
+                self._all.append(upload.at(position))
+            self._backlog.add(position)
 
     def take(self, limit: int, timeout: float) -> Sequence[Upload]:
+        positions = self._backlog.take(limit, min(timeout, 0.05))
         with self._changed:
-            self._changed.wait_for(self._open, min(timeout, 0.05))
-            taken = self._open()[:limit]
-            for entry in taken:
-                self._waiting.remove(entry)
-            self._held += len(taken)
-            return [self._all[position] for position, _ in taken]
-
-    def _open(self) -> list[tuple[int, str]]:
-        now = time.monotonic()
-        return [
-            entry for entry in sorted(self._waiting) if self._closed_until.get(entry[1], 0) <= now
-        ]
+            self.taken += len(positions)
+            return [self._all[position] for position in positions]
 
     def report(self, report: Report) -> None:
+        position = report.upload.position
+        if report.state is State.DEFERRED:
+            self._backlog.put_back(position, report.lane, report.delay, report.reason)
+        else:
+            self._backlog.settle(position)
         with self._changed:
+            self.taken -= 1
             self.reports.append(report)
-            self._held -= 1
-            if report.state is State.DEFERRED:
-                heapq.heappush(self._waiting, (report.upload.position, report.lane))
-                if report.lane:
-                    self._closed_until[report.lane] = time.monotonic() + report.delay
+
+    def drop(self, position: int) -> None:
+        """Take one away from the publisher, as if its file were gone when it is looked at."""
+        while position not in self._backlog.take(1, 0.05):
+            pass
+        self._backlog.settle(position)
 
     def ids(self, state: State) -> list[str]:
         """Ids in the order in which they were reported."""
@@ -71,15 +66,8 @@ class Uploads:
             return {report.lane for report in self.reports if report.state is State.DEFERRED}
 
     @property
-    def taken(self) -> int:
-        """How many the publisher has in hand."""
-        with self._changed:
-            return self._held
-
-    @property
     def unsettled(self) -> int:
-        with self._changed:
-            return len(self._waiting) + self._held
+        return len(self._backlog)
 
 
 def upload(

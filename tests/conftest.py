@@ -11,6 +11,7 @@ from tests.brokers import CeleryWorker, RabbitServer, RedisServer
 from tests.daemon import Daemon
 from tests.needs import need
 from tests.proftpd import Options, ProftpdServer, public_directory
+from tests.publishing import Publishers
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -56,6 +57,14 @@ def rabbit_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitSe
     need("rabbitmq-server", "epmd")
     with RabbitServer(tmp_path_factory.mktemp("rabbit")) as server:
         yield server
+
+
+@pytest.fixture
+def publish() -> Iterator[Publishers]:
+    """Starts publishers on a broker's url: `publisher, uploads = publish(url)`."""
+    publishers = Publishers()
+    yield publishers
+    publishers.stop()
 
 
 @pytest.fixture

@@ -6,20 +6,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import kombu
 import pytest
 
 from tests.backlog import Uploads, upload
 from tests.brokers import CeleryWorker, RedisServer, free_port
 from tests.deadline import eventually
 from tests.needs import need
+from tests.publishing import Publishers, consume
 from watchman.errors import ConfigError
 from watchman.settings import BrokerSettings
 from watchman.sinks.celeryapp import embedded_options
 from watchman.sinks.publisher import Publisher
 from watchman.upload import State
-
-Publish = Callable[..., tuple[Publisher, Uploads]]
 
 
 @pytest.fixture
@@ -30,38 +28,8 @@ def redis(tmp_path: Path) -> Iterator[RedisServer]:
         yield server
 
 
-@pytest.fixture
-def publish() -> Iterator[Publish]:
-    """Starts a publisher on a url with a backlog."""
-    publishers = []
-
-    def start(url: str, name: str = "test", **celery: Any) -> tuple[Publisher, Uploads]:
-        uploads = Uploads()
-        settings = BrokerSettings(name, url, celery)
-        publisher = Publisher(settings, take=uploads.take, report=uploads.report)
-        publisher.start()
-        publishers.append(publisher)
-        return publisher, uploads
-
-    yield start
-    for publisher in publishers:
-        publisher.stop()
-    for publisher in publishers:
-        publisher.join(15)
-
-
-def consume(url: str, queue: str = "celery") -> list[str]:
-    """The task ids that wait in a queue, taken out of it, oldest first."""
-    ids: list[str] = []
-    with kombu.Connection(url) as connection:
-        channel = connection.channel()
-        while message := channel.basic_get(queue, no_ack=True):
-            ids.append(channel.message_to_python(message).headers["id"])
-    return ids
-
-
 def test_a_stock_worker_on_redis_receives_arguments_id_and_header(
-    redis: RedisServer, publish: Publish, celery_worker: Callable[..., CeleryWorker]
+    redis: RedisServer, publish: Publishers, celery_worker: Callable[..., CeleryWorker]
 ) -> None:
     worker = celery_worker(redis.url)
     _, uploads = publish(redis.url)
@@ -84,7 +52,7 @@ def test_a_stock_worker_on_redis_receives_arguments_id_and_header(
 
 
 def test_a_stock_worker_consumes_from_the_embedded_broker(
-    tmp_path: Path, publish: Publish, celery_worker: Callable[..., CeleryWorker]
+    tmp_path: Path, publish: Publishers, celery_worker: Callable[..., CeleryWorker]
 ) -> None:
     url = f"filesystem://{tmp_path}/not yet/broker"
     _, uploads = publish(url)
@@ -101,7 +69,7 @@ def test_a_stock_worker_consumes_from_the_embedded_broker(
 
 
 def test_names_that_are_not_utf8_arrive_as_they_are(
-    redis: RedisServer, publish: Publish, celery_worker: Callable[..., CeleryWorker]
+    redis: RedisServer, publish: Publishers, celery_worker: Callable[..., CeleryWorker]
 ) -> None:
     worker = celery_worker(redis.url)
     _, uploads = publish(redis.url)
@@ -113,7 +81,7 @@ def test_names_that_are_not_utf8_arrive_as_they_are(
 
 
 def test_routes_from_the_settings_decide_the_queue_and_a_tasks_own_queue_beats_them(
-    redis: RedisServer, publish: Publish
+    redis: RedisServer, publish: Publishers
 ) -> None:
     _, uploads = publish(redis.url, task_routes={"tests.*": {"queue": "routed"}})
     uploads.add(upload("a"), upload("b", queue="own"), upload("c", task="other.task"))
@@ -123,7 +91,7 @@ def test_routes_from_the_settings_decide_the_queue_and_a_tasks_own_queue_beats_t
     assert consume(redis.url) == ["id-c"]
 
 
-def test_a_priority_reaches_redis_in_its_own_list(redis: RedisServer, publish: Publish) -> None:
+def test_a_priority_reaches_redis_in_its_own_list(redis: RedisServer, publish: Publishers) -> None:
     _, uploads = publish(redis.url)
     uploads.add(upload("low", priority=9), upload("high", priority=0))
     eventually(lambda: len(uploads.ids(State.DONE)) == 2)
@@ -131,7 +99,7 @@ def test_a_priority_reaches_redis_in_its_own_list(redis: RedisServer, publish: P
 
 
 def test_the_environment_does_not_choose_the_broker(
-    redis: RedisServer, publish: Publish, monkeypatch: pytest.MonkeyPatch
+    redis: RedisServer, publish: Publishers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CELERY_BROKER_URL", "redis://127.0.0.1:1/0")
     monkeypatch.setenv("CELERY_BROKER_WRITE_URL", "redis://127.0.0.1:1/0")
@@ -141,13 +109,15 @@ def test_the_environment_does_not_choose_the_broker(
     assert redis.length() == 1
 
 
-def test_a_result_backend_is_never_touched(redis: RedisServer, publish: Publish) -> None:
+def test_a_result_backend_is_never_touched(redis: RedisServer, publish: Publishers) -> None:
     _, uploads = publish(redis.url, result_backend="no.such.module:Backend")
     uploads.add(upload("a"))
     eventually(lambda: uploads.ids(State.DONE) == ["id-a"])
 
 
-def test_a_thousand_uploads_arrive_in_order_and_once(redis: RedisServer, publish: Publish) -> None:
+def test_a_thousand_uploads_arrive_in_order_and_once(
+    redis: RedisServer, publish: Publishers
+) -> None:
     _, uploads = publish(redis.url)
     names = [f"{number:04d}" for number in range(1000)]
     uploads.add(*map(upload, names))
@@ -157,7 +127,7 @@ def test_a_thousand_uploads_arrive_in_order_and_once(redis: RedisServer, publish
 
 
 def test_what_waits_for_a_redis_that_is_down_is_sent_in_order_once_it_is_up(
-    redis: RedisServer, publish: Publish, caplog: pytest.LogCaptureFixture
+    redis: RedisServer, publish: Publishers, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "watchman")
     redis.stop()
@@ -178,13 +148,13 @@ def test_what_waits_for_a_redis_that_is_down_is_sent_in_order_once_it_is_up(
         record.getMessage() for record in caplog.records if "Sent" not in record.getMessage()
     ]
     assert len(changes) == 2
-    assert changes[0].startswith("Broker test is unreachable: ")
+    assert changes[0].startswith("Broker test is down: ")
     assert "Retrying in 0." in changes[0]
     assert changes[1] == "Broker test is back."
 
 
 def test_nothing_is_lost_when_redis_is_killed_under_load(
-    redis: RedisServer, publish: Publish
+    redis: RedisServer, publish: Publishers
 ) -> None:
     _, uploads = publish(redis.url)
     names = [f"{number:04d}" for number in range(2000)]
@@ -201,7 +171,7 @@ def test_nothing_is_lost_when_redis_is_killed_under_load(
 
 
 def test_an_idle_connection_that_redis_has_closed_is_replaced_at_once(
-    redis: RedisServer, publish: Publish, caplog: pytest.LogCaptureFixture
+    redis: RedisServer, publish: Publishers, caplog: pytest.LogCaptureFixture
 ) -> None:
     _, uploads = publish(redis.url)
     uploads.add(upload("a"))
@@ -215,7 +185,7 @@ def test_an_idle_connection_that_redis_has_closed_is_replaced_at_once(
 
 
 def test_a_frozen_redis_defers_does_not_delay_another_broker_and_recovers(
-    redis: RedisServer, redis_server: RedisServer, publish: Publish
+    redis: RedisServer, redis_server: RedisServer, publish: Publishers
 ) -> None:
     publisher, uploads = publish(redis.url, "frozen")
     _, others = publish(redis_server.url, "other", task_default_queue="others")
@@ -234,7 +204,7 @@ def test_a_frozen_redis_defers_does_not_delay_another_broker_and_recovers(
 
 
 def test_a_publisher_stops_within_its_time_outs_while_redis_is_frozen(
-    redis: RedisServer, publish: Publish
+    redis: RedisServer, publish: Publishers
 ) -> None:
     publisher, uploads = publish(redis.url)
     redis.freeze()
@@ -248,7 +218,7 @@ def test_a_publisher_stops_within_its_time_outs_while_redis_is_frozen(
 
 
 def test_arguments_that_cannot_be_serialized_fail_alone(
-    redis: RedisServer, publish: Publish, caplog: pytest.LogCaptureFixture
+    redis: RedisServer, publish: Publishers, caplog: pytest.LogCaptureFixture
 ) -> None:
     _, uploads = publish(redis.url)
     uploads.add(upload("a"), upload("bad", args=[object()]), upload("b"))
@@ -267,7 +237,7 @@ def test_arguments_that_cannot_be_serialized_fail_alone(
     ],
 )
 def test_options_that_celery_refuses_fail_alone(
-    options: dict[str, Any], reason: str, redis: RedisServer, publish: Publish
+    options: dict[str, Any], reason: str, redis: RedisServer, publish: Publishers
 ) -> None:
     _, uploads = publish(redis.url, task_create_missing_queues=False)
     uploads.add(upload("bad", **options), upload("good"))
@@ -277,7 +247,7 @@ def test_options_that_celery_refuses_fail_alone(
 
 
 def test_an_exchange_to_which_no_queue_is_bound_holds_up_only_its_own_tasks(
-    redis: RedisServer, publish: Publish
+    redis: RedisServer, publish: Publishers
 ) -> None:
     _, uploads = publish(redis.url)
     uploads.add(upload("a", exchange="x", routing_key="y"), upload("b"))
@@ -294,7 +264,7 @@ def test_settings_that_celery_cannot_use_are_an_error_at_once() -> None:
         Publisher(settings, take=uploads.take, report=uploads.report)
 
 
-def test_a_publisher_that_had_nothing_to_send_is_idle_and_stops(publish: Publish) -> None:
+def test_a_publisher_that_had_nothing_to_send_is_idle_and_stops(publish: Publishers) -> None:
     publisher, _ = publish(f"redis://127.0.0.1:{free_port()}")
     assert publisher.status()["state"] == "idle"
     began = time.monotonic()

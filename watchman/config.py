@@ -244,7 +244,12 @@ class _Ini:
                 for name, values in self.sections["watch"].items()
             },
             brokers={
-                name: BrokerSettings(name, values["url"], celery | _celery(values))
+                name: BrokerSettings(
+                    name,
+                    values["url"],
+                    celery | _celery(values),
+                    values.get("declare", SECTIONS["broker"]["declare"].default),
+                )
                 for name, values in self.sections["broker"].items()
             },
             proftpd=ProftpdSettings(**self.sections["proftpd"].get("", {})),

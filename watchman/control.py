@@ -58,9 +58,14 @@ class Control:
             if watch["state"] in ("missing", "incomplete")
         ]
         problems += [
-            f"broker {name} is down: {broker['error']}"
+            f"broker {name} is {broker['state']}: {broker['error']}"
             for name, broker in brokers.items()
-            if broker["state"] == "down"
+            if broker["state"] in ("down", "blocked")
+        ]
+        problems += [
+            f"broker {name} does not take tasks for {route}: {reason}"
+            for name, broker in brokers.items()
+            for route, reason in broker["refused"].items()
         ]
         problems += [
             f"{broker['waiting']} uploads wait for broker {name}, which the INI file has not"
@@ -101,9 +106,16 @@ class Control:
 
     def _brokers(self) -> dict[str, dict[str, Any]]:
         known = {name: publisher.status() for name, publisher in self._publishers.items()}
-        nobody = {"state": "unknown", "since": None, "attempts": 0, "next_try": None, "error": None}
+        unknown: dict[str, Any] = {
+            "state": "unknown",
+            "since": None,
+            "attempts": 0,
+            "next_try": None,
+            "error": None,
+            "refused": {},
+        }
         return {
-            name: {**known.get(name, nobody), "waiting": len(backlog)}
+            name: {**known.get(name, unknown), "waiting": len(backlog)}
             for name, backlog in list(self._dispatcher.pipeline.backlogs.items())
         }
 

@@ -154,7 +154,7 @@ class Daemon:
             if not any(
                 pipeline.backlogs[name].in_hand()
                 for name, publisher in publishers.items()
-                if publisher.status()["state"] != "down"
+                if publisher.status()["state"] not in ("down", "blocked")
             ):
                 return
             self._wait(DRAIN_POLL)

@@ -46,6 +46,7 @@ SECTIONS: dict[str, dict[str, Option]] = {
     "broker": {
         "url": Option(celery_settings.broker_url, required=True, relative=True),
         "config": Option(settings_file.load, relative=True),
+        "declare": Option(options.boolean, True),
     },
     "watch": {
         "path": Option(options.path, required=True, relative=True),

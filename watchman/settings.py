@@ -42,12 +42,14 @@ class BrokerSettings:
     """A `[broker:NAME]` section. `url` has its `${NAME}` filled in, `filesystem://` is absolute.
 
     `celery` holds what `[celery]` and then this section set, a settings file's values below the
-    options beside it, all under their lowercase names.
+    options beside it, all under their lowercase names. Without `declare` queues, exchanges and
+    bindings are made by others.
     """
 
     name: str
     url: str
     celery: Mapping[str, Any] = field(default_factory=dict)
+    declare: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 from watchman.errors import BrokerUnavailable, TaskRefused
@@ -24,15 +24,21 @@ BATCH = 64
 #: Seconds that a take waits for uploads, and so the longest that stopping an idle thread takes.
 PATIENCE = 1.0
 
-#: Seconds before the first retry, doubled for each further one up to the longest.
+#: Seconds before the first retry, doubled for each further one up to the longest. A try costs one
+#: connection or one message, and with the time-outs of a connection work goes on within ten seconds
+#: of the cure, however long the fault has lasted.
 FIRST_DELAY = 0.5
-LONGEST_DELAY = 60.0
+LONGEST_DELAY = 6.0
 
 #: Seconds that a join waits: longer than the timeouts of a connection.
 HUNG = 10.0
 
 #: Seconds within which a connection fails that the broker had closed while it was idle.
 AT_ONCE = 1.0
+
+
+#: What `status` says of a broker that has raised an alarm.
+BLOCKED = "it is short of memory or disk, and takes no tasks until that is over"
 
 
 class BackOff:
@@ -74,6 +80,8 @@ class Publisher:
         self._app = make_app(broker)
         self._sender: Sender | None = None
         self._back_off = BackOff()
+        #: How often a host of a failover list has failed: the next connection begins with the next.
+        self._failures = 0
         #: Routes that the broker refuses, and when to try them again.
         self._refused: dict[str, BackOff] = {}
         self._stopping = threading.Event()
@@ -97,13 +105,23 @@ class Publisher:
             self._thread.join(timeout)
 
     def status(self) -> dict[str, Any]:
-        """Whether the broker is up, down or has not been needed yet; any thread may ask."""
-        return dict(self._status)
+        """Whether the broker is up, down, blocked or has not been needed yet; any thread may ask.
+
+        `refused` tells why it does not take what goes to certain routes.
+        """
+        # What was tried again and has not come back was cured, or its uploads are gone.
+        since = time.monotonic() - LONGEST_DELAY
+        refused = self._refused.copy().items()
+        return {**self._status, "refused": {r: b.reason for r, b in refused if b.until > since}}
 
     def _run(self) -> None:
         while not self._stopping.is_set():
             try:
-                self._publish(self._take(BATCH, PATIENCE))
+                asked = time.monotonic()
+                if uploads := self._take(BATCH, PATIENCE):
+                    self._publish(uploads, asked)
+                elif self._status["state"] == "down":
+                    self._look()
             # The thread must outlive whatever take and report come to; the journal still has what
             # was not reported.
             except Exception:
@@ -112,9 +130,21 @@ class Publisher:
         if self._sender is not None:
             self._sender.close()
 
-    def _publish(self, uploads: Sequence[Upload]) -> None:
-        """Send what was taken and report all of it; waits when the broker is down."""
-        messages, now = [], time.monotonic()
+    def _look(self) -> None:
+        """Connect although nothing waits any more, so that `status` does not stay down."""
+        try:
+            self._sender = self._connected()
+            self._say("up")
+        except BrokerUnavailable as e:
+            self._defer_for_broker((), explain(e))
+
+    def _publish(self, uploads: Sequence[Upload], asked: float) -> None:
+        """Send what was taken and report all of it; waits when the broker is down.
+
+        The uploads were asked for at `asked`. What was asked for while their route was left alone
+        may have overtaken those that were held up, so it joins them, even if it is over by now.
+        """
+        messages = []
         for upload in uploads:
             try:
                 message = compose(self._app, upload)
@@ -122,8 +152,8 @@ class Publisher:
                 self._fail(upload, str(e))
                 continue
             refused = self._refused.get(str(message.route))
-            if refused and refused.until > now:
-                self._defer_for_route(message, refused.reason)
+            if refused and refused.until > asked:
+                self._defer_for_route(message, refused.reason, tried=False)
             else:
                 messages.append(message)
         if not messages:
@@ -131,15 +161,17 @@ class Publisher:
         try:
             self._send_or_retry(messages)
         except Exception as e:
-            if not isinstance(e, BrokerUnavailable):
+            if not isinstance(e, BrokerUnavailable) and self._status["state"] != "down":
                 # py-amqp is known to raise AttributeError for a lost connection, so we carry on.
                 logger.exception("Publishing to broker %s failed.", self._broker.name)
             self._defer_for_broker(messages, explain(e))
 
     def _defer_for_broker(self, messages: Sequence[Message], reason: str) -> None:
         """Defer what has not been reported, and wait: nothing else can be sent either."""
+        self._failures += 1
         delay = self._back_off.fail(time.monotonic(), reason)
-        self._say("down", reason, delay)
+        if not self._stopping.is_set():
+            self._say("down", reason, delay)
         for message in messages:
             self._report(Report(message.upload, State.DEFERRED, reason, delay=delay))
         self._stopping.wait(delay)
@@ -160,16 +192,28 @@ class Publisher:
         try:
             if self._sender is None:
                 self._sender = self._connected()
+            states: dict[str, set[State]] = {}
             for sent in self._sender.send(tuple(messages)):
                 messages.remove(sent.message)
                 self._settle(sent)
+                states.setdefault(str(sent.message.route), set()).add(sent.state)
+            self._forgive(states)
         except BaseException:
             self._discard()
             raise
 
     def _connected(self) -> Sender:
         driver = self._app.connection_for_write().transport.driver_type
-        return ConfirmingSender(self._app) if driver == "amqp" else Sender(self._app)
+        return (ConfirmingSender if driver == "amqp" else Sender)(
+            self._app,
+            declare=self._broker.declare,
+            skip=self._failures,
+            stopping=self._stopping,
+            blocked=self._on_blocked,
+        )
+
+    def _on_blocked(self, blocked: bool) -> None:
+        self._say("blocked" if blocked else "up", BLOCKED if blocked else None)
 
     def _discard(self) -> None:
         if self._sender is not None:
@@ -181,8 +225,6 @@ class Publisher:
         self._say("up")
         match sent.state:
             case State.DONE:
-                if self._refused.pop(str(sent.message.route), None):
-                    logger.info("Broker %s takes %s again.", self._broker.name, sent.message.route)
                 logger.info(
                     "Sent upload %s to broker %s, %s.",
                     upload.id,
@@ -193,7 +235,17 @@ class Publisher:
             case State.FAILED:
                 self._fail(upload, sent.reason)
             case _:
-                self._defer_for_route(sent.message, sent.reason)
+                self._defer_for_route(sent.message, sent.reason, tried=True)
+
+    def _forgive(self, states: Mapping[str, Set[State]]) -> None:
+        """Trust routes again that took what was sent; with half of it taken try again soon."""
+        for route in self._refused.keys() & states.keys():
+            if State.DONE in states[route]:
+                if State.DEFERRED in states[route]:
+                    self._refused[route].attempts = 1
+                else:
+                    del self._refused[route]
+                    logger.info("Broker %s takes %s again.", self._broker.name, route)
 
     def _fail(self, upload: Upload, reason: str) -> None:
         logger.error(
@@ -204,11 +256,11 @@ class Publisher:
         )
         self._report(Report(upload, State.FAILED, reason))
 
-    def _defer_for_route(self, message: Message, reason: str) -> None:
+    def _defer_for_route(self, message: Message, reason: str, *, tried: bool) -> None:
         """Defer an upload whose route the broker refuses; other routes go on."""
         upload, lane, now = message.upload, str(message.route), time.monotonic()
         back_off = self._refused.setdefault(lane, BackOff())
-        if back_off.until <= now:
+        if back_off.until <= now and tried:
             delay = back_off.fail(now, reason)
             if back_off.attempts == 1:
                 logger.warning(
@@ -218,25 +270,27 @@ class Publisher:
                     reason,
                     delay,
                 )
-        delay = back_off.until - now
+        delay = max(0.0, back_off.until - now)
         self._report(Report(upload, State.DEFERRED, reason, lane=lane, delay=delay))
+        # Not before the lane opens: a younger upload from elsewhere would overtake those in it.
+        back_off.until = max(back_off.until, time.monotonic() + delay)
 
     def _say(self, state: str, error: str | None = None, delay: float = 0.0) -> None:
         """Keep what `status` tells, and log when the state changes."""
-        before, now = self._status.get("state"), time.time()
+        before, now, name = self._status.get("state"), time.time(), self._broker.name
         if state == "up":
             self._back_off.attempts = 0
-            if before == "up":
-                return
-            if before == "down":
-                logger.info("Broker %s is back.", self._broker.name)
-        elif state == "down" and before != "down":
-            logger.warning(
-                "Broker %s is unreachable: %s. Retrying in %.1f seconds.",
-                self._broker.name,
-                error,
-                delay,
-            )
+        if state != before:
+            if state == "down":
+                logger.warning(
+                    "Broker %s is down: %s. Retrying in %.1f seconds.", name, error, delay
+                )
+            elif state == "blocked":
+                logger.warning("Broker %s has blocked us: %s.", name, error)
+            elif before in ("down", "blocked"):
+                logger.info("Broker %s is back.", name)
+        elif state == "up":
+            return
         self._status = {
             "state": state,
             "since": self._status["since"] if state == before else now,
