@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,6 +55,14 @@ class Uploads:
         """Ids in the order in which they were reported."""
         with self._changed:
             return [report.upload.id for report in self.reports if report.state is state]
+
+    def reported(self) -> set[str]:
+        with self._changed:
+            return {report.upload.id for report in self.reports}
+
+    def open_lane(self, name: str) -> bool:
+        """Whether what was held up by `name` may be taken again."""
+        return dict(self._backlog.lanes())[name].until < time.monotonic()
 
     def reasons(self, state: State) -> dict[str, str]:
         with self._changed:

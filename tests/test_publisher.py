@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from watchman.errors import ConfigError
 from watchman.settings import BrokerSettings
 from watchman.sinks.celeryapp import embedded_options
 from watchman.sinks.publisher import Publisher
-from watchman.upload import State
+from watchman.upload import State, Upload
 
 
 @pytest.fixture
@@ -271,3 +271,32 @@ def test_a_publisher_that_had_nothing_to_send_is_idle_and_stops(publish: Publish
     publisher.stop()
     publisher.join(15)
     assert time.monotonic() - began < 3
+
+
+def test_what_was_taken_slowly_does_not_overtake_what_its_queue_has_refused(
+    redis: RedisServer,
+) -> None:
+    uploads = Uploads()
+
+    def take(limit: int, timeout: float) -> Sequence[Upload]:
+        """Read slowly: what was taken while its route was left alone comes when that is over."""
+        taken = uploads.take(limit, timeout)
+        if any(one.id == "id-new" for one in taken) and "id-new" not in uploads.reported():
+            eventually(lambda: uploads.open_lane("queue 'bad'"))
+        return taken
+
+    redis.ask("SET", "bad", "text")
+    broker = BrokerSettings("test", redis.url)
+    publisher = Publisher(broker, take=take, report=uploads.report)
+    publisher.start()
+    try:
+        uploads.add(upload("old", queue="bad"), upload("older", queue="bad"))
+        eventually(lambda: len(uploads.ids(State.DEFERRED)) >= 2)
+        redis.ask("DEL", "bad")
+        uploads.add(upload("new", queue="bad"))
+        eventually(lambda: uploads.unsettled == 0)
+    finally:
+        publisher.stop()
+        publisher.join(15)
+    assert redis.task_ids("bad") == ["id-old", "id-older", "id-new"]
+    assert "id-new" in uploads.ids(State.DEFERRED)
