@@ -648,6 +648,17 @@ def test_a_router_may_be_named(write: Write) -> None:
     assert found.brokers["demo"].celery["task_routes"] == "routers.route"
 
 
+def test_queues_are_declared_unless_a_broker_says_no(write: Write) -> None:
+    text = MINIMAL + "[broker:theirs]\nurl = amqp://\ndeclare = no\n"
+    brokers = config.load(write(text)).brokers
+    assert {name: broker.declare for name, broker in brokers.items()} == {
+        "demo": True,
+        "theirs": False,
+    }
+    [problem] = problems(write(text.replace("= no", "= perhaps")))
+    assert problem.startswith("[broker:theirs] declare = perhaps: ")
+
+
 def test_a_brokers_settings_go_before_those_of_all(write: Write) -> None:
     write("task_default_queue = 'file'\ntask_compression = 'file'\ntask_protocol = 1", "all.py")
     write("TASK_DEFAULT_QUEUE = 'own file'\nCELERY_DEFAULT_EXCHANGE = 'own file'", "own.py")
