@@ -15,7 +15,7 @@ from watchman.dispatcher import Dispatcher
 from watchman.journal import Journal
 from watchman.judge import QUIET
 from watchman.ledger import Ledger
-from watchman.settings import BrokerSettings, Settings, TaskSettings, WatchSettings
+from watchman.settings import BrokerSettings, ProftpdSettings, Settings, TaskSettings, WatchSettings
 from watchman.upload import Answer, Kind, Notification, Outcome, Report, Source, State, Upload
 
 
@@ -50,9 +50,10 @@ class House:
     rescans: list[str] = field(default_factory=list)
     segment_size: int = 1 << 20
     watches: tuple[WatchSettings, ...] = ()
+    proftpd: ProftpdSettings = field(default_factory=ProftpdSettings)
 
     def open(self) -> None:
-        self.settings = settings(self.tmp_path)
+        self.settings = replace(settings(self.tmp_path), proftpd=self.proftpd)
         if self.watches:
             watches = {watch.name: watch for watch in self.watches}
             self.settings = replace(self.settings, watches=watches)

@@ -11,7 +11,7 @@ import pytest
 from tests.deadline import eventually
 from tests.test_dispatcher import House
 from watchman.sessions import session_of
-from watchman.settings import WatchSettings
+from watchman.settings import ProftpdSettings, WatchSettings
 from watchman.upload import Answer, Kind, Notification, Outcome, Source
 
 
@@ -227,6 +227,91 @@ def test_a_session_that_lives_on_has_not_failed(house: House, session: Session) 
     other.kill()
     assert list(eventually(lambda: failed(house))) == [str(house.tmp_path / "ftp" / "b.csv")]
     assert tell(house, Kind.COMPLETED, path, session).outcome is Outcome.OK
+
+
+@pytest.fixture
+def logged(tmp_path: Path) -> Iterator[House]:
+    """As `house`, with a transfer log beside the hooks."""
+    house = House(
+        tmp_path,
+        watches=(WatchSettings("ftp", str(tmp_path / "ftp"), proftpd=True, confirm=1.5),),
+        proftpd=ProftpdSettings(("/var/log/uploads.log",), "secret"),
+    )
+    house.open()
+    yield house
+    house.close()
+
+
+def log(house: House, kind: Kind, path: Path, session: Session, size: int | None = None) -> Answer:
+    """What a line of the transfer log says; a pid is all that it knows of a session."""
+    answers: list[Answer] = []
+    pid = f"{session.process.pid}."
+    house.dispatcher.submit(
+        Notification(kind, str(path), Source.LOG, session=pid, size=size, reason="426 failed"),
+        answers.append,
+    )
+    return eventually(lambda: answers)[0]
+
+
+def test_the_logs_line_decides_and_a_hooks_word_is_a_hint(logged: House, session: Session) -> None:
+    path = logged.write("a.csv")
+    hint = tell(logged, Kind.COMPLETED, path, session)
+    assert hint.outcome is Outcome.OK
+    assert logged.take() == []
+    assert log(logged, Kind.COMPLETED, path, session, size=6).detail == hint.detail
+    assert [upload.id for upload in logged.take()] == [hint.detail]
+
+
+def test_a_hooks_word_counts_when_the_log_stays_silent(logged: House, session: Session) -> None:
+    good, bad = logged.write("good.csv"), logged.write("bad.csv")
+    tell(logged, Kind.COMPLETED, good, session)
+    tell(logged, Kind.FAILED, bad, session)
+    assert [upload.path for upload in logged.take(patience=5)] == [str(good)]
+    eventually(lambda: failed(logged) == {str(bad): "ProFTPD says that its transfer failed"})
+
+
+def test_the_logs_failure_overrules_a_hooks_good_word(logged: House, session: Session) -> None:
+    path = logged.write("a.csv")
+    tell(logged, Kind.COMPLETED, path, session)
+    log(logged, Kind.FAILED, path, session)
+    assert failed(logged) == {str(path): "426 failed"}
+    assert logged.take(patience=2) == []
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_the_logs_good_line_overrules_the_end_of_the_session(
+    logged: House, session: Session, late: bool
+) -> None:
+    path = logged.tmp_path / "ftp" / "a.csv"
+    tell(logged, Kind.STARTED, path, session)
+    logged.write("a.csv")
+    tell(logged, Kind.ENDED, "", session)
+    if late:
+        eventually(lambda: failed(logged))
+    assert log(logged, Kind.COMPLETED, path, session, size=6).outcome is Outcome.OK
+    assert failed(logged) == {}
+    assert len(logged.take()) == 1
+
+
+def test_a_line_about_another_size_does_not_decide(logged: House, session: Session) -> None:
+    path = logged.write("a.csv")
+    log(logged, Kind.COMPLETED, path, session, size=3)
+    assert logged.take() == []
+    assert log(logged, Kind.COMPLETED, path, session, size=6).outcome is Outcome.OK
+
+
+def test_a_write_that_proftpd_has_not_begun_is_not_waited_for(
+    logged: House, session: Session
+) -> None:
+    theirs = logged.tmp_path / "ftp" / "theirs.csv"
+    tell(logged, Kind.STARTED, theirs, session)
+    assert logged.say(logged.write("ours.csv")).outcome is Outcome.OK
+    logged.write("theirs.csv")
+    assert logged.say(theirs).outcome is Outcome.IGNORED
+    log(logged, Kind.COMPLETED, theirs, session, size=6)
+    # A session whose hooks do not run, as a chrooted one: from now on all must be waited for.
+    log(logged, Kind.COMPLETED, logged.write("chrooted.csv"), session, size=6)
+    assert logged.say(logged.write("more.csv")).outcome is Outcome.IGNORED
 
 
 def test_a_session_in_another_pid_namespace_is_no_session() -> None:

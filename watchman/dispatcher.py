@@ -173,6 +173,7 @@ class Dispatcher:
             return
         match notification.kind:
             case Kind.STARTED:
+                self.judge.starts_heard = True
                 self._begin(notification, answer)
             case Kind.ENDED:
                 self._end(notification.session, "its session ended")
@@ -183,7 +184,9 @@ class Dispatcher:
             case Kind.RENAMED:
                 self._rename(notification, answer)
             case Kind.COMPLETED:
-                self._forget(notification.session, notification.path)
+                over = self._forget(notification.session, notification.path)
+                if notification.source is Source.LOG and self.judge.starts_heard and not over:
+                    self.judge.starts_missed = True
                 self._complete(notification, answer)
 
     def _answer_durably(self, answer: Respond) -> None:

@@ -108,6 +108,10 @@ class Judge:
         self._transfers = transfers
         self._clock = clock
         self._recent: OrderedDict[tuple[str, int], Recent] = OrderedDict()
+        #: Whether a hook has told of a transfer's start; whether the log has told of one that no
+        #: hook did, as those of chrooted sessions.
+        self.starts_heard = False
+        self.starts_missed = False
         #: By watch: files that no task matches, and those excluded.
         self.unmatched: Counter[str] = Counter()
         self.excluded: Counter[str] = Counter()
@@ -207,12 +211,18 @@ class Judge:
             return Hold("ProFTPD is receiving it", WRITING_MOST, state)
         if not watch.proftpd and notification.source not in PROFTPD:
             return None
+        if notification.source is Source.INOTIFY and self._tells_of_every_start():
+            return None
         wait = watch.confirm - _unchanged(noticed, state)
         if wait > 0:
             return Hold("waiting for ProFTPD's word", wait, state)
         if watch.unconfirmed == "hold" and not (noticed is not None and noticed.hooked):
             return Fail(state, f"ProFTPD did not confirm it within {watch.confirm:g} seconds")
         return None
+
+    def _tells_of_every_start(self) -> bool:
+        """Whether what ProFTPD has not begun is not ProFTPD's: hooks and log have agreed so far."""
+        return self.decisive is Source.LOG and self.starts_heard and not self.starts_missed
 
     def _is_new(self, watch: WatchSettings, subpath: str, state: FileState, source: Source) -> bool:
         """Whether a file holds a write that nobody has decided about yet."""
