@@ -15,7 +15,8 @@ def state(inode: int, size: int = 1, ctime: int = 100, mtime: int = 100) -> File
 
 
 def open_ledger(tmp_path: Path, *, baseline: int = 0) -> Ledger:
-    ledger = Ledger(str(tmp_path / "ledger"), "/watch")
+    (tmp_path / "watch").mkdir(exist_ok=True)
+    ledger = Ledger(str(tmp_path / "ledger"), str(tmp_path / "watch"))
     if not ledger.open():
         ledger.begin(baseline)
     return ledger
@@ -90,6 +91,7 @@ def test_a_whole_scan_forgets_what_it_did_not_see(tmp_path: Path) -> None:
     ledger.put("stays", state(1))
     ledger.put("goes", state(2))
     ledger.flush()
+    scan(ledger, {"stays": state(1)})
     sweep = ledger.sweep()
     assert sweep.known("stays", state(1))
     ledger.put("came meanwhile", state(3))
@@ -99,11 +101,40 @@ def test_a_whole_scan_forgets_what_it_did_not_see(tmp_path: Path) -> None:
     assert ledger.get("came meanwhile", state(3)) is not None
 
 
+def scan(ledger: Ledger, files: dict[str, FileState]) -> None:
+    sweep = ledger.sweep()
+    for name, seen in files.items():
+        assert sweep.known(name, seen)
+    sweep.finish(complete=True)
+
+
+def test_an_empty_mount_point_or_another_disk_forgets_nothing(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path)
+    ledger.put("stays", state(1))
+    ledger.flush()
+    scan(ledger, {"stays": state(1)})
+    disk, point = tmp_path / "disk", tmp_path / "watch"
+    point.rename(disk)
+    point.mkdir()
+    for _ in range(2):
+        scan(ledger, {})
+        ledger.close()
+        ledger = open_ledger(tmp_path)
+        assert ledger.get("stays", state(1)) is not None
+    point.rmdir()
+    disk.rename(point)
+    ledger.put("other", state(2))
+    ledger.flush()
+    scan(ledger, {"other": state(2)})
+    assert ledger.get("stays", state(1)) is None, "gone from the same disk"
+
+
 @pytest.mark.parametrize("disturbance", ["incomplete", "moved", "flushed"])
 def test_a_disturbed_scan_forgets_nothing(tmp_path: Path, disturbance: str) -> None:
     ledger = open_ledger(tmp_path)
     ledger.put("goes", state(2))
     ledger.flush()
+    scan(ledger, {"goes": state(2)})
     sweep = ledger.sweep()
     ledger.put("came meanwhile", state(3))
     if disturbance == "moved":

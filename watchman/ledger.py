@@ -70,6 +70,9 @@ class Ledger:
         #: Counts what makes a scan under way unfit to prune: a directory may have moved past it.
         self._disturbances = 0
         self._flushes = 0
+        #: The inode of the watch's root when a whole scan last saw files there. Not its device:
+        #: those are numbered anew at a boot.
+        self._root = 0
 
     def open(self) -> bool:
         """Read the file; return False where there is none yet: the watch's first sight."""
@@ -87,6 +90,7 @@ class Ledger:
             logger.error("Ledger set aside as %r, it cannot be read: %s.", aside, e)
             return False
         self._baseline = header["baseline"]
+        self._root = header["root"]
         return True
 
     def begin(self, baseline: int) -> None:
@@ -144,7 +148,7 @@ class Ledger:
     def sweep(self) -> Sweep:
         """Begin a scan of the whole watch."""
         with self._lock:
-            return Sweep(self, self._disturbances, self._flushes)
+            return Sweep(self, self._disturbances, self._flushes, _inode(self._watch_path))
 
     def full(self) -> bool:
         """Whether enough has come together for a `flush`."""
@@ -158,17 +162,22 @@ class Ledger:
                 self._delta.clear()
                 self._flushes += 1
 
-    def finish(self, seen: Sequence[bytearray], disturbances: int, flushes: int) -> None:
+    def finish(self, seen: Sequence[bytearray], disturbances: int, flushes: int, root: int) -> None:
         """Make the file hold what a whole scan has `seen`, and what came since; or OSError."""
         with self._lock:
-            if disturbances != self._disturbances:
+            if disturbances != self._disturbances or root != _inode(self._watch_path):
                 return
-            baseline, self._baseline = self._baseline, 0
+            before = self._baseline, self._root
+            # Decisions made and flushed during the scan stand in the file only: keep it all. So
+            # too when this is another root than before, as an empty mount point.
+            prune = flushes == self._flushes and root == self._root
+            self._baseline = 0
+            if any(seen):
+                self._root = root
             try:
-                # Decisions made and flushed during the scan stand in the file only: keep it all.
-                self._write(self._merged(seen, prune=flushes == self._flushes))
+                self._write(self._merged(seen, prune=prune))
             except OSError:
-                self._baseline = baseline
+                self._baseline, self._root = before
                 raise
 
     def close(self) -> None:
@@ -218,7 +227,12 @@ class Ledger:
     def _write(self, entries: Iterator[bytes]) -> None:
         """Replace the file: written and synced under another name, then renamed."""
         temporary = self._path + ".new"
-        header = {"magic": MAGIC, "watch": self._watch_path, "baseline": self._baseline}
+        header = {
+            "magic": MAGIC,
+            "watch": self._watch_path,
+            "baseline": self._baseline,
+            "root": self._root,
+        }
         try:
             with open(temporary, "w+b", opener=_owner_only) as file:
                 file.write(json.dumps(header).encode("ascii") + b"\n")
@@ -249,9 +263,9 @@ class Ledger:
 class Sweep:
     """One scan of a whole watch: what it sees unchanged is what the ledger keeps."""
 
-    def __init__(self, ledger: Ledger, disturbances: int, flushes: int) -> None:
+    def __init__(self, ledger: Ledger, disturbances: int, flushes: int, root: int) -> None:
         self._ledger = ledger
-        self._began = disturbances, flushes
+        self._began = disturbances, flushes, root
         self._seen = [bytearray() for _ in range(256)]
 
     def known(self, subpath: str, state: FileState) -> bool:
@@ -281,6 +295,14 @@ def _by_key(entries: bytes) -> dict[bytes, bytes]:
     """Return entries by key: two hard links of one name, in two directories, share one."""
     starts = range(0, len(entries), ENTRY.size)
     return {entries[at : at + 8]: entries[at : at + ENTRY.size] for at in starts}
+
+
+def _inode(path: str) -> int:
+    """Return the inode of a directory, 0 where there is none."""
+    try:
+        return os.stat(path).st_ino
+    except OSError:
+        return 0
 
 
 def _owner_only(path: str, flags: int) -> int:
