@@ -339,8 +339,8 @@ source = /srv/ftp
         '[task:csv] args = ["{pth}", "{"]: unknown placeholder {pth}; did you mean path?'
         " ({{ is a brace); a lone {; for a brace write {{",
         "[task:csv] task: missing",
-        "[move:in] is not a known section; known are [watchman], [celery], [broker:NAME],"
-        " [watch:NAME], [task:NAME]",
+        "[move:in] is not a known section; known are [watchman], [proftpd], [celery],"
+        " [broker:NAME], [watch:NAME], [task:NAME]",
         "[task:csv] broker = c: there is no [broker:c]; there are b",
     ]
 
@@ -354,7 +354,7 @@ source = /srv/ftp
         ("[celery:x]", "[celery:x] has no name; write [celery]"),
         ("[DEFAULT]", "[DEFAULT] is not a known section"),
         ("[Watch:in]", "[Watch:in] is not a known section; did you mean watch?"),
-        ("[proftpd]", "[proftpd] is not a known section"),
+        ("[proftpd:x]", "[proftpd:x] has no name; write [proftpd]"),
     ],
 )
 def test_a_section_that_is_none_is_a_problem(write: Write, section: str, problem: str) -> None:
