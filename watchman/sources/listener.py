@@ -299,7 +299,7 @@ class _Server(socketserver.UnixStreamServer):
 
     def _may_announce(self, peer: Peer, request: Request) -> bool:
         path = request.fields.get("path")
-        if path is None or peer in self._admins:
+        if path is None or peer in self.admins:
             return True
         return peer.may_write(path, or_directory=request.name == "started")
 
