@@ -82,8 +82,15 @@ class Daemon(Server):
 
     def run(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
         """`watchman -c INI ARGUMENTS...`, whatever its exit code."""
+        return self._run("watchman", *arguments, stdin=stdin)
+
+    def send(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        """`watchman-send -c INI ARGUMENTS...`, whatever its exit code."""
+        return self._run("watchman.commands.send", *arguments, stdin=stdin)
+
+    def _run(self, module: str, *arguments: str, stdin: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            self.watchman(*arguments),
+            [sys.executable, "-m", module, "-c", str(self.ini), *arguments],
             cwd=self.directory,
             env=self.environment(),
             input=stdin,

@@ -61,7 +61,7 @@ def test_what_is_taken_counts_until_it_is_settled() -> None:
     backlog.take(1, 0)
     assert len(backlog) == 2
     assert backlog.in_hand() == 2
-    assert dict(backlog.lanes())[""].positions == [1, 2]
+    assert sorted(dict(backlog.lanes())[""].positions) == [1, 2]
     backlog.settle(1)
     assert len(backlog) == 1
 
@@ -81,3 +81,77 @@ def test_a_waiting_take_gets_what_arrives_and_ends_when_closed() -> None:
     backlog.close()
     thread.join(10)
     assert got == [[7], []]
+
+
+def test_a_lane_that_is_opened_gives_at_once_what_it_held() -> None:
+    backlog, _ = filled(1, 2)
+    for position in backlog.take(2, 0):
+        backlog.put_back(position, "route", 10.0, "returned")
+    assert backlog.take(2, 0) == []
+    backlog.open("route")
+    assert backlog.take(2, 0) == [1, 2]
+
+
+def test_what_is_held_back_waits_for_the_end_of_its_pause_and_then_in_its_place() -> None:
+    backlog, clock = filled(1, 2, 3)
+    backlog.pause({"watch:a", "watch:b"}, whole=False)
+    one, two = backlog.take(2, 0)
+    backlog.hold_back(one, "watch:a")
+    backlog.hold_back(two, "watch:b")
+    backlog.open("paused watch:a")
+    clock.now += 1e9
+    assert backlog.take(3, 0) == [3]
+    backlog.put_back(3)
+    backlog.pause({"watch:b"}, whole=False)
+    assert backlog.take(3, 0) == [1, 3]
+    assert len(backlog) == 3
+
+
+def test_a_pause_that_ended_meanwhile_holds_nothing_back() -> None:
+    backlog, _ = filled(1)
+    [one] = backlog.take(1, 0)
+    backlog.hold_back(one, "watch:a")
+    assert backlog.take(1, 0) == [1]
+
+
+def test_a_backlog_that_is_paused_gives_nothing_and_has_nothing_in_hand() -> None:
+    backlog, _ = filled(1)
+    backlog.pause((), whole=True)
+    assert (backlog.take(1, 0), backlog.in_hand(), len(backlog)) == ([], 0, 1)
+    backlog.pause((), whole=False)
+    assert backlog.take(1, 0) == [1]
+
+
+def test_what_waits_anywhere_can_be_withdrawn() -> None:
+    backlog, _ = filled(1, 2, 3, 4)
+    for position in backlog.take(2, 0):
+        backlog.put_back(position, "route", 10.0, "returned")
+    assert backlog.withdraw({2, 3, 9}, 0) == {2, 3}
+    assert (backlog.take(9, 0), len(backlog)) == ([4], 4)
+    backlog.settle(2)
+    backlog.settle(3)
+    assert len(backlog) == 2
+
+
+def test_what_another_has_in_hand_is_withdrawn_when_it_gives_it_back() -> None:
+    backlog = Backlog()
+    for position in (1, 2, 3):
+        backlog.add(position)
+    backlog.take(3, 0)
+    withdrawn: list[set[int]] = []
+    thread = threading.Thread(target=lambda: withdrawn.append(backlog.withdraw({1, 2}, 60)))
+    thread.start()
+    eventually(lambda: backlog.withdraw({3}, 0) == set())
+    backlog.put_back(1)
+    backlog.settle(2)
+    thread.join(10)
+    assert withdrawn == [{1}]
+    assert (backlog.take(9, 0), len(backlog)) == ([], 2)
+
+
+def test_what_another_keeps_in_hand_cannot_be_withdrawn() -> None:
+    backlog, _ = filled(1)
+    backlog.take(1, 0)
+    assert backlog.withdraw({1}, 0.01) == set()
+    backlog.put_back(1)
+    assert backlog.take(1, 0) == [1]

@@ -107,10 +107,10 @@ def uploads():
             "reason": reason,
         }
         for state, attempts, next_try, reason in (
+            ("failed", 1, None, "cannot be serialized"),
+            ("deferred", 3, now + 3600 * 5, "Connection\nrefused"),
             ("waiting", 0, None, None),
             ("noticed", 0, None, "it is being written"),
-            ("deferred", 3, now + 3600 * 5, "Connection\nrefused"),
-            ("failed", 1, None, "cannot be serialized"),
         )
     ]
 
@@ -295,7 +295,7 @@ def test_an_unhealthy_status_is_1_and_says_why_first(place, daemon):
     assert json.loads(done.stdout)["problems"] == ["broker main is down: refused"]
 
 
-def test_the_queue_shows_what_needs_an_operator_first(place, daemon):
+def test_the_queue_shows_a_line_for_each_upload_and_why_below_it(place, daemon):
     done = run(place, "queue")
     assert done.returncode == 0
     lines = [line.split() for line in done.stdout.decode().splitlines()]

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from watchman.journal import Journal
 from watchman.judge import QUIET
 from watchman.ledger import Ledger
 from watchman.settings import BrokerSettings, ProftpdSettings, Settings, TaskSettings, WatchSettings
+from watchman.unsettled import Selection, Unsettled
 from watchman.upload import Answer, Kind, Notification, Outcome, Report, Source, State, Upload
 
 
@@ -112,6 +114,12 @@ class House:
 
     def take(self, broker: str = "b", patience: float = 0.0) -> list[Upload]:
         return self.dispatcher.pipeline.take(broker, 100, patience)
+
+    def unsettled(self) -> Unsettled:
+        return Unsettled(self.dispatcher.pipeline, journal=self.journal, brokers=dict)
+
+    def rows(self) -> list[dict[str, Any]]:
+        return list(self.unsettled().rows())
 
     def settle(self, upload: Upload, state: State = State.DONE, reason: str = "") -> None:
         self.dispatcher.pipeline.report(Report(upload, state, reason))
@@ -278,7 +286,7 @@ def test_a_failed_upload_stays_listed_and_is_not_sent_again(house: House) -> Non
     house.say(path)
     house.settle(house.take()[0], State.FAILED, "cannot be serialized")
     for _ in range(2):
-        (row,) = house.dispatcher.pipeline.rows()
+        (row,) = house.rows()
         assert (row["state"], row["reason"]) == ("failed", "cannot be serialized")
         assert house.take() == []
         assert house.say(path, Source.SCAN).outcome is Outcome.DUPLICATE
@@ -307,7 +315,7 @@ def test_an_upload_waits_while_its_watch_is_away(house: House) -> None:
     house.say(house.write("a.csv"))
     (house.tmp_path / "ftp").rename(house.tmp_path / "away")
     assert house.take() == []
-    (row,) = house.dispatcher.pipeline.rows()
+    (row,) = house.rows()
     assert row["state"] == "deferred"
     assert "away" in row["reason"]
     assert house.dispatcher.pipeline.settled["gone"] == 0
@@ -435,3 +443,41 @@ def test_each_source_is_counted(house: House) -> None:
         house.say(path, source)
     assert house.dispatcher.heard == {"inotify": 1, "scan": 2}
     assert house.dispatcher.last_heard["scan"] == house.now
+
+
+def test_a_call_returns_when_what_it_staged_is_durable_or_raises_why_not(house: House) -> None:
+    assert house.dispatcher.call(lambda: 7) == 7
+    with pytest.raises(ZeroDivisionError):
+        house.dispatcher.call(lambda: 1 // 0)
+    path = house.write("a.csv")
+    house.say(path)
+    [upload] = house.take()
+    house.settle(upload, State.FAILED, "cannot be serialized")
+    [row] = house.rows()
+    [failed] = [
+        found.upload
+        for found in house.unsettled().select(Selection(ids=frozenset({row["id"]})))
+        if found
+    ]
+    assert house.dispatcher.call(lambda: house.dispatcher.pipeline.retry_failed(failed))
+    house.restart()
+    assert [row["state"] for row in house.rows()] == ["waiting"]
+    assert not house.dispatcher.call(lambda: house.dispatcher.pipeline.retry_failed(failed))
+
+
+def test_what_is_dropped_survives_the_retirement_of_its_segment(tmp_path: Path) -> None:
+    house = House(tmp_path, segment_size=1000)
+    house.open()
+    try:
+        house.say(house.write("a.csv"))
+        [upload] = house.take()
+        house.dispatcher.call(lambda: house.dispatcher.pipeline.drop(upload))
+        for n in range(10):
+            house.say(house.write(f"{n}.nc"))
+            house.settle(house.take("c")[0])
+        eventually(lambda: len(os.listdir(tmp_path / "spool" / "history")) > 1)
+        house.restart()
+        assert house.rows() == []
+        assert house.take() == []
+    finally:
+        house.close()

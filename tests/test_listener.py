@@ -1,6 +1,7 @@
 """A real socket, real peers: friendly, slow, silent and hostile ones."""
 
 import contextlib
+import itertools
 import json
 import os
 import resource
@@ -28,6 +29,7 @@ class Dispatcher:
     def __init__(self):
         self.submitted = []
         self.at_once = True
+        self.answers = {}
 
     def submit(self, notification, answer):
         if notification.path == "/broken":
@@ -37,6 +39,8 @@ class Dispatcher:
             answer(Answer(Outcome.OK, f"id-{len(self.submitted)}"))
 
     def query(self, event, fields):
+        if event in self.answers:
+            return self.answers[event]
         if event == "explain" and fields["path"] == "/refused":
             raise WatchmanError("not\nthis one")
         if event == "explain" and fields["path"] == "/broken":
@@ -153,6 +157,60 @@ def test_a_query_is_answered_by_lines_of_json_and_their_count(path):
 def test_a_long_answer_arrives_whole(path):
     found = client.request(path, "queue")
     assert [upload["number"] for upload in found] == list(range(5000))
+
+
+def test_an_answer_is_made_as_its_peer_reads_and_others_get_theirs_in_between(path, dispatcher):
+    made = []
+
+    def numbers():
+        for number in itertools.count():
+            made.append(number)
+            yield {"number": number, "text": "x" * 1000}
+
+    dispatcher.answers["explain"] = numbers()
+    with connect(path) as connected, connected.makefile("rb") as answers:
+        connected.sendall(b"event=explain\0path=/srv/a\0\0")
+        assert json.loads(answers.readline())["number"] == 0
+        while True:
+            before = len(made)
+            assert alive(path)
+            assert len(made) < 5000, "what nobody reads is not made"
+            if len(made) == before:
+                break
+        for number in range(1, before + 1000):
+            assert json.loads(answers.readline())["number"] == number
+        assert len(made) > before
+
+
+def test_an_answer_that_takes_long_to_find_delays_no_other(path, dispatcher):
+    found = threading.Event()
+
+    def search():
+        while not found.is_set():
+            time.sleep(0.001)
+            yield None
+        yield {"found": True}
+
+    dispatcher.answers["explain"] = search()
+    with connect(path) as connected, connected.makefile("rb") as answers:
+        connected.sendall(b"event=explain\0path=/srv/a\0\0")
+        for _ in range(3):
+            assert alive(path)
+        found.set()
+        assert answers.readline() == b'{"found": true}\n'
+        assert answers.readline() == b"OK 1\n"
+
+
+def test_an_answer_that_fails_in_the_middle_ends_with_the_reason(path, dispatcher):
+    def fail():
+        yield {"number": 1}
+        raise WatchmanError("no more")
+
+    dispatcher.answers["explain"] = fail()
+    assert talk(path, b"event=explain\0path=/srv/a\0\0") == b'{"number": 1}\nERROR no more\n'
+    dispatcher.answers["explain"] = fail()
+    with pytest.raises(RequestRefused, match="no more"):
+        client.request(path, "explain", {"path": "/srv/a"})
 
 
 def test_a_query_that_is_refused_says_why_on_one_line(path):

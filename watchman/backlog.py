@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import heapq
+import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
 
@@ -17,6 +18,8 @@ class Lane:
     until: float = 0.0
     attempts: int = 0
     reason: str = ""
+    #: What an operator has paused and is waited for to be resumed, as `watch:ftp`.
+    paused: str = ""
 
 
 class Backlog:
@@ -28,17 +31,22 @@ class Backlog:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        #: Guards everything below; notified when something may be taken.
+        #: Guards everything below; notified when something may be taken or was given back.
         self._changed = threading.Condition()
         self._lanes: dict[str, Lane] = {"": Lane()}
         self._taken: set[int] = set()
+        #: Taken ones that `withdraw` waits for: given back, they stay taken, by it.
+        self._wanted: set[int] = set()
+        #: What is paused of those that wait here, and whether nothing is to be taken at all.
+        self._pauses: Collection[str] = ()
+        self._paused = False
         self._closed = False
 
     def add(self, position: int) -> None:
         """Let an upload wait that has just been accepted."""
         with self._changed:
             heapq.heappush(self._lanes[""].positions, position)
-            self._changed.notify()
+            self._changed.notify_all()
 
     def take(self, limit: int, timeout: float) -> list[int]:
         """Wait at most `timeout` seconds for at most `limit` uploads; [] also once closed."""
@@ -46,13 +54,16 @@ class Backlog:
         with self._changed:
             while not self._closed:
                 now = self._clock()
-                taken = list(self._pop(limit, now))
+                taken = [] if self._paused else list(self._pop(limit, now))
                 if taken or now >= deadline:
                     self._taken.update(taken)
                     return taken
-                shut = [lane.until for lane in self._lanes.values() if lane.positions]
-                self._changed.wait(min([deadline, *shut]) - now)
+                self._changed.wait(min(deadline, self._next_opening()) - now)
             return []
+
+    def _next_opening(self) -> float:
+        shut = [lane.until for lane in self._lanes.values() if lane.positions]
+        return math.inf if self._paused else min(shut, default=math.inf)
 
     def _pop(self, limit: int, now: float) -> Iterator[int]:
         lanes = [lane for lane in self._lanes.values() if lane.until <= now and lane.positions]
@@ -65,24 +76,90 @@ class Backlog:
                 lanes.remove(oldest)
 
     def put_back(self, position: int, lane: str = "", delay: float = 0.0, reason: str = "") -> None:
-        """Let an upload that was taken wait again; its lane is shut for `delay` seconds."""
+        """Let an upload that was taken wait again; its lane is shut for `delay` seconds.
+
+        The common lane is never shut: whoever takes waits by itself.
+        """
         with self._changed:
-            self._taken.discard(position)
             held = self._lanes.setdefault(lane, Lane())
-            until = self._clock() + delay
-            if delay and held.until <= self._clock():
-                held.attempts += 1
-            held.until, held.reason = max(held.until, until) if lane else 0.0, reason
-            heapq.heappush(held.positions, position)
-            self._changed.notify()
+            if lane:
+                now = self._clock()
+                if delay and held.until <= now:
+                    held.attempts += 1
+                held.until, held.reason = max(held.until, now + delay), reason
+            self._give_back(position, held)
+
+    def hold_back(self, position: int, pause: str) -> None:
+        """Let an upload that was taken wait until `pause` is over, which it may be by now."""
+        with self._changed:
+            held = self._lanes[""]
+            if pause in self._pauses:
+                shut = Lane(until=math.inf, paused=pause)
+                held = self._lanes.setdefault(f"paused {pause}", shut)
+            self._give_back(position, held)
+
+    def _give_back(self, position: int, lane: Lane) -> None:
+        if position in self._wanted:
+            self._wanted.discard(position)
+        else:
+            self._taken.discard(position)
+            heapq.heappush(lane.positions, position)
+        self._changed.notify_all()
 
     def settle(self, position: int) -> None:
         """Say that an upload that was taken does not come back."""
         with self._changed:
             self._taken.discard(position)
+            self._wanted.discard(position)
             for name in [name for name, lane in self._lanes.items() if name and not lane.positions]:
                 if self._lanes[name].until <= self._clock() and not self._taken:
                     del self._lanes[name]
+            self._changed.notify_all()
+
+    def pause(self, pauses: Collection[str], *, whole: bool) -> None:
+        """Hold back what is in `pauses`, or everything; what no longer is may be taken again."""
+        with self._changed:
+            self._pauses, self._paused = pauses, whole
+            common = self._lanes[""].positions
+            for name, lane in list(self._lanes.items()):
+                if lane.paused and lane.paused not in pauses:
+                    del self._lanes[name]
+                    common += lane.positions
+            heapq.heapify(common)
+            self._changed.notify_all()
+
+    def open(self, lane: str) -> None:
+        """Let what waits in a lane be taken at once; what is paused stays so."""
+        with self._changed:
+            held = self._lanes.get(lane)
+            if held is not None and not held.paused:
+                held.until = 0.0
+                self._changed.notify_all()
+
+    def withdraw(self, positions: Collection[int], timeout: float) -> set[int]:
+        """Take certain uploads, however long they were to wait; return those that could be had.
+
+        What another has taken is waited for, for at most `timeout` seconds.
+        """
+        with self._changed:
+            in_hand = self._taken.intersection(positions)
+            mine = self._remove(set(positions) - in_hand)
+            self._taken |= mine
+            self._wanted |= in_hand
+            self._changed.wait_for(lambda: not in_hand & self._wanted, timeout)
+            late = in_hand & self._wanted
+            self._wanted -= late
+            return mine | ((in_hand - late) & self._taken)
+
+    def _remove(self, positions: set[int]) -> set[int]:
+        removed: set[int] = set()
+        for lane in self._lanes.values():
+            found = positions.intersection(lane.positions)
+            if found:
+                lane.positions = [one for one in lane.positions if one not in found]
+                heapq.heapify(lane.positions)
+                removed |= found
+        return removed
 
     def close(self) -> None:
         """Give nothing any more."""
@@ -100,7 +177,8 @@ class Backlog:
         with self._changed:
             now = self._clock()
             lanes = [lane for lane in self._lanes.values() if lane.until <= now]
-            return len(self._taken) + sum(len(lane.positions) for lane in lanes)
+            waiting = 0 if self._paused else sum(len(lane.positions) for lane in lanes)
+            return len(self._taken) + waiting
 
     def lanes(self) -> list[tuple[str, Lane]]:
         """Return a copy of the lanes, for those who want to show them; what is taken is in ""."""
@@ -109,10 +187,11 @@ class Backlog:
                 (
                     name,
                     Lane(
-                        sorted([*lane.positions, *(() if name else self._taken)]),
+                        [*lane.positions, *(() if name else self._taken)],
                         lane.until,
                         lane.attempts,
                         lane.reason,
+                        lane.paused,
                     ),
                 )
                 for name, lane in self._lanes.items()

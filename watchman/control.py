@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import os
+import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from watchman import __version__
 from watchman.dispatcher import Dispatcher
 from watchman.errors import WatchmanError
+from watchman.interventions import Interventions
 from watchman.journal import Journal
+from watchman.overview import Overview
+from watchman.pauses import ALL, KINDS, Pauses
 from watchman.settings import Settings
-from watchman.sinks.publisher import Publisher
-from watchman.sources.scanner import Scanner
-from watchman.sources.watcher import Watcher
+from watchman.sinks.publishers import Publishers
+from watchman.sources.finders import Finders
+from watchman.unsettled import Unsettled
+
+Rows = Iterable[Mapping[str, Any] | None]
 
 
 class Control:
@@ -26,98 +30,83 @@ class Control:
         *,
         dispatcher: Dispatcher,
         journal: Journal,
-        watcher: Watcher,
-        scanner: Scanner,
-        publishers: Mapping[str, Publisher],
+        pauses: Pauses,
+        finders: Finders,
+        publishers: Publishers,
+        reload: Callable[[], list[str]],
     ) -> None:
-        self._settings = settings
-        self._started = time.time()
+        #: Replaced by a reload.
+        self.settings = settings
         self._dispatcher = dispatcher
         self._journal = journal
-        self._watcher = watcher
-        self._scanner = scanner
-        self._publishers = publishers
+        self._pauses = pauses
+        self._reload = reload
+        unsettled = Unsettled(dispatcher.pipeline, journal=journal, brokers=publishers.status)
+        self._unsettled = unsettled
+        self._interventions = Interventions(
+            unsettled, dispatcher=dispatcher, hurry=publishers.hurry
+        )
+        self._overview = Overview(
+            dispatcher=dispatcher,
+            unsettled=unsettled,
+            pauses=pauses,
+            finders=finders,
+            publishers=publishers,
+        )
 
-    def query(self, event: str, fields: Mapping[str, str]) -> list[dict[str, Any]]:
-        """Answer one query, or raise WatchmanError."""
+    def query(self, event: str, fields: Mapping[str, str]) -> Rows:
+        """Answer one query, or raise WatchmanError: now or while the answer is iterated over."""
         match event:
             case "status":
-                return [self._status()]
+                return [self._overview.status(self.settings)]
             case "queue":
-                return [*self._dispatcher.held.rows(), *self._dispatcher.pipeline.rows()]
+                return self._queue(fields.get("limit", ""))
             case "explain":
                 return [self._story(fields.get("path") or fields.get("id", ""))]
+            case "retry":
+                return self._interventions.retry(fields)
+            case "drop":
+                return self._interventions.drop(fields)
+            case "pause":
+                return self._pause(fields.get("name", ALL))
+            case "resume":
+                return self._resume(fields.get("name", ALL))
+            case "reload":
+                return [{"changed": self._reload()}]
         raise WatchmanError(f"unknown query {event!r}")
 
-    def _status(self) -> dict[str, Any]:
-        dispatcher, pipeline = self._dispatcher, self._dispatcher.pipeline
-        watches, brokers = self._watches(), self._brokers()
-        problems = [
-            f"watch {name} ({watch['path']}) is {watch['state']}: {watch['error']}"
-            for name, watch in watches.items()
-            if watch["state"] in ("missing", "incomplete")
-        ]
-        problems += [
-            f"broker {name} is {broker['state']}: {broker['error']}"
-            for name, broker in brokers.items()
-            if broker["state"] in ("down", "blocked")
-        ]
-        problems += [
-            f"broker {name} does not take tasks for {route}: {reason}"
-            for name, broker in brokers.items()
-            for route, reason in broker["refused"].items()
-        ]
-        problems += [
-            f"{broker['waiting']} uploads wait for broker {name}, which the INI file has not"
-            for name, broker in brokers.items()
-            if broker["state"] == "unknown" and broker["waiting"]
-        ]
-        if dispatcher.unwritable():
-            problems.append(f"the journal below {self._settings.spool} cannot be written")
-        return {
-            "healthy": not problems,
-            "problems": problems,
-            "pid": os.getpid(),
-            "version": __version__,
-            "since": self._started,
-            "config": self._settings.file,
-            "sources": {
-                name: {"heard": dispatcher.heard[name], "last": dispatcher.last_heard.get(name)}
-                for name in ("hook", "log", "inotify", "scan", "resubmit")
-            },
-            "watches": watches,
-            "brokers": brokers,
-            "uploads": {"noticed": len(dispatcher.held), **pipeline.counts()},
-            "oldest_waiting": pipeline.oldest_waiting(),
-        }
+    def _queue(self, limit: str) -> Iterator[Mapping[str, Any]]:
+        if limit and not limit.isdecimal():
+            raise WatchmanError(f"limit {limit!r} is not a number")
+        rows = itertools.chain(self._unsettled.rows(), self._dispatcher.held.rows())
+        return itertools.islice(rows, int(limit) if limit else None)
 
-    def _watches(self) -> dict[str, dict[str, Any]]:
-        watcher, scanner = self._watcher.status(), self._scanner.status()
-        return {
-            name: {
-                "path": watch.path,
-                **scanner.get(name, {}),
-                **watcher.get(name, {}),
-                "unmatched": self._dispatcher.judge.unmatched[name],
-                "excluded": self._dispatcher.judge.excluded[name],
-            }
-            for name, watch in self._settings.watches.items()
+    def _pause(self, name: str) -> Rows:
+        kind, _, section = name.partition(":")
+        sections = {
+            "watch": list(self.settings.watches),
+            "task": [task.name for task in self.settings.tasks],
+            "broker": list(self.settings.brokers),
         }
+        if name != ALL and section not in sections.get(kind, []):
+            known = ", ".join(f"{kind}:{one}" for kind in KINDS for one in sections[kind])
+            raise WatchmanError(f"nothing is called {name}; what can be paused is {known}")
+        self._pauses.pause(name)
+        return self._apply_pauses()
 
-    def _brokers(self) -> dict[str, dict[str, Any]]:
-        known = {name: publisher.status() for name, publisher in self._publishers.items()}
-        unknown: dict[str, Any] = {
-            "state": "unknown",
-            "since": None,
-            "attempts": 0,
-            "next_try": None,
-            "error": None,
-            "refused": {},
-        }
-        return {
-            name: {**known.get(name, unknown), "waiting": len(backlog)}
-            for name, backlog in list(self._dispatcher.pipeline.backlogs.items())
-        }
+    def _resume(self, name: str) -> Rows:
+        paused = self._pauses.since()
+        if name not in paused and (name != ALL or not paused):
+            known = f"what is paused is {', '.join(paused)}" if paused else "nothing is paused"
+            raise WatchmanError(f"{name} is not paused; {known}")
+        self._pauses.resume(name)
+        return self._apply_pauses()
+
+    def _apply_pauses(self) -> Rows:
+        """Have them take effect; they are durable."""
+        paused = self._pauses.since()
+        self._dispatcher.call(lambda: self._dispatcher.pipeline.pause(paused))
+        return [{"name": name, "since": since} for name, since in paused.items()]
 
     def _story(self, subject: str) -> dict[str, Any]:
         """Return the records about a path or an upload id, of the past too, oldest first."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -10,10 +11,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from watchman import beneath
-from watchman.errors import NotBelowWatch
+from watchman.errors import JournalUnwritable, NotBelowWatch
 from watchman.groupcommit import GroupCommit
 from watchman.held import Held, Noticed
 from watchman.journal import Journal
@@ -41,6 +42,7 @@ logger = logging.getLogger(__name__)
 LOG_LAG = 1.0
 
 Respond = Callable[[Answer], None]
+T = TypeVar("T")
 
 
 class Dispatcher:
@@ -104,6 +106,11 @@ class Dispatcher:
         """Wait for the end: all is committed."""
         self._commit.join()
 
+    def close(self) -> None:
+        """Close the ledgers, after the end."""
+        for ledger in self._ledgers.values():
+            ledger.close()
+
     def submit(self, notification: Notification, answer: Respond | None = None) -> None:
         """Take a notification from a source's thread, which waits while there are too many.
 
@@ -133,11 +140,43 @@ class Dispatcher:
             self._journal.release(self._marked[log][1])
         self._marked[log] = tails, position
 
+    def call(self, work: Callable[[], T]) -> T:
+        """Have work done in the dispatcher's thread and made durable; from another thread.
+
+        Returns or raises what the work does, or JournalUnwritable.
+        """
+        return self._commit.call(work)
+
+    def change(self, settings: Settings, rules: Rules, ledgers: Mapping[str, Ledger]) -> None:
+        """Go over to other settings; ledgers that are not among `ledgers` any more are closed.
+
+        What is in hand stays so, and what was accepted goes on as it was accepted.
+        """
+        # What it writes down is written whenever the journal can be.
+        with contextlib.suppress(JournalUnwritable):
+            self.call(partial(self._change, settings, rules, ledgers))
+
     def unwritable(self) -> bool:
         """Whether the journal cannot be written at present."""
         return bool(self._commit.unwritable_since)
 
     # The dispatcher's thread.
+
+    def _change(self, settings: Settings, rules: Rules, ledgers: Mapping[str, Ledger]) -> None:
+        before = self._ledgers.values()
+        self._settings, self._ledgers, self.rules = settings, ledgers, rules
+        self.pipeline.change(settings, rules=rules, ledgers=ledgers)
+        log = bool(settings.proftpd.transfer_log)
+        self.judge.change(rules=rules, ledgers=ledgers, transfer_log=log)
+        for noticed in self.held.remove(lambda path: rules.locate(path) is None):
+            if noticed.id:
+                self._release(noticed, Ignore("its watch left the INI file"))
+        for ledger in before:
+            if not any(ledger is kept for kept in ledgers.values()):
+                try:
+                    ledger.close()
+                except OSError as e:
+                    logger.warning("Ledger of a watch that was removed is not up to date: %s.", e)
 
     def _look_again(self) -> float:
         """Look at held files that are due, and for sessions that died; return when next, in s."""
@@ -341,10 +380,10 @@ class Dispatcher:
         self, watch: WatchSettings, path: str, state: FileState, notification: Notification
     ) -> Upload:
         return Upload(
-            id=str(uuid.uuid4()),
+            id=notification.old_id or str(uuid.uuid4()),
             watch=watch.name,
             path=path,
-            original=path,
+            original=notification.resubmit_as or path,
             state=state,
             source=notification.source,
             accepted=self._clock(),
@@ -520,7 +559,7 @@ class Dispatcher:
             return
         watch, subpath = located
         path = os.path.join(watch.path, subpath)
-        tasks = self.rules.tasks_for(path)
+        tasks = self.rules.tasks_for(notification.resubmit_as or path)
         if not tasks:
             answer(Answer(Outcome.ERROR, "no task matches"))
             return
@@ -532,9 +571,11 @@ class Dispatcher:
         if look.writing:
             answer(Answer(Outcome.ERROR, "it is being written"))
             return
-        self._accept(
-            watch, subpath, look.state, tasks[0], notification, answer, self.held.pop(path)
-        )
+        noticed = self.held.pop(path)
+        if noticed is not None and noticed.id and notification.old_id:
+            self._release(noticed, PassOver(look.state))
+            noticed = None
+        self._accept(watch, subpath, look.state, tasks[0], notification, answer, noticed)
 
     def _superseded(self, upload: Upload) -> None:
         """See to it that the newer write is decided about, should nobody have spoken of it."""
@@ -542,7 +583,7 @@ class Dispatcher:
 
     def _replay_decision(self, upload: Upload) -> None:
         self.judge.remember(upload)
-        located = self.rules.locate(upload.original)
+        located = self.rules.locate(upload.path)
         if located is not None:
             watch, subpath = located
             ledger, state = self._ledgers[watch.name], upload.state

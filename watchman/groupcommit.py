@@ -8,8 +8,9 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from watchman.errors import JournalUnwritable
 from watchman.journal import Journal
@@ -26,6 +27,7 @@ BATCH = 1_000
 RETRY = 1.0
 
 Work = Callable[[], None]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,32 @@ class GroupCommit:
     def bring(self, work: Work) -> None:
         """Bring work; wait while there is too much of it."""
         self._inbox.put(work)
+
+    def call(self, work: Callable[[], T]) -> T:
+        """Have work done in the thread; return its result once what is staged then is durable.
+
+        Raises what the work raises, and JournalUnwritable while the journal cannot be written: what
+        is `lasting` will be done nevertheless. Any thread but its own.
+        """
+        done: Future[T] = Future()
+
+        def answered() -> None:
+            try:
+                result = work()
+            except BaseException as e:
+                done.set_exception(e)
+                return
+            if not self._changes:
+                done.set_result(result)
+            else:
+                self.stage(
+                    None,
+                    lambda _: done.set_result(result),
+                    lambda reason: done.set_exception(JournalUnwritable(reason)),
+                )
+
+        self.bring(answered)
+        return done.result()
 
     def stage(
         self,
@@ -143,7 +171,7 @@ class GroupCommit:
         self._changes = [change for change in changes if change.lasting]
         if not self._changes:
             # Somebody must find out when the disk has room again.
-            self.stage({"event": "retried", "at": time.time()}, lasting=True)
+            self.stage({"event": "probed", "at": time.time()}, lasting=True)
 
     def _stop(self) -> None:
         self._stopping = True

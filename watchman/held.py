@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +84,10 @@ class Held:
     def get(self, path: str) -> Noticed | None:
         """Return how a file is held."""
         return self._noticed.get(path)
+
+    def remove(self, is_over: Callable[[str], bool]) -> list[Noticed]:
+        """Hold files no longer whose path is one that `is_over`; return how they were held."""
+        return [self._noticed.pop(path) for path in list(self._noticed) if is_over(path)]
 
     def due(self, now: float) -> list[Noticed]:
         """Return what is due; each once."""

@@ -10,7 +10,7 @@ import threading
 import time
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from watchman.errors import JournalCorrupt, JournalUnwritable
@@ -52,6 +52,13 @@ def fsync_directory(path: str) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _matching(lines: Iterable[bytes], needles: Collection[bytes]) -> Iterator[dict[str, Any]]:
+    for line in lines:
+        if any(needle in line for needle in needles):
+            with contextlib.suppress(JournalCorrupt, ValueError):
+                yield decode(line)
 
 
 class Journal:
@@ -170,6 +177,10 @@ class Journal:
 
     def read(self, position: int) -> dict[str, Any]:
         """Return the record at a position, or raise JournalCorrupt or OSError."""
+        return decode(self.line(position))
+
+    def line(self, position: int) -> bytes:
+        """Return the line of the record at a position, or raise JournalCorrupt or OSError."""
         segment, offset = position >> OFFSET_BITS, position & ((1 << OFFSET_BITS) - 1)
         size = 2048
         while True:
@@ -177,7 +188,7 @@ class Journal:
                 data = os.pread(self._reader(segment), size, offset)
             end = data.find(b"\n") + 1
             if end:
-                return decode(data[:end])
+                return data[:end]
             if len(data) < size:
                 raise JournalCorrupt(f"no record at offset {offset} of {self._path(segment)}")
             size *= 4
@@ -228,19 +239,21 @@ class Journal:
 
     def story(self, subject: str) -> Iterator[dict[str, Any]]:
         """Yield the records, of the past too, that name a path or an id; oldest first."""
-        needle = json.dumps(subject).encode("ascii")
-        for directory in (self._history, self._directory):
-            for name in sorted(os.listdir(directory)):
-                if not name.endswith(SUFFIX):
-                    continue
-                try:
+        return self.records({json.dumps(subject).encode("ascii")})
+
+    def records(self, needles: Collection[bytes]) -> Iterator[dict[str, Any]]:
+        """Yield the records, of the past too, that hold one of `needles`; oldest first.
+
+        More may be added on the way.
+        """
+        names = {*os.listdir(self._history), *os.listdir(self._directory)}
+        for name in sorted(name for name in names if name.endswith(SUFFIX)):
+            # First where it is while it is in use: it only ever goes from there to the history.
+            for directory in (self._directory, self._history):
+                with contextlib.suppress(FileNotFoundError):
                     with open(os.path.join(directory, name), "rb") as file:
-                        lines = [line for line in file if needle in line]
-                except FileNotFoundError:
-                    continue  # retired or forgotten meanwhile
-                for line in lines:
-                    with contextlib.suppress(JournalCorrupt, ValueError):
-                        yield decode(line)
+                        yield from _matching(file, needles)
+                    break
 
     def close(self) -> None:
         """Close the segment being written; the next write begins a new one."""

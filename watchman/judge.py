@@ -101,10 +101,7 @@ class Judge:
         clock: Callable[[], float],
         transfer_log: bool = False,
     ) -> None:
-        #: Whose word decides on what ProFTPD has received; with a log, hooks only give hints.
-        self.decisive = Source.LOG if transfer_log else Source.HOOK
-        self._rules = rules
-        self._ledgers = ledgers
+        self.change(rules=rules, ledgers=ledgers, transfer_log=transfer_log)
         self._transfers = transfers
         self._clock = clock
         self._recent: OrderedDict[tuple[str, int], Recent] = OrderedDict()
@@ -116,10 +113,17 @@ class Judge:
         self.unmatched: Counter[str] = Counter()
         self.excluded: Counter[str] = Counter()
 
+    def change(self, *, rules: Rules, ledgers: Mapping[str, Ledger], transfer_log: bool) -> None:
+        """Judge by other settings from now on."""
+        #: Whose word decides on what ProFTPD has received; with a log, hooks only give hints.
+        self.decisive = Source.LOG if transfer_log else Source.HOOK
+        self._rules = rules
+        self._ledgers = ledgers
+
     def remember(self, upload: Upload, *, failed: bool = False) -> None:
         """Remember a decision beyond what its ledger holds, among the latest."""
         recent = Recent(upload.id, upload.accepted, {upload.source}, failed)
-        self._recent[upload.original, upload.state.inode] = recent
+        self._recent[upload.path, upload.state.inode] = recent
         if len(self._recent) > RECENT:
             self._recent.popitem(last=False)
 

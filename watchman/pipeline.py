@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import os
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from watchman import beneath
@@ -19,6 +18,7 @@ from watchman.errors import JournalCorrupt, NotBelowWatch
 from watchman.groupcommit import GroupCommit
 from watchman.journal import Journal
 from watchman.ledger import Ledger
+from watchman.pauses import ALL
 from watchman.rules import Rules, fill
 from watchman.settings import Settings, TaskSettings, WatchSettings
 from watchman.upload import Report, State, Task, Upload
@@ -30,6 +30,23 @@ RETRY = 5.0
 
 #: Seconds until a record is read again that could not be read back.
 UNREADABLE = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Uploads that stand alike: failed, or in one lane of the backlog of `place`.
+
+    `next_try` in epoch seconds; `paused` names what an operator has paused.
+    """
+
+    place: str
+    state: str
+    positions: list[int]
+    lane: str = ""
+    attempts: int = 0
+    next_try: float | None = None
+    reason: str = ""
+    paused: str = ""
 
 
 class Pipeline:
@@ -58,6 +75,8 @@ class Pipeline:
         self.backlogs = {name: Backlog() for name in settings.brokers}
         #: Uploads whose record is on its way to the disk, by id, so that `queue` misses none.
         self.arriving: dict[str, Upload] = {}
+        #: What an operator has paused; replaced as a whole.
+        self._pauses: frozenset[str] = frozenset()
         #: Journal positions of failed uploads, by id.
         self._failed: dict[str, int] = {}
         #: Their ids by path: a good write settles them.
@@ -80,14 +99,7 @@ class Pipeline:
     def take(self, broker: str, limit: int, timeout: float) -> list[Upload]:
         """Return uploads that wait for a broker, each looked at just now."""
         uploads = []
-        backlog = self.backlogs[broker]
-        for position in backlog.take(limit, timeout):
-            try:
-                upload = Upload.decode(self._journal.read(position), position)
-            except (JournalCorrupt, OSError) as e:
-                logger.error("Upload at journal position %d cannot be read: %s.", position, e)
-                backlog.put_back(position, "journal", UNREADABLE, "its record cannot be read")
-                continue
+        for upload in self._take(self.backlogs[broker], limit, timeout):
             report = self._inspect(upload)
             if report is None:
                 uploads.append(upload)
@@ -105,13 +117,33 @@ class Pipeline:
         else:
             self._commit.bring(lambda: self._settle(report))
 
+    def _take(self, backlog: Backlog, limit: int, timeout: float) -> Iterator[Upload]:
+        for position in backlog.take(limit, timeout):
+            try:
+                upload = Upload.decode(self._journal.read(position), position)
+            except (JournalCorrupt, OSError) as e:
+                logger.error("Upload at journal position %d cannot be read: %s.", position, e)
+                backlog.put_back(position, "journal", UNREADABLE, "its record cannot be read")
+                continue
+            pause = self._pause_of(upload)
+            if pause:
+                backlog.hold_back(position, pause)
+            else:
+                yield upload
+
+    def _pause_of(self, upload: Upload) -> str:
+        """Return what is paused that holds an upload back, or ""."""
+        names = [f"watch:{upload.watch}", f"task:{upload.task.section}" if upload.task else ""]
+        return next((name for name in names if name in self._pauses), "")
+
     def _inspect(self, upload: Upload) -> Report | None:
         """Return a report about an upload whose task must not be sent as it stands."""
-        watch = self._settings.watches.get(upload.watch)
-        if watch is None:
-            return None  # its section left the INI file after it was accepted
+        located = self._rules.locate(upload.path)
+        if located is None:
+            return None  # its section left the INI file after it was accepted, or changed its path
+        watch, subpath = located
         try:
-            state = beneath.state(watch.path, os.path.relpath(upload.path, watch.path))
+            state = beneath.state(watch.path, subpath)
         except FileNotFoundError:
             return self._look_for(upload, watch)
         except NotBelowWatch as e:
@@ -157,6 +189,65 @@ class Pipeline:
     def _wait(self, position: int, broker: str) -> None:
         self._journal.hold(position)
         self._backlog(broker).add(position)
+
+    def change(self, settings: Settings, *, rules: Rules, ledgers: Mapping[str, Ledger]) -> None:
+        """Go over to other settings; what waits goes on as it was accepted."""
+        self._settings, self._rules, self._ledgers = settings, rules, ledgers
+        for name in settings.brokers:
+            self._backlog(name)
+
+    def pause(self, pauses: Collection[str]) -> None:
+        """Hold back what waits for what is in `pauses`, and nothing else."""
+        self._pauses = frozenset(pauses)
+        for name, backlog in self.backlogs.items():
+            backlog.pause(self._pauses, whole=self._is_paused(f"broker:{name}"))
+
+    def _is_paused(self, name: str) -> bool:
+        return name in self._pauses or ALL in self._pauses
+
+    def retry_failed(self, upload: Upload) -> bool:
+        """Let a failed upload wait again under its id, for the task that the rules give it now.
+
+        Return whether there is one.
+        """
+        section = next(iter(self._rules.tasks_for(upload.original)), None)
+        task = task_of(upload, section) if section else upload.task
+        if task is None or self._failed.get(upload.id) != upload.position:
+            return False
+        again = replace(upload, task=task)
+
+        def durable(position: int) -> None:
+            if self._forget_failed(upload):
+                self.wait(again.at(position))
+                logger.info("Upload %s is tried again: %r.", upload.id, upload.path)
+
+        record = {"event": "retried", "at": time.time(), **again.encode()}
+        self._commit.stage(record, durable, lasting=True)
+        return True
+
+    def drop_failed(self, upload: Upload) -> None:
+        """Settle a failed upload for good."""
+
+        def durable(_: int) -> None:
+            if self._forget_failed(upload):
+                self.settled[State.DROPPED.value] += 1
+                logger.info("Upload %s is dropped: %r.", upload.id, upload.path)
+
+        record = {"event": State.DROPPED.value, "at": time.time(), "id": upload.id}
+        self._commit.stage(record, durable, lasting=True)
+
+    def _forget_failed(self, upload: Upload) -> bool:
+        """Whether it has failed and is not forgotten yet."""
+        if self._failed.get(upload.id) != upload.position:
+            return False
+        del self._failed[upload.id]
+        self._failures.get(upload.path, set()).discard(upload.id)
+        self._journal.release(upload.position)
+        return True
+
+    def drop(self, upload: Upload) -> None:
+        """Settle for good an upload that was withdrawn from its backlog."""
+        self._settle(Report(upload, State.DROPPED, "dropped"))
 
     def follow(self, old: str, new: str) -> None:
         """Remember a rename for as long as uploads wait that may lie under the old name."""
@@ -208,7 +299,11 @@ class Pipeline:
 
     def _backlog(self, broker: str) -> Backlog:
         # A broker whose section left the INI file keeps its uploads waiting.
-        return self.backlogs.setdefault(broker, Backlog())
+        backlog = self.backlogs.get(broker)
+        if backlog is None:
+            backlog = self.backlogs[broker] = Backlog()
+            backlog.pause(self._pauses, whole=self._is_paused(f"broker:{broker}"))
+        return backlog
 
     def _settle(self, report: Report) -> None:
         """Write down what became of an upload."""
@@ -298,59 +393,39 @@ class Pipeline:
             if positions:
                 logger.info("Took up %d uploads that wait for broker %s.", len(positions), broker)
 
-    # In any thread, for those who want to see.
+    # In any thread, for those who want to see and to lend a hand.
 
-    def rows(self) -> list[dict[str, Any]]:
-        """Return all uploads that are not settled, as `watchman queue` shows them."""
-        rows = [_row_of(upload, state="waiting") for upload in list(self.arriving.values())]
-        for position in list(self._failed.values()):
-            rows += self._row(position, state=State.FAILED.value, attempts=0, next_try=None)
-        for backlog in list(self.backlogs.values()):
-            for name, lane in backlog.lanes():
-                state = State.DEFERRED.value if name else "waiting"
-                next_try = time.time() + lane.until - time.monotonic() if name else None
-                for position in lane.positions:
-                    rows += self._row(
-                        position,
-                        state=state,
+    def open(self, place: str, lane: str) -> None:
+        """Have what is held up in a lane tried at once."""
+        self.backlogs[place.partition(":")[2]].open(lane)
+
+    def withdraw(self, place: str, positions: Collection[int], timeout: float) -> set[int]:
+        """Take uploads out of a backlog, each of them to be reported once; see there."""
+        return self.backlogs[place.partition(":")[2]].withdraw(positions, timeout)
+
+    def groups(self) -> list[Group]:
+        """Return all uploads that are not settled, by where they stand."""
+        groups = [Group("", State.FAILED.value, list(self._failed.values()))]
+        for name, backlog in list(self.backlogs.items()):
+            for lane_name, lane in backlog.lanes():
+                place, state, next_try = f"broker:{name}", "waiting", None
+                pause = lane.paused or (place if place in self._pauses else "")
+                if lane_name and not lane.paused:
+                    state = State.DEFERRED.value
+                    next_try = max(time.time(), time.time() + lane.until - time.monotonic())
+                groups.append(
+                    Group(
+                        place,
+                        state,
+                        lane.positions,
+                        lane=lane_name,
                         attempts=lane.attempts,
                         next_try=next_try,
                         reason=lane.reason,
+                        paused=pause or (ALL if ALL in self._pauses else ""),
                     )
-        return rows
-
-    def _row(self, position: int, **what: Any) -> list[dict[str, Any]]:
-        try:
-            record = self._journal.read(position)
-        except (JournalCorrupt, OSError):
-            return []  # settled and retired while we looked
-        row = _row_of(Upload.decode(record), **what)
-        if "reason" in record:
-            row["reason"] = record["reason"]
-        return [row]
-
-    def counts(self) -> dict[str, int]:
-        """Return how many uploads stand where."""
-        lanes = [lane for b in list(self.backlogs.values()) for lane in b.lanes()]
-        deferred = sum(len(lane.positions) for name, lane in lanes if name)
-        return {
-            "waiting": self.waiting() - deferred + len(self.arriving),
-            "deferred": deferred,
-            "failed": len(self._failed),
-            "done": self.settled[State.DONE.value],
-        }
-
-    def oldest_waiting(self) -> float | None:
-        """Return when the oldest upload that waits was accepted (epoch)."""
-        lanes = itertools.chain.from_iterable(b.lanes() for b in list(self.backlogs.values()))
-        oldest = min((lane.positions[0] for _, lane in lanes if lane.positions), default=None)
-        if oldest is None:
-            return None
-        try:
-            accepted: float = self._journal.read(oldest)["accepted"]
-        except (JournalCorrupt, OSError):
-            return None
-        return accepted
+                )
+        return [group for group in groups if group.positions]
 
 
 def task_of(upload: Upload, section: TaskSettings) -> Task:
@@ -365,10 +440,3 @@ def task_of(upload: Upload, section: TaskSettings) -> Task:
         protocol=upload.protocol,
         size=upload.state.size,
     )
-
-
-def _row_of(upload: Upload, **what: Any) -> dict[str, Any]:
-    row: dict[str, Any] = {"id": upload.id, "path": upload.path, "original": upload.original}
-    row |= {"watch": upload.watch, "since": upload.accepted}
-    row |= {"task": upload.task.section, "broker": upload.task.broker} if upload.task else {}
-    return {**row, "attempts": 0, "next_try": None, "reason": "", **what}

@@ -49,6 +49,7 @@ class State(StrEnum):
     SUPERSEDED = "superseded"
     RENAMED = "renamed"
     GONE = "gone"
+    DROPPED = "dropped"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class Notification:
 
     `path` is absolute, from `os.fsdecode`. `old_path` is where a RENAMED file or directory came
     from. `size` in bytes is what ProFTPD says the file holds. `resubmit_as` and `same_id` are
-    watchman-send's `--as` and `--same-id`.
+    watchman-send's `--as` and `--same-id`; `old_id` is the upload id that the latter found.
     """
 
     kind: Kind
@@ -81,6 +82,7 @@ class Notification:
     is_directory: bool = False
     resubmit_as: str = ""
     same_id: bool = False
+    old_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

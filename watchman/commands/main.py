@@ -5,7 +5,19 @@ from collections.abc import Sequence
 from typing import NoReturn, Protocol
 
 from watchman import __version__, config
-from watchman.commands import check, explain, queue, run, shell, status
+from watchman.commands import (
+    check,
+    drop,
+    explain,
+    pause,
+    queue,
+    reload,
+    resume,
+    retry,
+    run,
+    shell,
+    status,
+)
 from watchman.settings import Settings
 
 EXAMPLES = """\
@@ -14,6 +26,8 @@ examples:
   watchman run                            the daemon, in the foreground
   watchman explain /srv/ftp/incoming/a.csv
   watchman status || mail -s watchman ops < /dev/null
+  watchman retry --failed --path '*/events/*.csv'
+  watchman pause broker:main
   watchman queue --json | jq -r 'select(.state == "failed").path'
 
 To send an upload's task again by hand, see watchman-send --help.
@@ -36,6 +50,11 @@ COMMANDS: dict[str, Command] = {
     "explain": explain,
     "status": status,
     "queue": queue,
+    "retry": retry,
+    "drop": drop,
+    "pause": pause,
+    "resume": resume,
+    "reload": reload,
 }
 
 

@@ -1,9 +1,10 @@
 """`watchman queue`: uploads that are not done, and why."""
 
 import argparse
+import itertools
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from watchman.commands import shell
@@ -17,53 +18,56 @@ List the uploads that are not done: failed ones first, for they need you, then d
 which are tried again, then what waits for its broker, then what is not known to be whole yet.
 """
 
-#: Most important first.
-STATES = ("failed", "deferred", "waiting", "noticed")
+HEADER = ("STATE", "AGE", "ATTEMPTS", "NEXT TRY", "TASK", "BROKER", "ID", "PATH")
+
+#: Lines that are aligned with one another.
+PAGE = 1_000
+
+#: Seconds to wait for the next line.
+TIMEOUT = 60.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object per upload")
+    parser.add_argument("--limit", type=int, metavar="N", help="list the first N only")
 
 
 def main(settings: Settings, arguments: argparse.Namespace) -> int:
-    uploads = sorted(shell.ask(settings, "queue"), key=_importance)
+    fields = {} if arguments.limit is None else {"limit": str(max(0, arguments.limit))}
+    uploads = shell.stream(settings, "queue", fields, TIMEOUT)
     if arguments.json:
         for upload in uploads:
             shell.print_json(upload)
-    else:
-        print("\n".join(_report(uploads, time.time())))
+        return shell.DONE
+    for line in _report(uploads, time.time()):
+        print(line)
     return shell.DONE
 
 
-def _importance(upload: Mapping[str, Any]) -> tuple[int, float]:
-    state = upload["state"]
-    return STATES.index(state) if state in STATES else len(STATES), upload.get("since") or 0.0
+def _report(uploads: Iterable[Mapping[str, Any]], now: float) -> Iterator[str]:
+    counts = Counter[str]()
+    following = iter(uploads)
+    while page := list(itertools.islice(following, PAGE)):
+        header, *lines = table(HEADER, [_row(upload, now) for upload in page])
+        if not counts:
+            yield header
+        for upload, line in zip(page, lines, strict=True):
+            counts[upload["state"]] += 1
+            yield line
+            if upload.get("reason"):
+                yield f"    {printable(upload['reason'])}"
+    listed = ", ".join(f"{number} {state}" for state, number in counts.items())
+    yield listed or "nothing waits, nothing has failed"
 
 
-def _report(uploads: Sequence[Mapping[str, Any]], now: float) -> Iterator[str]:
-    if not uploads:
-        yield "nothing waits, nothing has failed"
-        return
-    header, *lines = table(
-        ("STATE", "AGE", "ATTEMPTS", "NEXT TRY", "TASK", "BROKER", "ID", "PATH"),
-        (
-            (
-                upload["state"],
-                ago(upload.get("since"), now),
-                upload.get("attempts"),
-                until(upload.get("next_try"), now),
-                upload.get("task"),
-                upload.get("broker"),
-                upload.get("id"),
-                upload["path"],
-            )
-            for upload in uploads
-        ),
+def _row(upload: Mapping[str, Any], now: float) -> tuple[Any, ...]:
+    return (
+        upload["state"],
+        ago(upload.get("since"), now),
+        upload.get("attempts"),
+        until(upload.get("next_try"), now),
+        upload.get("task"),
+        upload.get("broker"),
+        upload.get("id"),
+        upload["path"],
     )
-    yield header
-    for upload, line in zip(uploads, lines, strict=True):
-        yield line
-        if upload.get("reason"):
-            yield f"    {printable(upload['reason'])}"
-    counts = Counter(upload["state"] for upload in uploads)
-    yield ", ".join(f"{number} {state}" for state, number in counts.items())

@@ -10,7 +10,7 @@ HELP = "the daemon, in the foreground"
 DESCRIPTION = """\
 Run the daemon in the foreground. SIGTERM and SIGINT stop it in order: first it stops listening
 and watching, then it finishes what is in hand, for at most `drain`. What is left waits in the
-journal for the next start.
+journal for the next start. SIGHUP has it read the INI file again, as `watchman reload` does.
 """
 
 

@@ -21,7 +21,9 @@ examples:
   find /srv/ftp -name '*.csv' -mmin -60 -print0 | watchman-send -0 -
 
 Each path becomes a new upload with a new id, whether or not its task was sent before, and also
-where `exclude` would pass it over. It is answered once it is safe on disk: `OK ID PATH`.
+where `exclude` would pass it over. It is answered once it is safe on disk: `OK ID PATH`. With
+--same-id it keeps the id of its last upload, for workers that mind repeats; that upload must be
+done, and still in the history. What waits or has failed is tried again with `watchman retry`.
 
 {shell.EXIT_CODES}
 """
@@ -52,17 +54,30 @@ def _parser() -> argparse.ArgumentParser:
         help="paths on standard input end with NUL, not newline",
     )
     parser.add_argument(
+        "--as",
+        dest="as_path",
+        metavar="PATH",
+        help="send the one file as if it had been uploaded as PATH: that finds its task",
+    )
+    parser.add_argument(
+        "--same-id", action="store_true", help="use the id of the file's last upload again"
+    )
+    parser.add_argument(
         "paths", nargs="+", metavar="PATH", help="a file, or - for paths on standard input"
     )
     return parser
 
 
 def _send(given: argparse.Namespace) -> int:
+    if given.as_path and (len(given.paths) > 1 or given.paths == ["-"]):
+        raise shell.Misused("--as is for one PATH at a time")
     settings = config.load(config.find(given.config))
+    fields = {"same_id": "yes"} if given.same_id else {}
+    fields |= {"as": _absolute(given.as_path)} if given.as_path else {}
     sent = refused = 0
     try:
         for batch in _batches(given.paths, b"\0" if given.null else b"\n"):
-            for path, answer in client.resubmit(settings.socket, map(_absolute, batch)):
+            for path, answer in client.resubmit(settings.socket, map(_absolute, batch), fields):
                 if answer.outcome in (Outcome.OK, Outcome.DUPLICATE):
                     sent += 1
                     print(answer.outcome, answer.detail, printable(path))

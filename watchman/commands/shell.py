@@ -5,7 +5,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
 from watchman import client, config
@@ -40,6 +40,10 @@ exit codes:
   2  wrong usage, or the INI file is wrong
   3  the daemon does not answer
   4  run: another daemon holds the spool"""
+
+
+class Misused(WatchmanError):
+    """Arguments that do not go together."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -86,7 +90,7 @@ def leave(program: str, command: Callable[[], int]) -> NoReturn:
 
 def _code(error: WatchmanError) -> int:
     match error:
-        case ConfigError():
+        case ConfigError() | Misused():
             return USAGE
         case SocketUnavailable():
             return UNREACHABLE
@@ -103,8 +107,18 @@ def ask(
     settings: Settings, event: str, fields: Mapping[str, str] | None = None
 ) -> list[dict[str, Any]]:
     """The daemon's answer; raises SocketUnavailable, which says what to do."""
+    return list(stream(settings, event, fields))
+
+
+def stream(
+    settings: Settings,
+    event: str,
+    fields: Mapping[str, str] | None = None,
+    timeout: float = client.TIMEOUT,
+) -> Iterator[dict[str, Any]]:
+    """As `ask`, for answers that need not fit into memory."""
     try:
-        return client.request(settings.socket, event, fields)
+        yield from client.stream(settings.socket, event, fields, timeout)
     except SocketUnavailable as error:
         raise SocketUnavailable(f"{error}{hint(error, settings)}") from error
 

@@ -6,14 +6,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from watchman.commands import shell
-from watchman.commands.table import ago, clock, table, until
+from watchman.commands.table import ago, clock, count, table, until
 from watchman.settings import Settings
 from watchman.wire import printable
 
 HELP = "healthy or not and why: sources, watches, brokers, queue sizes"
 DESCRIPTION = """\
-Ask the daemon whether it is healthy, and print why not first. Exit code 0 says healthy, 1 not,
-3 that no daemon answers.
+Ask the daemon whether it is healthy, and print why not first, after what is paused: that is no
+problem, for somebody wanted it so. Exit code 0 says healthy, 1 not, 3 that no daemon answers.
 """
 
 
@@ -31,6 +31,9 @@ def main(settings: Settings, arguments: argparse.Namespace) -> int:
 
 
 def _report(found: Mapping[str, Any], now: float) -> Iterator[str]:
+    for pause in found.get("paused", ()):
+        waiting = f"; {count(pause['waiting'], 'upload')} held back" if pause["waiting"] else ""
+        yield f"PAUSED {pause['name']} since {ago(pause['since'], now)}{waiting}"
     yield "healthy" if found["healthy"] else "NOT HEALTHY"
     for problem in found.get("problems", ()):
         yield f"  - {printable(problem)}"
@@ -49,7 +52,7 @@ def _report(found: Mapping[str, Any], now: float) -> Iterator[str]:
         (
             (
                 name,
-                broker["state"],
+                f"{broker['state']}, paused" if broker.get("paused") else broker["state"],
                 ago(broker.get("since"), now),
                 broker.get("waiting"),
                 broker.get("attempts"),
@@ -59,6 +62,13 @@ def _report(found: Mapping[str, Any], now: float) -> Iterator[str]:
             for name, broker in found["brokers"].items()
         ),
     )
+    for name, broker in found["brokers"].items():
+        for held in broker.get("held_up", ()):
+            yield (
+                f"  {name}: {count(held['uploads'], 'upload')} held up by"
+                f" {printable(held['what'])}, tried {count(held['attempts'], 'time')},"
+                f" next in {until(held['next_try'], now)}: {printable(held['reason'])}"
+            )
     yield ""
     yield from table(
         ("WATCH", "STATE", "DIRECTORIES", "UNWATCHED", "UNMATCHED", "EXCLUDED", "SCANNED", "PATH"),
@@ -87,6 +97,17 @@ def _report(found: Mapping[str, Any], now: float) -> Iterator[str]:
             for name, source in found["sources"].items()
         ),
     )
+    yield from _logs(found, now)
+
+
+def _logs(found: Mapping[str, Any], now: float) -> Iterator[str]:
+    for path, log in found.get("transfer_logs", {}).items():
+        refused = f", {count(log['refused'], 'foreign line')}" if log["refused"] else ""
+        problem = f"; {printable(log['problem'])}" if log["problem"] else ""
+        yield (
+            f"  {printable(path)}: {count(log['records'], 'line')}{refused},"
+            f" last {_before(log['last'], now)}{problem}"
+        )
 
 
 def _before(epoch: float | None, now: float) -> str:

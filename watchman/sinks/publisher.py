@@ -33,6 +33,10 @@ LONGEST_DELAY = 6.0
 #: Seconds that a join waits: longer than the timeouts of a connection.
 HUNG = 10.0
 
+#: Seconds in which the uploads that a route held up are let go when it is to be tried at once: what
+#: is taken before joins them, and does not overtake.
+HURRY = 0.1
+
 #: Seconds within which a connection fails that the broker had closed while it was idle.
 AT_ONCE = 1.0
 
@@ -85,6 +89,8 @@ class Publisher:
         #: Routes that the broker refuses, and when to try them again.
         self._refused: dict[str, BackOff] = {}
         self._stopping = threading.Event()
+        #: Ends a wait before its time; set by stop() too.
+        self._roused = threading.Event()
         self._thread = threading.Thread(
             target=self._run, name=f"publisher:{broker.name}", daemon=True
         )
@@ -98,6 +104,13 @@ class Publisher:
     def stop(self) -> None:
         """Signal the end; what has been taken is still sent, which a dead broker ends by time."""
         self._stopping.set()
+        self._roused.set()
+
+    def hurry(self) -> None:
+        """Try again at once what the broker did not take, and the broker itself; any thread."""
+        for back_off in list(self._refused.values()):
+            back_off.until = min(back_off.until, time.monotonic() + HURRY)
+        self._roused.set()
 
     def join(self, timeout: float = HUNG) -> None:
         """Wait for the end, but not for ever on a broker that hangs beyond its timeouts."""
@@ -126,7 +139,7 @@ class Publisher:
             # was not reported.
             except Exception:
                 logger.exception("Uploads for broker %s are stuck.", self._broker.name)
-                self._stopping.wait(self._back_off.fail(time.monotonic(), "stuck"))
+                self._rest(self._back_off.fail(time.monotonic(), "stuck"))
         if self._sender is not None:
             self._sender.close()
 
@@ -174,7 +187,12 @@ class Publisher:
             self._say("down", reason, delay)
         for message in messages:
             self._report(Report(message.upload, State.DEFERRED, reason, delay=delay))
-        self._stopping.wait(delay)
+        self._rest(delay)
+
+    def _rest(self, delay: float) -> None:
+        self._roused.wait(delay)
+        if not self._stopping.is_set():
+            self._roused.clear()
 
     def _send_or_retry(self, messages: list[Message]) -> None:
         """Send; once more at once over a new connection if the old one was stale."""

@@ -27,13 +27,21 @@ LINGER = 2.0
 
 
 class Due:
-    """An answer's place in its connection's order; `text` is None until it is known."""
+    """An answer's place in its connection's order; `text` is None until it is known.
 
-    __slots__ = ("connection", "text")
+    A long one comes in parts: `rest` is whoever knows the next, once the peer has read this one.
+    """
+
+    __slots__ = ("connection", "rest", "text")
 
     def __init__(self, connection: "Connection") -> None:
         self.connection = connection
         self.text: bytes | None = None
+        self.rest: object = None
+
+    @property
+    def is_whole(self) -> bool:
+        return self.text is not None and self.rest is None
 
 
 class Connection:
@@ -88,7 +96,10 @@ class Connection:
         """Send what is known and in order, as much as the peer takes."""
         while self.pending and (text := self.pending[0].text) is not None:
             self._output += text
-            self.pending.popleft()
+            if self.pending[0].is_whole:
+                self.pending.popleft()
+            else:
+                self.pending[0].text = None
         if self._output:
             try:
                 sent = self.socket.send(self._output[:SEND_LIMIT])
@@ -98,6 +109,14 @@ class Connection:
             self.progress = now
         if self._lost and not self._owed():
             self.socket.shutdown(socket.SHUT_WR)
+
+    def continues(self) -> object:
+        """Whoever knows the next part of an answer whose last part is nearly sent; once."""
+        due = self.pending[0] if self.pending else None
+        if due is None or due.text is not None or len(self._output) >= SEND_LIMIT:
+            return None
+        rest, due.rest = due.rest, None
+        return rest
 
     def expire(self, now: float) -> None:
         """Tell a peer that has been silent in the middle of a request."""
@@ -124,7 +143,7 @@ class Connection:
     def _has_room(self) -> bool:
         return (
             not self._lost
-            and (self.asked is None or self.asked.text is not None)
+            and (self.asked is None or self.asked.is_whole)
             and len(self.pending) < PENDING_LIMIT
             and len(self._output) < OUTPUT_LIMIT
         )

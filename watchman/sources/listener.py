@@ -11,7 +11,7 @@ import socketserver
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -26,10 +26,14 @@ from watchman.wire import line
 logger = logging.getLogger(__name__)
 
 Submit = Callable[[Notification, Callable[[Answer], None]], None]
-Query = Callable[[str, dict[str, str]], list[dict[str, Any]]]
+Query = Callable[[str, dict[str, str]], Iterable[Mapping[str, Any] | None]]
 
 #: Peers at once, if the limit on file descriptors allows; half of those are left to the others.
 CONNECTIONS = 1024
+
+#: Bytes, and seconds, after which a query's answer makes way for the next query's.
+PART = 64 * 1024
+TURN = 0.1
 
 #: Peers let in before those that are in get their turn.
 ACCEPT_LIMIT = 64
@@ -48,7 +52,8 @@ class Listener:
 
     `submit` is called from the listener's thread, which waits while the dispatcher's inbox is
     full; its callback may be called from any thread, also after the end. `query` is called from
-    a thread of its own, one at a time; a WatchmanError becomes an ERROR answer.
+    a thread of its own, one at a time, and what it returns is iterated over there as the peer reads
+    the answer: None says that there is nothing yet. A WatchmanError becomes an ERROR answer.
     """
 
     def __init__(
@@ -82,6 +87,46 @@ class Listener:
         for thread in self._threads:
             thread.join()
 
+    def admit(self, admins: Collection[str]) -> None:
+        """Let others be the admins from now on; any thread."""
+        self._admins = admins
+        if self._server is not None:
+            self._server.admins = Admins(admins)
+
+
+class _Answer:
+    """The answer to a query, made in parts. Only the queries' thread works on it."""
+
+    def __init__(self, query: Query, request: Request, due: Due) -> None:
+        self.due = due
+        self._query = query
+        self._request = request
+        self._lines: Iterator[bytes] | None = None
+
+    def part(self) -> tuple[bytes, bool]:
+        """The next part, and whether it is the last."""
+        text, until = bytearray(), time.monotonic() + TURN
+        try:
+            self._lines = self._lines or self._answer()
+            for one in self._lines:
+                text += one
+                if len(text) >= PART or time.monotonic() > until:
+                    return bytes(text), False
+        except WatchmanError as refusal:
+            text += line("ERROR", str(refusal))
+        except Exception:
+            logger.exception("Could not answer %s.", self._request.name)
+            text += INTERNAL_ERROR
+        return bytes(text), True
+
+    def _answer(self) -> Iterator[bytes]:
+        count = 0
+        for one in self._query(self._request.name, dict(self._request.fields)):
+            if one is not None:
+                count += 1
+            yield b"" if one is None else json.dumps(one).encode() + b"\n"
+        yield line("OK", str(count))
+
 
 class _Server(socketserver.UnixStreamServer):
     """socketserver's binding and accepting under a selector loop of our own.
@@ -96,14 +141,15 @@ class _Server(socketserver.UnixStreamServer):
         self._file = SocketFile(path)
         self._submit = submit
         self._query = query
-        self._admins = admins
+        self.admins = admins
         self._limit = min(CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
         #: Each with the selector's events that it waits for.
         self._connections: dict[Connection, int] = {}
         self._next_sweep = 0.0
         self._stopping = threading.Event()
-        self._queries: queue.SimpleQueue[tuple[Request, Due] | None] = queue.SimpleQueue()
-        self._answers: deque[tuple[Due, bytes]] = deque()
+        self._queries: queue.SimpleQueue[_Answer | None] = queue.SimpleQueue()
+        #: Each with whoever knows what follows, if something does.
+        self._answers: deque[tuple[Due, bytes, _Answer | None]] = deque()
         super().__init__(path, socketserver.BaseRequestHandler)
         self.socket.setblocking(False)
         #: Guards `_wake`, which any thread writes to, against being closed and used again.
@@ -140,18 +186,9 @@ class _Server(socketserver.UnixStreamServer):
 
     def answer_queries(self) -> None:
         """The queries' thread."""
-        while (asked := self._queries.get()) is not None:
-            request, due = asked
-            try:
-                found = self._query(request.name, dict(request.fields))
-                lines = [json.dumps(one).encode() + b"\n" for one in found]
-                text = b"".join([*lines, line("OK", str(len(lines)))])
-            except WatchmanError as refusal:
-                text = line("ERROR", str(refusal))
-            except Exception:
-                logger.exception("Could not answer %s.", request.name)
-                text = INTERNAL_ERROR
-            self._settle(due, text)
+        while (answer := self._queries.get()) is not None:
+            text, is_last = answer.part()
+            self._settle(answer.due, text, None if is_last else answer)
 
     def _turn(self, timeout: float | None) -> None:
         """Wait until there is something to do, and do it."""
@@ -163,8 +200,8 @@ class _Server(socketserver.UnixStreamServer):
             elif key.data in self._connections:  # not displaced in this very turn
                 self._serve(key.data, receive=bool(events & selectors.EVENT_READ))
         while self._answers:
-            due, text = self._answers.popleft()
-            due.text = text
+            due, text, rest = self._answers.popleft()
+            due.text, due.rest = text, rest
             if due.connection in self._connections:
                 self._serve(due.connection)
         now = time.monotonic()
@@ -221,6 +258,8 @@ class _Server(socketserver.UnixStreamServer):
                     taken = True
                     self._take(connection, request)
                 connection.send(now)
+            if isinstance(rest := connection.continues(), _Answer):
+                self._queries.put(rest)
             if connection.finished(now):
                 self._drop(connection)
             else:
@@ -235,8 +274,8 @@ class _Server(socketserver.UnixStreamServer):
         due = connection.owe()
         try:
             request = Request.decode(raw)
-            if request.event.admins_only and connection.peer not in self._admins:
-                raise RequestRefused(f"only {self._admins} may ask for {request.name}")
+            if request.event.admins_only and connection.peer not in self.admins:
+                raise RequestRefused(f"only {self.admins} may ask for {request.name}")
             if not request.event.admins_only and not self._may_announce(connection.peer, request):
                 raise RequestRefused("only who may write a file may announce it")
         except RequestRefused as refusal:
@@ -244,7 +283,7 @@ class _Server(socketserver.UnixStreamServer):
             return
         if request.event.notification is None:
             connection.asked = due
-            self._queries.put((request, due))
+            self._queries.put(_Answer(self._query, request, due))
             return
         notification = request.event.notification(request.fields)
         if not request.event.admins_only:
@@ -260,7 +299,7 @@ class _Server(socketserver.UnixStreamServer):
 
     def _may_announce(self, peer: Peer, request: Request) -> bool:
         path = request.fields.get("path")
-        if path is None or peer in self._admins:
+        if path is None or peer in self.admins:
             return True
         return peer.may_write(path, or_directory=request.name == "started")
 
@@ -282,9 +321,9 @@ class _Server(socketserver.UnixStreamServer):
             self._selector.unregister(connection.socket)
         connection.socket.close()
 
-    def _settle(self, due: Due, text: bytes) -> None:
+    def _settle(self, due: Due, text: bytes, rest: _Answer | None = None) -> None:
         """Any thread: hand an answer over to the loop."""
-        self._answers.append((due, text))
+        self._answers.append((due, text, rest))
         self._rouse()
 
     def _rouse(self) -> None:

@@ -64,6 +64,9 @@ def _upload(kind: Kind, *, required: tuple[str, ...] = (), optional: tuple[str, 
     return Event(required, optional=optional, admins_only=False, notification=_announce(kind))
 
 
+#: Which uploads are meant: ids with blanks between, or all that every filter lets pass.
+FILTERS = ("failed", "deferred", "broker", "pattern")
+
 EVENTS: Mapping[str, Event] = {
     # STOU and refused transfers have no name yet: an empty path, which says nothing of any file.
     "started": _upload(Kind.STARTED, optional=("path", *ABOUT)),
@@ -73,8 +76,13 @@ EVENTS: Mapping[str, Event] = {
     "ended": _upload(Kind.ENDED, optional=ABOUT),
     "resubmit": Event(required=("path",), optional=("as", "same_id"), notification=_resubmit),
     "status": Event(),
-    "queue": Event(),
+    "queue": Event(optional=("limit",)),
     "explain": Event(either=("path", "id")),
+    "retry": Event(either=("ids", "all", *FILTERS)),
+    "drop": Event(either=("ids", *FILTERS)),
+    "pause": Event(optional=("name",)),
+    "resume": Event(optional=("name",)),
+    "reload": Event(),
 }
 
 

@@ -1,0 +1,20 @@
+"""`watchman drop`: no task for these uploads."""
+
+import argparse
+
+from watchman.commands import selection
+from watchman.settings import Settings
+
+HELP = "give uploads up: no task is sent for them"
+DESCRIPTION = """\
+Give up uploads that wait, are deferred or have failed: no task is sent for them, unless they are
+written or sent by hand again. The files stay as they are, and `explain` tells the uploads' story
+for as long as `history` says. Printed once it is safe on disk: `dropped ID PATH`. An upload whose
+task is being sent at this moment is waited for, and refused if it could be sent.
+"""
+
+add_arguments = selection.add_arguments
+
+
+def main(settings: Settings, arguments: argparse.Namespace) -> int:
+    return selection.carry_out(settings, "drop", "dropped", arguments)

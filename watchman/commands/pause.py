@@ -1,0 +1,39 @@
+"""`watchman pause`: accept uploads, but let them wait."""
+
+import argparse
+
+from watchman.commands import shell
+from watchman.settings import Settings
+
+HELP = "let uploads of a watch or task, or for a broker, wait"
+DESCRIPTION = """\
+Let uploads of a watch or of a task section, all for a broker, or without NAME everything, wait
+until `watchman resume`. Nothing is lost: uploads are accepted as ever. What is being sent at this
+moment is finished. A pause is kept over restarts and shown first in `status`, which stays healthy.
+Printed is all that is paused then.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object per pause")
+    parser.add_argument(
+        "name", nargs="?", metavar="NAME", help="watch:NAME, task:NAME or broker:NAME"
+    )
+
+
+def main(settings: Settings, arguments: argparse.Namespace) -> int:
+    return ask(settings, "pause", arguments)
+
+
+def ask(settings: Settings, event: str, arguments: argparse.Namespace) -> int:
+    """Pause or resume, and tell what is paused now."""
+    fields = {"name": arguments.name} if arguments.name else {}
+    pauses = shell.ask(settings, event, fields)
+    for pause in pauses:
+        if arguments.json:
+            shell.print_json(pause)
+        else:
+            print("paused", pause["name"])
+    if not pauses and not arguments.json:
+        print("nothing is paused")
+    return shell.DONE

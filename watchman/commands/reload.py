@@ -1,0 +1,31 @@
+"""`watchman reload`: have the daemon read the INI file again."""
+
+import argparse
+
+from watchman.commands import shell
+from watchman.settings import Settings
+
+HELP = "have the daemon read the INI file again"
+DESCRIPTION = """\
+Have the daemon go over to the INI file as it is now, as SIGHUP does, and print what changed. It
+loses nothing in hand: what was accepted goes on as it was accepted, new and changed watches are
+scanned, brokers that did not change go on sending. A wrong file is refused, and all stays as it
+was. `spool` and `socket` cannot change without a restart. What no task matched before stays
+unmatched: send it with watchman-send.
+"""
+
+#: Seconds to wait for a publisher to finish what it has in hand.
+TIMEOUT = 60.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def main(settings: Settings, arguments: argparse.Namespace) -> int:
+    [found] = shell.stream(settings, "reload", {}, TIMEOUT)
+    if arguments.json:
+        shell.print_json(found)
+    else:
+        print("\n".join(found["changed"]) or "nothing changed")
+    return shell.DONE

@@ -1,0 +1,22 @@
+"""`watchman retry`: try uploads again now."""
+
+import argparse
+
+from watchman.commands import selection
+from watchman.settings import Settings
+
+HELP = "try failed and deferred uploads again now"
+DESCRIPTION = """\
+Try uploads again now, under the ids they have. Deferred ones need not wait for their next try, nor
+does whatever is held up with them. Failed ones wait for their broker again, for the task that the
+INI file as it is now gives them. Printed once it is safe on disk: `retried ID PATH`.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--all", action="store_true", help="all that have failed or are deferred")
+    selection.add_arguments(parser)
+
+
+def main(settings: Settings, arguments: argparse.Namespace) -> int:
+    return selection.carry_out(settings, "retry", "retried", arguments)

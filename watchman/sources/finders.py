@@ -1,0 +1,82 @@
+"""The sources that look by themselves: transfer log, watcher and scanner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from watchman.settings import Settings, WatchSettings
+from watchman.sources.scanner import Ledger, Scanner
+from watchman.sources.transferlog import Mark, TransferLog
+from watchman.sources.watcher import Watcher
+from watchman.upload import Notification
+
+
+class Finders:
+    """All three, on the same settings.
+
+    A reload stops them and starts others: what happens in between is found by the scan that comes
+    with every start, and stands in the log.
+    """
+
+    def __init__(
+        self,
+        *,
+        submit: Callable[[Notification], None],
+        mark: Mark,
+        marked: Callable[[], Mapping[str, list[list[Any]]]],
+    ) -> None:
+        self._submit = submit
+        self._mark = mark
+        self._marked = marked
+
+    def look(
+        self,
+        settings: Settings,
+        *,
+        excluded: Callable[[WatchSettings, str], object],
+        ledgers: Mapping[str, Ledger],
+    ) -> None:
+        """Say what to look at; while stopped."""
+        watches, submit = settings.watches.values(), self._submit
+        self._names = frozenset(settings.watches)
+        self._scanner = Scanner(watches, submit=submit, excluded=excluded, ledgers=ledgers)
+        self._watcher = Watcher(
+            watches, submit=submit, rescan=self._scanner.request, excluded=excluded
+        )
+        paths, token = settings.proftpd.transfer_log, settings.proftpd.token
+        self._has_log = bool(paths)
+        self._log = TransferLog(paths, token, submit=submit, mark=self._mark, marked=self._marked)
+
+    def start(self) -> None:
+        """Begin; raises InotifyUnavailable."""
+        # The log is read to its end before a scan decides about what it tells of.
+        if self._has_log:
+            self._log.start()
+        self._watcher.start()
+        self._scanner.start()
+
+    def stop(self) -> None:
+        for source in (self._watcher, self._scanner, self._log):
+            source.stop()
+
+    def join(self) -> None:
+        for source in (self._watcher, self._scanner, self._log):
+            source.join()
+
+    def request(self, watch: str, subpath: str) -> None:
+        """Have a subtree scanned as soon as possible; never blocks, from any thread."""
+        if watch in self._names:  # else its section has left the INI file
+            self._scanner.request(watch, subpath)
+
+    def status(self) -> dict[str, dict[str, Any]]:
+        """What watcher and scanner say of each watch; from any thread."""
+        watched = self._watcher.status()
+        return {
+            name: {**scanned, **watched.get(name, {})}
+            for name, scanned in self._scanner.status().items()
+        }
+
+    def logs(self) -> dict[str, dict[str, Any]]:
+        """How the reading of each transfer log goes; from any thread."""
+        return self._log.status()

@@ -1,0 +1,44 @@
+"""The spool directory: held by one daemon, and the ledgers in it."""
+
+import fcntl
+import hashlib
+import os
+import time
+
+from watchman.errors import SpoolLocked
+from watchman.ledger import Ledger
+from watchman.settings import Settings, WatchSettings
+
+#: clock_gettime(2)'s CLOCK_REALTIME_COARSE, which time.clock_gettime takes but does not name. The
+#: kernel stamps files with it.
+CLOCK_REALTIME_COARSE = 5
+
+
+def lock(spool: str) -> int:
+    """Make the spool, owner-only, and hold it until the descriptor is closed."""
+    os.makedirs(spool, mode=0o700, exist_ok=True)
+    os.chmod(spool, 0o700)
+    for directory in ("ledger", "journal", "history"):
+        os.makedirs(os.path.join(spool, directory), mode=0o700, exist_ok=True)
+    fd = os.open(os.path.join(spool, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+        holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
+        os.close(fd)
+        raise SpoolLocked(f"the daemon with pid {holder or '?'} holds the spool {spool}") from e
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+    return fd
+
+
+def open_ledger(settings: Settings, watch: WatchSettings) -> Ledger:
+    """Open a watch's ledger, and at first sight settle what is to become of what is there."""
+    name = hashlib.blake2b(os.fsencode(watch.path), digest_size=8).hexdigest()
+    ledger = Ledger(os.path.join(settings.spool, "ledger", name), watch.path)
+    now = time.clock_gettime_ns(CLOCK_REALTIME_COARSE)
+    if not ledger.open():
+        ledger.begin(0 if watch.existing else now)
+    elif not watch.catch_up:
+        ledger.begin(now)
+    return ledger

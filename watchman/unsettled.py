@@ -1,0 +1,172 @@
+"""The uploads that are not settled, as an operator sees and names them."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Self
+
+from watchman.errors import JournalCorrupt, WatchmanError
+from watchman.journal import Journal, decode
+from watchman.pipeline import Group, Pipeline
+from watchman.upload import State, Upload
+
+#: Most important first.
+ORDER = (State.FAILED.value, State.DEFERRED.value, "waiting")
+
+#: States of a broker in which nothing is sent to it.
+DOWN = ("down", "blocked")
+
+#: Records read between two moments at which others get their turn.
+BREATH = 1_000
+
+#: What an upload's id stands behind in its record: no other text precedes it.
+ID = b'"id":"'
+
+
+class Found(NamedTuple):
+    """An upload, where it stands, and why it failed."""
+
+    upload: Upload
+    group: Group
+    reason: str
+
+    def row(self) -> dict[str, Any]:
+        """Return it as `watchman queue` shows it."""
+        upload, group = self.upload, self.group
+        row: dict[str, Any] = {"id": upload.id, "state": group.state, "path": upload.path}
+        row |= {"original": upload.original, "watch": upload.watch, "since": upload.accepted}
+        row |= {"task": upload.task.section, "broker": upload.task.broker} if upload.task else {}
+        row |= {"attempts": group.attempts, "next_try": group.next_try}
+        paused = f"paused: {group.paused}" if group.paused else ""
+        row["reason"] = self.reason or paused or group.reason
+        return row
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which uploads an operator means: some ids, or all that every filter lets pass."""
+
+    ids: frozenset[str] = frozenset()
+    states: frozenset[str] = frozenset()
+    broker: str = ""
+    pattern: re.Pattern[str] = field(default=re.compile(""))
+
+    @classmethod
+    def of(cls, fields: Mapping[str, str], states: Iterator[str] | tuple[str, ...]) -> Self:
+        """Read a request's fields; `states` are meant where none is named."""
+        named = [s for s in (State.FAILED.value, State.DEFERRED.value) if fields.get(s) == "yes"]
+        ids = frozenset(fields.get("ids", "").split())
+        if ids and len(fields) > 1:
+            raise WatchmanError("give ids, or say which ones by their state, broker and path")
+        return cls(
+            ids=ids,
+            states=frozenset(named or states),
+            broker=fields.get("broker", ""),
+            pattern=re.compile(fnmatch.translate(fields.get("pattern", "*"))),
+        )
+
+    def group_matches(self, group: Group) -> bool:
+        return bool(self.ids) or group.state in self.states
+
+    def may_match(self, line: bytes) -> bool:
+        """Whether a record's line may be of an upload that is meant; cheaper than to read it."""
+        start = line.find(ID) + len(ID)
+        return not self.ids or line[start : line.find(b'"', start)].decode() in self.ids
+
+    def matches(self, upload: Upload) -> bool:
+        if self.ids:
+            return upload.id in self.ids
+        broker = upload.task.broker if upload.task else ""
+        return (not self.broker or broker == self.broker) and (
+            bool(self.pattern.match(upload.original)) or bool(self.pattern.match(upload.path))
+        )
+
+
+class Unsettled:
+    """Reads what the backlogs only have positions of. Called in the thread of queries."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        *,
+        journal: Journal,
+        brokers: Callable[[], Mapping[str, Mapping[str, Any]]],
+    ) -> None:
+        #: `brokers` tells the state of each publisher.
+        self._pipeline = pipeline
+        self._journal = journal
+        self._brokers = brokers
+
+    def groups(self) -> list[Group]:
+        """Return them by where they stand, the most important first.
+
+        What waits for a broker that is down is deferred, too, until it is tried next.
+        """
+        brokers = self._brokers()
+        groups = []
+        for group in self._pipeline.groups():
+            broker = brokers.get(group.place.partition(":")[2], {})
+            if group.state == "waiting" and not group.paused and broker.get("state") in DOWN:
+                group = replace(
+                    group,
+                    state=State.DEFERRED.value,
+                    attempts=broker["attempts"],
+                    next_try=broker["next_try"],
+                    reason=broker["error"],
+                )
+            groups.append(group)
+        return sorted(groups, key=lambda group: ORDER.index(group.state))
+
+    def select(self, selection: Selection) -> Iterator[Found | None]:
+        """Yield the uploads that are meant, and None now and then while there are none."""
+        missing = set(selection.ids)
+        looked = 0
+        for group in self.groups():
+            if not selection.group_matches(group):
+                continue
+            for position in sorted(group.positions):
+                looked += 1
+                if looked % BREATH == 0:
+                    yield None
+                found = self._read(position, group, selection.may_match)
+                if found is None or not selection.matches(found.upload):
+                    continue
+                yield found
+                missing.discard(found.upload.id)
+                if selection.ids and not missing:
+                    return
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield all of them as `watchman queue` shows them."""
+        # Before the groups, so that none is missed that becomes one of them meanwhile.
+        arriving = dict(self._pipeline.arriving)
+        for group in self.groups():
+            for position in sorted(group.positions):
+                found = self._read(position, group)
+                if found is not None:
+                    arriving.pop(found.upload.id, None)
+                    yield found.row()
+        for upload in arriving.values():
+            yield Found(upload, Group("", "waiting", []), "").row()
+
+    def oldest(self) -> float | None:
+        """Return when the oldest upload that waits was accepted (epoch)."""
+        groups = self._pipeline.groups()
+        waiting = [min(g.positions) for g in groups if g.state != State.FAILED.value]
+        found = self._read(min(waiting), groups[0]) if waiting else None
+        return found.upload.accepted if found else None
+
+    def _read(
+        self, position: int, group: Group, wanted: Callable[[bytes], bool] = bool
+    ) -> Found | None:
+        try:
+            line = self._journal.line(position)
+            record = decode(line) if wanted(line) else None
+        except (JournalCorrupt, OSError):
+            return None  # settled and retired while we looked
+        if record is None:
+            return None
+        return Found(Upload.decode(record, position), group, record.get("reason", ""))
