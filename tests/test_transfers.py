@@ -69,7 +69,7 @@ def tell(house: House, kind: Kind, path: Path | str, session: Session, **more: s
 
 
 def failed(house: House) -> dict[str, str]:
-    rows = house.dispatcher.pipeline.rows()
+    rows = house.rows()
     return {row["path"]: row["reason"] for row in rows if row["state"] == "failed"}
 
 
