@@ -1,4 +1,4 @@
-"""Uploads that wait for one broker: where the journal keeps them, in order of arrival."""
+"""Uploads that wait for one broker or move: where the journal keeps them, in order of arrival."""
 
 from __future__ import annotations
 
@@ -75,6 +75,12 @@ class Backlog:
             held.until, held.reason = max(held.until, until) if lane else 0.0, reason
             heapq.heappush(held.positions, position)
             self._changed.notify()
+
+    def replace(self, position: int, new: int) -> None:
+        """Say that an upload that was taken has another position from now on."""
+        with self._changed:
+            self._taken.discard(position)
+            self._taken.add(new)
 
     def settle(self, position: int) -> None:
         """Say that an upload that was taken does not come back."""

@@ -12,9 +12,13 @@ from watchman.dispatcher import Dispatcher
 from watchman.errors import WatchmanError
 from watchman.journal import Journal
 from watchman.settings import Settings
+from watchman.sinks.mover import Mover
 from watchman.sinks.publisher import Publisher
 from watchman.sources.scanner import Scanner
 from watchman.sources.watcher import Watcher
+
+#: What is known of a sink whose section left the INI file.
+NOBODY = {"state": "unknown", "since": None, "attempts": 0, "next_try": None, "error": None}
 
 
 class Control:
@@ -29,6 +33,7 @@ class Control:
         watcher: Watcher,
         scanner: Scanner,
         publishers: Mapping[str, Publisher],
+        movers: Mapping[str, Mover],
     ) -> None:
         self._settings = settings
         self._started = time.time()
@@ -37,6 +42,7 @@ class Control:
         self._watcher = watcher
         self._scanner = scanner
         self._publishers = publishers
+        self._movers = movers
 
     def query(self, event: str, fields: Mapping[str, str]) -> list[dict[str, Any]]:
         """Answer one query, or raise WatchmanError."""
@@ -51,11 +57,21 @@ class Control:
 
     def _status(self) -> dict[str, Any]:
         dispatcher, pipeline = self._dispatcher, self._dispatcher.pipeline
-        watches, brokers = self._watches(), self._brokers()
+        watches, brokers, moves = self._watches(), self._brokers(), self._moves()
         problems = [
             f"watch {name} ({watch['path']}) is {watch['state']}: {watch['error']}"
             for name, watch in watches.items()
             if watch["state"] in ("missing", "incomplete")
+        ]
+        problems += [
+            f"move {name} is down: {move['error']}"
+            for name, move in moves.items()
+            if move["state"] == "down"
+        ]
+        problems += [
+            f"{move['waiting']} uploads wait for move {name}, which the INI file has not"
+            for name, move in moves.items()
+            if move["state"] == "unknown" and move["waiting"]
         ]
         problems += [
             f"broker {name} is down: {broker['error']}"
@@ -81,6 +97,7 @@ class Control:
                 for name in ("hook", "inotify", "scan", "resubmit")
             },
             "watches": watches,
+            "moves": moves,
             "brokers": brokers,
             "uploads": {"noticed": len(dispatcher.held), **pipeline.counts()},
             "oldest_waiting": pipeline.oldest_waiting(),
@@ -99,11 +116,22 @@ class Control:
             for name, watch in self._settings.watches.items()
         }
 
+    def _moves(self) -> dict[str, dict[str, Any]]:
+        known = {name: mover.status() for name, mover in self._movers.items()}
+        moves = self._settings.moves
+        return {
+            name: {
+                **known.get(name, NOBODY),
+                "waiting": len(backlog),
+                "destination": moves[name].destination if name in moves else None,
+            }
+            for name, backlog in list(self._dispatcher.pipeline.moves.items())
+        }
+
     def _brokers(self) -> dict[str, dict[str, Any]]:
         known = {name: publisher.status() for name, publisher in self._publishers.items()}
-        nobody = {"state": "unknown", "since": None, "attempts": 0, "next_try": None, "error": None}
         return {
-            name: {**known.get(name, nobody), "waiting": len(backlog)}
+            name: {**known.get(name, NOBODY), "waiting": len(backlog)}
             for name, backlog in list(self._dispatcher.pipeline.backlogs.items())
         }
 

@@ -25,6 +25,7 @@ from watchman.journal import Journal
 from watchman.ledger import Ledger
 from watchman.pipeline import Pipeline
 from watchman.settings import Settings, WatchSettings
+from watchman.sinks.mover import Mover
 from watchman.sinks.publisher import Publisher
 from watchman.sources.listener import Listener
 from watchman.sources.scanner import Scanner
@@ -78,6 +79,18 @@ class Daemon:
                 name: Publisher(broker, take=partial(pipeline.take, name), report=pipeline.report)
                 for name, broker in settings.brokers.items()
             }
+            movers = {
+                name: Mover(
+                    move,
+                    settings.watches,
+                    take=partial(pipeline.take_moves, name),
+                    look=pipeline.look,
+                    refill=pipeline.refill,
+                    write=pipeline.write,
+                    report=pipeline.report_move,
+                )
+                for name, move in settings.moves.items()
+            }
             watches = settings.watches.values()
             scanner = Scanner(watches, submit=dispatcher.submit, excluded=excluded, ledgers=ledgers)
             watcher = Watcher(
@@ -90,6 +103,7 @@ class Daemon:
                 watcher=watcher,
                 scanner=scanner,
                 publishers=publishers,
+                movers=movers,
             )
             listener = Listener(
                 settings.socket,
@@ -101,6 +115,8 @@ class Daemon:
             _start(inside, dispatcher)
             for publisher in publishers.values():
                 _start(inside, publisher)
+            for mover in movers.values():
+                _start(inside, mover)
             inside.callback(pipeline.close)
             with contextlib.ExitStack() as sources:
                 for source in (listener, scanner, watcher):
@@ -108,7 +124,7 @@ class Daemon:
                 logger.info("Started watchman %s with %r.", __version__, settings.file)
                 self._wait(None)
                 logger.info("Stopping.")
-            self._drain(pipeline, publishers)
+            self._drain(pipeline, movers, publishers)
         logger.info("Stopped. %d uploads wait in the journal.", pipeline.waiting())
 
     def _catch_signals(self) -> None:
@@ -132,19 +148,19 @@ class Daemon:
             if timeout is not None:
                 return
 
-    def _drain(self, pipeline: Pipeline, publishers: dict[str, Publisher]) -> None:
-        """Let publishers that get through finish what waits, for as long as the INI file says.
+    def _drain(
+        self, pipeline: Pipeline, movers: dict[str, Mover], publishers: dict[str, Publisher]
+    ) -> None:
+        """Let sinks that get through finish what waits, for as long as the INI file says.
 
         A second signal ends it.
         """
         self._stopping = False
         deadline = time.monotonic() + self._settings.drain
         while time.monotonic() < deadline and not self._stopping:
-            if not any(
-                pipeline.backlogs[name].in_hand()
-                for name, publisher in publishers.items()
-                if publisher.status()["state"] != "down"
-            ):
+            sinks = [(pipeline.moves[name], mover.status()) for name, mover in movers.items()]
+            sinks += [(pipeline.backlogs[n], sink.status()) for n, sink in publishers.items()]
+            if not any(b.in_hand() for b, status in sinks if status["state"] != "down"):
                 return
             self._wait(DRAIN_POLL)
 

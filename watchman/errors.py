@@ -49,3 +49,23 @@ class RequestRefused(WatchmanError):
 
 class InotifyUnavailable(WatchmanError):
     """The kernel gives no inotify instance."""
+
+
+class DestinationAway(WatchmanError):
+    """The directory that a move goes to is not there, or its filesystem is not mounted."""
+
+
+class Obstructed(WatchmanError):
+    """A file cannot be moved as things are: somebody has to change them."""
+
+
+class BeingWritten(WatchmanError):
+    """A file cannot be moved now, for somebody has opened it for writing."""
+
+
+class Superseded(WatchmanError):
+    """A file is not what it was when it was accepted."""
+
+
+class Stopped(WatchmanError):
+    """The daemon stops, and what takes long is given up."""

@@ -14,7 +14,7 @@ from watchman.held import Noticed
 from watchman.ledger import Decision, Ledger
 from watchman.rules import Rules
 from watchman.sessions import Transfers
-from watchman.settings import TaskSettings, WatchSettings
+from watchman.settings import WatchSettings
 from watchman.upload import FileState, Notification, Source, Upload
 
 #: Latest decisions whose upload id, time and sources are remembered.
@@ -39,6 +39,7 @@ class Recent:
     """What a ledger has no room for: the upload's id, when it was decided (epoch), who spoke."""
 
     id: str
+    inode: int
     decided: float
     sources: set[Source]
 
@@ -52,9 +53,9 @@ class Ignore:
 
 @dataclass(frozen=True, slots=True)
 class PassOver:
-    """The file was decided about and not written since."""
+    """The file was decided about and not written since; without a state it has left."""
 
-    state: FileState
+    state: FileState | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,6 @@ class Accept:
     """The file is an upload."""
 
     state: FileState
-    task: TaskSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,21 +100,26 @@ class Judge:
         self._ledgers = ledgers
         self._transfers = transfers
         self._clock = clock
-        self._recent: OrderedDict[tuple[str, int], Recent] = OrderedDict()
+        #: By path.
+        self._recent: OrderedDict[str, Recent] = OrderedDict()
         #: By watch: files that no task matches, and those excluded.
         self.unmatched: Counter[str] = Counter()
         self.excluded: Counter[str] = Counter()
 
     def remember(self, upload: Upload) -> None:
         """Remember a decision beyond what its ledger holds, among the latest."""
-        recent = Recent(upload.id, upload.accepted, {upload.source})
-        self._recent[upload.original, upload.state.inode] = recent
+        inode = (upload.source_state or upload.state).inode
+        self._recent.pop(upload.original, None)
+        self._recent[upload.original] = Recent(upload.id, inode, upload.accepted, {upload.source})
         if len(self._recent) > RECENT:
             self._recent.popitem(last=False)
 
-    def recent(self, path: str, state: FileState) -> Recent | None:
-        """Return what is remembered of the last decision about a file."""
-        return self._recent.get((path, state.inode))
+    def recent(self, path: str, state: FileState | None) -> Recent | None:
+        """Return what is remembered of the last decision about a file, one that left as well."""
+        recent = self._recent.get(path)
+        if recent is None or (state is not None and state.inode != recent.inode):
+            return None
+        return recent
 
     def judge(
         self,
@@ -132,7 +137,8 @@ class Judge:
         try:
             look = beneath.look(watch.path, subpath)
         except FileNotFoundError:
-            return Ignore("no such file")
+            # It may be a late word of a file that was moved meanwhile.
+            return PassOver(None) if path in self._recent else Ignore("no such file")
         except NotBelowWatch as e:
             return Ignore(str(e))
         except OSError as e:
@@ -146,12 +152,11 @@ class Judge:
         )
         if verdict is not None:
             return verdict
-        tasks = self._rules.tasks_for(path)
-        if not tasks:
+        if not self._rules.matches(path):
             self._ledgers[watch.name].put(subpath, look.state)
             self.unmatched[watch.name] += 1
             return Ignore("no task matches")
-        return Accept(look.state, tasks[0])
+        return Accept(look.state)
 
     def _still_written(self, noticed: Noticed | None, look: beneath.Look) -> Verdict | None:
         """Hold a file that may have a writer."""

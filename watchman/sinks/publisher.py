@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import random
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 from watchman.errors import BrokerUnavailable, TaskRefused
 from watchman.settings import BrokerSettings
+from watchman.sinks.backoff import BackOff
 from watchman.sinks.celeryapp import Message, compose, make_app
 from watchman.sinks.confirms import ConfirmingSender
 from watchman.sinks.sender import Sender, Sent, explain
@@ -24,33 +24,11 @@ BATCH = 64
 #: Seconds that a take waits for uploads, and so the longest that stopping an idle thread takes.
 PATIENCE = 1.0
 
-#: Seconds before the first retry, doubled for each further one up to the longest.
-FIRST_DELAY = 0.5
-LONGEST_DELAY = 60.0
-
 #: Seconds that a join waits: longer than the timeouts of a connection.
 HUNG = 10.0
 
 #: Seconds within which a connection fails that the broker had closed while it was idle.
 AT_ONCE = 1.0
-
-
-class BackOff:
-    """When to try again what has failed `attempts` times in a row, and why it did."""
-
-    def __init__(self) -> None:
-        self.attempts = 0
-        self.until = 0.0
-        self.reason = ""
-
-    def fail(self, now: float, reason: str) -> float:
-        """Count a failure and return how many seconds to wait, not the same for everyone."""
-        self.attempts += 1
-        self.reason = reason
-        delay = min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** min(self.attempts - 1, 16))
-        delay *= random.uniform(0.75, 1.0)
-        self.until = now + delay
-        return delay
 
 
 class Publisher:
