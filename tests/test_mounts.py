@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.daemon import Daemon, published
 from tests.deadline import eventually
 from tests.moving import Yard, files
 from watchman import mounts
@@ -171,19 +172,32 @@ def test_a_read_only_source_is_tried_again(open_yard: Callable[..., Yard], stora
         ftp.mkdir()
 
 
-def test_filesystems_without_links_are_moved_to(
-    open_yard: Callable[..., Yard], storage: Path
+def test_an_unmounted_watch_is_waited_for(
+    start_watchman: Callable[..., Daemon], tmp_path: Path
 ) -> None:
-    image = storage.parent / "vfat.img"
-    with image.open("wb") as file:
-        file.truncate(8 << 20)
-    if not shutil.which("mkfs.vfat"):
-        pytest.skip("not installed: mkfs.vfat")
-    subprocess.run(["mkfs.vfat", str(image)], check=True, capture_output=True)
-    mount("-o", "loop", str(image), str(storage))
-    yard = open_yard()
-    yard.moved("a/a.csv")
-    (storage / "b.csv").write_text("taken")
-    yard.moved("b.csv")
-    assert len(files(storage)) == 3
-    assert files(yard.ftp) == {}
+    ftp = tmp_path / "ftp"
+    ftp.mkdir()
+    (ftp / "below.csv").write_text("on the disk below")
+    daemon = start_watchman(
+        "[broker:b]\nurl = filesystem://broker\n[watch:ftp]\npath = ftp\nmounted = yes\n"
+        "existing = yes\n[task:csv]\npattern = *.csv\nbroker = b\ntask = tests.record\n"
+    )
+    eventually(lambda: daemon.status()["watches"]["ftp"]["error"] == "not mounted")
+    assert "watch ftp" in daemon.status()["problems"][0]
+    mount("-t", "tmpfs", "tmpfs", str(ftp))
+    try:
+        eventually(lambda: daemon.status()["healthy"])
+        (ftp / "a.csv").write_text("1")
+        eventually(lambda: published(tmp_path / "broker"))
+        umount(ftp)
+        eventually(lambda: not daemon.status()["healthy"])
+        (ftp / "below2.csv").write_text("on the disk below")
+        mount("-t", "tmpfs", "tmpfs", str(ftp))
+        eventually(lambda: daemon.status()["healthy"])
+        (ftp / "b.csv").write_text("2")
+        eventually(lambda: len(published(tmp_path / "broker")) == 2)
+        names = sorted(os.path.basename(t["args"][0]) for t in published(tmp_path / "broker"))
+        assert names == ["a.csv", "b.csv"]
+        daemon.stop()
+    finally:
+        subprocess.run(["umount", "--lazy", str(ftp)], check=True)

@@ -3,19 +3,16 @@
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from tests.brokers import ROOT
-from tests.deadline import eventually
 from tests.moving import files
+from tests.movingprocess import Scene
 from tests.needs import need
 
 #: What changes a file, a name or a descriptor's lease. Between two of them all is as before.
@@ -24,97 +21,22 @@ CALLS = (
     "copy_file_range,ftruncate,fchown,fchmod,utimensat,fsync,fdatasync,fcntl"
 )
 
-WHOLE = "1,2,3\n" * 20_000
+
+#: What makes a kernel of a filesystem that cannot rename without replacing.
+NO_FLAGS = ("-e", "inject=renameat2:error=EINVAL")
+
+#: And of one that has no hard links either.
+NO_LINKS = (*NO_FLAGS, "-e", "inject=linkat:error=EPERM")
 
 
-class Process:
-    """`tests.moving` as a program: its mover and dispatcher can be traced."""
-
-    def __init__(self, directory: Path, destination: Path) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.moving", str(directory), str(destination), "collision"],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert self._process.stdout is not None
-        self.threads = [int(word) for word in self._process.stdout.readline().split()[1:]]
-
-        self._tracer: subprocess.Popen[bytes] | None = None
-
-    def trace(self, thread: int, log: Path, *options: str) -> None:
-        self._tracer = tracer = subprocess.Popen(
-            ["strace", "-qq", "-o", str(log), "-p", str(self.threads[thread]), *options],
-            stderr=subprocess.DEVNULL,
-        )
-        status = Path(f"/proc/{self.threads[thread]}/status")
-        eventually(lambda: f"TracerPid:\t{tracer.pid}\n" in status.read_text())
-
-    def upload(self, *paths: Path) -> None:
-        assert self._process.stdin is not None
-        try:
-            for path in paths:
-                self._process.stdin.write(f"{path}\n")
-                self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it is dead already
-
-    def tasks(self, count: int) -> list[tuple[str, str]]:
-        """Wait for tasks or for its end; return ids and paths."""
-        assert self._process.stdout is not None
-        found = []
-        while len(found) < count and (line := self._process.stdout.readline()):
-            _, upload_id, path = line.rstrip("\n").split(" ", 2)
-            found.append((upload_id, path))
-        return found
-
-    def end(self) -> int:
-        """Let it end by itself; return its code."""
-        _, errors = self._process.communicate(timeout=30)
-        assert "Traceback" not in errors, errors
-        if self._tracer is not None:
-            self._tracer.wait(10)
-        return self._process.returncode
-
-
-class Scene:
-    """A new file in a new directory, and one whose name is taken at the destination."""
-
-    def __init__(self, directory: Path, destination: Path) -> None:
-        self.directory = directory
-        self.destination = destination
-        (directory / "ftp" / "d").mkdir(parents=True)
-        destination.mkdir(exist_ok=True)
-        (destination / "b.csv").write_text("precious")
-        self.paths = [directory / "ftp" / "d" / "a.csv", directory / "ftp" / "b.csv"]
-        for path in self.paths:
-            path.write_text(WHOLE)
-
-    def start(self) -> Process:
-        return Process(self.directory, self.destination)
-
-    def check(self, tasks: list[tuple[str, str]]) -> None:
-        """Each file is there once, whole, under the name its task tells; nothing else is."""
-        found = files(self.destination)
-        assert found.pop("b.csv") == "precious"
-        assert list(found.values()) == [WHOLE, WHOLE], {n: len(c) for n, c in found.items()}
-        assert {str(self.destination / name) for name in found} == {path for _, path in tasks}
-        assert sum(name.startswith("b@") for name in found) == 1
-        assert "d/a.csv" in found
-        assert files(self.directory / "ftp") == {}
-        assert len({upload_id for upload_id, _ in tasks}) == 2
-
-
-@pytest.fixture(params=["rename", "copy"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    """Where destinations are made."""
-    if request.param == "rename":
-        yield tmp_path
+@pytest.fixture(params=["rename", "link", "copy"])
+def way(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Path, Sequence[str]]]:
+    """Where destinations are made, and options of strace for one way to move there."""
+    if request.param != "copy":
+        yield tmp_path, NO_FLAGS if request.param == "link" else ()
         return
     directory = Path(tempfile.mkdtemp(dir="/dev/shm"))
-    yield directory
+    yield directory, ()
     shutil.rmtree(directory)
 
 
@@ -123,26 +45,29 @@ def counted(log: Path) -> Counter[str]:
     return Counter(match[1] for line in lines if (match := re.match(r"(\w+)\(", line)))
 
 
-def kills(tmp_path: Path, place: Path) -> list[tuple[int, str, int]]:
+def kills(tmp_path: Path, place: Path, way: Sequence[str]) -> list[tuple[int, str, int]]:
     """Run undisturbed; return thread, call and number of all that could be the last one."""
     found = []
     for thread in (0, 1):
         scene = Scene(tmp_path / f"counted{thread}", place / f"to-counted{thread}")
         process = scene.start()
         log = tmp_path / f"strace{thread}.log"
-        process.trace(thread, log, "-e", f"trace={CALLS}")
+        process.trace(thread, log, "-e", f"trace={CALLS}", *way)
         process.upload(*scene.paths)
         scene.check(process.tasks(2))
         assert process.end() == 0
         for call, count in counted(log).items():
-            found += [(thread, call, n) for n in range(1, count + 1)]
+            # One call cannot be given two injections.
+            if f"inject={call}:error=EINVAL" not in way:
+                found += [(thread, call, n) for n in range(1, count + 1)]
     return found
 
 
 @pytest.mark.timeout(900)
-def test_killed_at_every_change_it_makes(tmp_path: Path, place: Path) -> None:
+def test_killed_at_every_change_it_makes(tmp_path: Path, way: tuple[Path, Sequence[str]]) -> None:
     need("strace")
-    points = kills(tmp_path, place)
+    place, options = way
+    points = kills(tmp_path, place, options)
     assert len(points) > 40
 
     def kill_and_recover(number: int) -> bool:
@@ -150,7 +75,8 @@ def test_killed_at_every_change_it_makes(tmp_path: Path, place: Path) -> None:
         scene = Scene(tmp_path / str(number), place / f"to-{number}")
         process = scene.start()
         inject = f"inject={call}:signal=SIGKILL:when={when}"
-        process.trace(thread, tmp_path / f"{number}.log", "-e", f"trace={call}", "-e", inject)
+        log = tmp_path / f"{number}.log"
+        process.trace(thread, log, "-e", f"trace={call},renameat2", *options, "-e", inject)
         process.upload(*scene.paths)
         tasks = process.tasks(2)
         hit = process.end() == -signal.SIGKILL
@@ -173,3 +99,40 @@ def test_killed_at_every_change_it_makes(tmp_path: Path, place: Path) -> None:
         hits = sum(pool.map(kill_and_recover, range(len(points))))
     # Batches differ from run to run, so that the last calls may not come.
     assert hits > len(points) * 0.7
+
+
+@pytest.mark.parametrize(
+    ("destination", "options"),
+    [
+        ("rename", NO_FLAGS),
+        ("rename", NO_LINKS),
+        ("copy", NO_LINKS),
+        ("copy", ("-e", "inject=copy_file_range:error=ENOSYS")),
+        ("copy", ("-e", "inject=copy_file_range,sendfile:error=EINVAL")),
+        ("copy", ("-e", "inject=copy_file_range:retval=0")),
+        ("copy", ("-e", "inject=fchown,fchmod,utimensat:error=EPERM")),
+        ("rename", ("-e", "inject=fcntl:error=EINVAL")),
+        ("copy", ("-e", "inject=fcntl:error=EACCES")),
+        ("rename", ("-e", "inject=fsync:error=EIO:when=1")),
+        ("copy", ("-e", "inject=fsync:error=EIO:when=1..3")),
+        ("copy", ("-e", "inject=sendfile:error=ENOSPC:when=1")),
+        ("copy", ("-e", "inject=linkat:error=EDQUOT:when=1")),
+        ("rename", ("-e", "inject=renameat2:error=EIO:when=1")),
+        ("copy", ("-e", "inject=unlinkat:error=EIO:when=1..2")),
+        ("rename", ("-e", "inject=mkdirat:error=EROFS:when=1")),
+    ],
+)
+def test_whatever_the_kernel_answers_each_file_is_moved_once(
+    tmp_path: Path, destination: str, options: Sequence[str]
+) -> None:
+    need("strace")
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
+        place = tmp_path if destination == "rename" else Path(other)
+        scene = Scene(tmp_path, place / "to")
+        process = scene.start()
+        process.trace(0, tmp_path / "strace.log", *options)
+        process.upload(*scene.paths)
+        scene.check(process.tasks(2))
+        assert process.end() == 0
+        log = (tmp_path / "strace.log").read_text(errors="replace")
+        assert "(INJECTED)" in log, "what is tested has happened"

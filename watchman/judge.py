@@ -8,7 +8,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from watchman import beneath
+from watchman import beneath, mounts
 from watchman.errors import NotBelowWatch
 from watchman.held import Noticed
 from watchman.ledger import Decision, Ledger
@@ -134,6 +134,8 @@ class Judge:
         if pattern is not None:
             self.excluded[watch.name] += 1
             return Ignore(f"excluded by {pattern}")
+        if watch.mounted and not mounts.is_mounted(watch.path):
+            return Hold(f"{watch.path} is not mounted", BARRED)
         try:
             look = beneath.look(watch.path, subpath)
         except FileNotFoundError:

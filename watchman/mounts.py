@@ -18,6 +18,18 @@ def is_mount(fd: int) -> bool:
         os.close(above)
 
 
+def is_mounted(path: str) -> bool:
+    """Whether a path leads to a directory that is the root of a mount."""
+    try:
+        fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return is_mount(fd)
+    finally:
+        os.close(fd)
+
+
 def _mount_id(fd: int) -> int:
     """The kernel's number of the mount through which a descriptor was opened, see proc(5)."""
     with open(f"/proc/self/fdinfo/{fd}") as file:

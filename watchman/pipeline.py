@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from watchman import beneath
+from watchman import beneath, mounts
 from watchman.backlog import Backlog
 from watchman.errors import JournalCorrupt, NotBelowWatch
 from watchman.groupcommit import GroupCommit
@@ -189,6 +189,7 @@ class Pipeline:
             away = os.stat(watch.path).st_dev != upload.state.device
         except OSError:
             away = True
+        away = away or (watch.mounted and not mounts.is_mounted(watch.path))
         if away:
             reason = f"{watch.path} is away"
             return Report(upload, State.DEFERRED, reason, lane=f"watch:{watch.name}", delay=RETRY)
