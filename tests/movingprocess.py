@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 from tests.brokers import ROOT
 from tests.deadline import eventually
 from tests.moving import files
+
+#: Seconds that moving a few files may take.
+PATIENCE = 20.0
 
 WHOLE = "1,2,3\n" * 20_000
 
@@ -49,12 +53,15 @@ class Process:
             pass  # it is dead already
 
     def tasks(self, count: int) -> list[tuple[str, str]]:
-        """Wait for tasks or for its end; return ids and paths."""
+        """Wait for tasks, its end, or until it has to be killed; return ids and paths."""
         assert self._process.stdout is not None
+        watchdog = threading.Timer(PATIENCE, self._process.kill)
+        watchdog.start()
         found = []
         while len(found) < count and (line := self._process.stdout.readline()):
             _, upload_id, path = line.rstrip("\n").split(" ", 2)
             found.append((upload_id, path))
+        watchdog.cancel()
         return found
 
     def end(self) -> int:
