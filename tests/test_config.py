@@ -15,7 +15,13 @@ from hypothesis import strategies as st
 from watchman import config, options
 from watchman.errors import ConfigError
 from watchman.sections import SECTIONS
-from watchman.settings import BrokerSettings, Settings, TaskSettings, WatchSettings
+from watchman.settings import (
+    BrokerSettings,
+    MoveSettings,
+    Settings,
+    TaskSettings,
+    WatchSettings,
+)
 
 EXAMPLE = Path(__file__).parent.parent / "watchman.ini.example"
 
@@ -276,7 +282,7 @@ def test_the_example_shows_every_option_there_is() -> None:
     shown: dict[str, set[str]] = {}
     kind = ""
     for line in EXAMPLE.read_text().splitlines():
-        if header := re.match(r"\[(\w+)", line):
+        if header := re.match(r";?\[(\w+)", line):
             kind = header[1]
         elif option := re.match(r";?(\w+) =", line):
             shown.setdefault(kind, set()).add(option[1])
@@ -292,6 +298,8 @@ def test_the_example_shows_the_defaults(write: Write) -> None:
         config.load(write(t)) for t in (text, re.sub(r"^;", "", text, flags=re.MULTILINE))
     )
     assert full.watches == plain.watches
+    [move] = full.moves.values()
+    assert (move.unique, move.mounted) == ("collision", False)
     for option in SECTIONS["watchman"]:
         assert getattr(full, option) == getattr(plain, option), option
     for option in ("ignore_case", "args", "kwargs"):
@@ -339,8 +347,7 @@ source = /srv/ftp
         '[task:csv] args = ["{pth}", "{"]: unknown placeholder {pth}; did you mean path?'
         " ({{ is a brace); a lone {; for a brace write {{",
         "[task:csv] task: missing",
-        "[move:in] is not a known section; known are [watchman], [proftpd], [celery],"
-        " [broker:NAME], [watch:NAME], [task:NAME]",
+        "[move:in] destination: missing",
         "[task:csv] broker = c: there is no [broker:c]; there are b",
     ]
 
@@ -402,7 +409,7 @@ def test_an_empty_file_says_what_is_needed(write: Write) -> None:
     assert problems(write("")) == [
         "[watchman] spool: missing",
         "no [watch:NAME] section: no upload would ever be seen",
-        "no [task:NAME] section: no upload would ever become a task",
+        "no [task:NAME] or [move:NAME] section: nothing would ever become of an upload",
     ]
 
 
@@ -505,7 +512,8 @@ def test_what_is_no_boolean_is_a_problem(text: str) -> None:
         ("watch:in", "exclude = *.bak, *.old", "one per line"),
         ("watch:in", "exclude = tmp/", "can never match"),
         ("watch:in", "exclude = /srv/ftp/tmp", "can never match"),
-        ("watch:in", "mounted = yes", "unknown option"),
+        ("watch:in", "mountd = yes", "did you mean mounted?"),
+        ("watch:in", "mounted = maybe", "give yes or no"),
         ("task:csv", "pattern =", "is empty"),
         ("task:csv", "pattern = data/*.csv", "write */data/*.csv"),
         ("task:csv", "task = import csv", "holds a space"),
@@ -884,3 +892,125 @@ def test_a_task_without_any_broker_is_a_problem(write: Write) -> None:
     assert problems(write(text)) == [
         "[task:csv] broker = demo: there is no [broker:demo]; there is none yet"
     ]
+
+
+# Moves.
+
+MOVE = """\
+[move:storage]
+source = in
+destination = storage
+"""
+
+
+def move_problems(write: Write, text: str) -> list[str]:
+    return problems(write(MINIMAL + text))
+
+
+def test_a_move_is_completed_by_defaults(write: Write, tmp_path: Path) -> None:
+    found = config.load(write(MINIMAL + MOVE)).moves
+    storage = MoveSettings("storage", str(tmp_path / "in"), str(tmp_path / "storage"))
+    assert found == {"storage": storage}
+    assert (storage.unique, storage.mounted, storage.folders) == ("collision", False, ())
+    assert storage.mode is storage.directory_mode is storage.owner is storage.group is None
+
+
+def test_every_option_of_a_move_is_read(write: Write) -> None:
+    text = """\
+[move:storage]
+source = /srv/ftp
+destination = /mnt/storage
+unique = always
+folders = accepted, rejected
+mounted = yes
+mode = 0640
+directory_mode = 2750
+owner = root
+group = 1234
+"""
+    found = config.load(write(minimal_with("watch:in", "path = /srv/ftp") + text)).moves
+    assert found["storage"] == MoveSettings(
+        name="storage",
+        source="/srv/ftp",
+        destination="/mnt/storage",
+        unique="always",
+        folders=("accepted", "rejected"),
+        mounted=True,
+        mode=0o640,
+        directory_mode=0o2750,
+        owner=0,
+        group=1234,
+    )
+
+
+def test_a_move_needs_no_task(write: Write) -> None:
+    text = "[watchman]\nspool = spool\n[watch:in]\npath = in\n"
+    found = config.load(write(text + MOVE))
+    assert (found.tasks, list(found.moves)) == ((), ["storage"])
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("unique = sometimes", "give one of collision, always"),
+        ("folders = a/b", "a/b is a path; give names, as in accepted, rejected"),
+        ("folders = ..", ".. is a path"),
+        ("mode = 640x", "give permissions in octal, as in 0640"),
+        ("mode = rw-r-----", "give permissions in octal, as in 0640"),
+        ("directory_mode = 99999", "give permissions in octal, as in 0640"),
+        ("owner = nobody-of-that-name", "there is no user nobody-of-that-name"),
+        ("group = nobody-of-that-name", "there is no group nobody-of-that-name"),
+        ("destinaton = /x", "did you mean destination?"),
+    ],
+)
+def test_a_value_of_a_move_that_is_wrong_says_what_would_be_right(
+    write: Write, line: str, problem: str
+) -> None:
+    [found] = move_problems(write, f"{MOVE}{line}\n")
+    assert problem in found
+
+
+@pytest.mark.parametrize(
+    ("source", "destination", "problem"),
+    [
+        ("in", "in", "destination = {tmp}/in: is the source: give another directory"),
+        ("in", "link", "destination = {tmp}/link: is the source: give another directory"),
+        ("other", "storage", "source = {tmp}/other: is below no watch"),
+        ("link/a", "storage", "lies below [watch:in] over a symlink; write {tmp}/in/a"),
+        ("in/a", "link/b", "lies below [watch:in] over a symlink; write {tmp}/in/b"),
+        ("in/a", "in", "has [watch:in] below it, and what lies below it is never an upload"),
+        ("in", ".", "has [watch:in] below it, and what lies below it is never an upload"),
+    ],
+)
+def test_source_and_destination_must_go_together(
+    write: Write, tmp_path: Path, source: str, destination: str, problem: str
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "link").symlink_to("in")
+    text = f"[move:m]\nsource = {source}\ndestination = {destination}\n"
+    assert any(
+        problem.replace("{tmp}", str(tmp_path)) in found for found in move_problems(write, text)
+    )
+
+
+def test_a_source_below_another_destination_is_a_problem(write: Write) -> None:
+    text = "[move:a]\nsource = in\ndestination = in/done\n"
+    text += "[move:b]\nsource = in/done/b\ndestination = elsewhere\n"
+    [found] = move_problems(write, text)
+    assert "[move:b] source" in found
+    assert "lies below the destination of [move:a], where nothing is an upload" in found
+
+
+def test_a_source_is_moved_to_one_place(write: Write) -> None:
+    [found] = move_problems(write, MOVE + MOVE.replace("storage", "other"))
+    assert "is the source of [move:storage] already" in found
+
+
+@pytest.mark.parametrize("source", ["in", "in/a", "."])
+def test_a_source_may_be_a_watch_or_lie_below_or_above_one(write: Write, source: str) -> None:
+    text = f"[move:m]\nsource = {source}\ndestination = /mnt/storage\n"
+    assert config.load(write(MINIMAL + text)).moves
+
+
+def test_a_destination_may_lie_below_a_watch(write: Write) -> None:
+    assert config.load(write(MINIMAL + MOVE.replace("= storage", "= in/done"))).moves

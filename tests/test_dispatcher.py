@@ -308,7 +308,18 @@ def test_a_deleted_file_is_not_announced(house: House) -> None:
     house.say(path)
     path.unlink()
     assert house.take() == []
-    eventually(lambda: house.dispatcher.pipeline.settled["gone"])
+    (row,) = house.dispatcher.pipeline.rows()
+    assert (row["state"], row["reason"]) == ("deferred", "it is missing")
+    eventually(lambda: house.take() == [] and house.dispatcher.pipeline.settled["gone"])
+
+
+def test_a_file_whose_directory_is_being_renamed_is_not_taken_for_deleted(house: House) -> None:
+    path = house.write("old/a.csv")
+    upload_id = house.say(path).detail
+    path.parent.rename(path.parent.with_name("new"))
+    assert house.take() == []
+    house.say(path.parent.with_name("new"), kind=Kind.RENAMED, old=path.parent)
+    eventually(lambda: [upload.id for upload in house.take()] == [upload_id])
 
 
 def test_an_upload_waits_while_its_watch_is_away(house: House) -> None:

@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from watchman.rules import PLACEHOLDERS, Rules, faults, fill
-from watchman.settings import BrokerSettings, Settings, TaskSettings, WatchSettings
+from watchman.settings import (
+    BrokerSettings,
+    MoveSettings,
+    Settings,
+    TaskSettings,
+    WatchSettings,
+)
 
 #: Names as Linux allows them, as os.fsdecode gives them.
 names = (
@@ -22,7 +28,11 @@ subpaths = st.lists(names, min_size=1, max_size=4).map("/".join)
 CSV = TaskSettings("csv", ("*.csv",), "demo", "import_csv")
 
 
-def settings(*watches: WatchSettings, tasks: tuple[TaskSettings, ...] = (CSV,)) -> Settings:
+def settings(
+    *watches: WatchSettings,
+    tasks: tuple[TaskSettings, ...] = (CSV,),
+    moves: tuple[MoveSettings, ...] = (),
+) -> Settings:
     return Settings(
         file="/etc/watchman/watchman.ini",
         spool="/var/lib/watchman",
@@ -36,6 +46,7 @@ def settings(*watches: WatchSettings, tasks: tuple[TaskSettings, ...] = (CSV,)) 
         watches={watch.name: watch for watch in watches},
         brokers={"demo": BrokerSettings("demo", "redis://")},
         tasks=tasks,
+        moves={move.name: move for move in moves},
     )
 
 

@@ -1,4 +1,4 @@
-"""Uploads that wait for one broker: where the journal keeps them, in order of arrival."""
+"""Uploads that wait for one broker or move: where the journal keeps them, in order of arrival."""
 
 from __future__ import annotations
 
@@ -105,6 +105,14 @@ class Backlog:
             self._taken.discard(position)
             heapq.heappush(lane.positions, position)
         self._changed.notify_all()
+
+    def replace(self, position: int, new: int) -> None:
+        """Say that an upload that was taken has another position from now on."""
+        with self._changed:
+            self._taken.discard(position)
+            self._wanted.discard(position)
+            self._taken.add(new)
+            self._changed.notify_all()
 
     def settle(self, position: int) -> None:
         """Say that an upload that was taken does not come back."""

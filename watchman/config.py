@@ -6,12 +6,13 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from watchman import celery_settings, options, trusted
+from watchman import celery_settings, moves, options, trusted
 from watchman.errors import ConfigError
 from watchman.options import close_to
 from watchman.sections import SECTIONS, SINGLE, lookup
 from watchman.settings import (
     BrokerSettings,
+    MoveSettings,
     ProftpdSettings,
     Settings,
     TaskSettings,
@@ -186,8 +187,9 @@ class _Ini:
         watches, tasks = self.sections["watch"], self.sections["task"]
         if not watches:
             self._problem("", "no [watch:NAME] section: no upload would ever be seen")
-        if not tasks:
-            self._problem("", "no [task:NAME] section: no upload would ever become a task")
+        if not tasks and not self.sections["move"]:
+            what = "no [task:NAME] or [move:NAME] section: nothing would ever become of an upload"
+            self._problem("", what)
         proftpd = self.sections["proftpd"].get("", {})
         if proftpd.get("transfer_log") and "token" not in proftpd:
             what = "missing: the first field of each line that LogFormat writes to transfer_log"
@@ -207,6 +209,17 @@ class _Ini:
                 if os.path.join(os.path.realpath(path), "").startswith(os.path.join(real, "")):
                     what = f"lies below [watch:{name}], so what is written there were uploads"
                     self._problem(option, what, section=section, value=path)
+        whole_watches = {n: WatchSettings(n, **v) for n, v in watches.items() if "path" in v}
+        for section, option, value, what in moves.problems(self._moves(), whole_watches):
+            self._problem(option, what, section=section, value=value)
+
+    def _moves(self) -> dict[str, MoveSettings]:
+        """The moves, as far as both their paths could be read."""
+        return {
+            name: MoveSettings(name, **values)
+            for name, values in self.sections["move"].items()
+            if {"source", "destination"} <= set(values)
+        }
 
     def _check_task(self, section: str, values: dict[str, Any]) -> None:
         brokers = self.sections["broker"]
@@ -254,6 +267,7 @@ class _Ini:
             },
             proftpd=ProftpdSettings(**self.sections["proftpd"].get("", {})),
             tasks=tuple(_task(name, values) for name, values in self.sections["task"].items()),
+            moves=self._moves(),
         )
 
 

@@ -14,7 +14,7 @@ from watchman.journal import Journal
 from watchman.overview import Overview
 from watchman.pauses import ALL, KINDS, Pauses
 from watchman.settings import Settings
-from watchman.sinks.publishers import Publishers
+from watchman.sinks.sinks import Movers, Publishers
 from watchman.sources.finders import Finders
 from watchman.unsettled import Unsettled
 
@@ -33,6 +33,7 @@ class Control:
         pauses: Pauses,
         finders: Finders,
         publishers: Publishers,
+        movers: Movers,
         reload: Callable[[], list[str]],
     ) -> None:
         #: Replaced by a reload.
@@ -41,10 +42,15 @@ class Control:
         self._journal = journal
         self._pauses = pauses
         self._reload = reload
-        unsettled = Unsettled(dispatcher.pipeline, journal=journal, brokers=publishers.status)
+        sinks: dict[str, Publishers | Movers] = {"broker": publishers, "move": movers}
+        unsettled = Unsettled(
+            dispatcher.pipeline,
+            journal=journal,
+            sinks=lambda: {kind: one.status() for kind, one in sinks.items()},
+        )
         self._unsettled = unsettled
         self._interventions = Interventions(
-            unsettled, dispatcher=dispatcher, hurry=publishers.hurry
+            unsettled, dispatcher=dispatcher, hurry=lambda kind, name: sinks[kind].hurry(name)
         )
         self._overview = Overview(
             dispatcher=dispatcher,
@@ -52,6 +58,7 @@ class Control:
             pauses=pauses,
             finders=finders,
             publishers=publishers,
+            movers=movers,
         )
 
     def query(self, event: str, fields: Mapping[str, str]) -> Rows:

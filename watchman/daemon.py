@@ -11,6 +11,7 @@ import signal
 import socket
 import time
 from concurrent.futures import Future
+from functools import partial
 from typing import Protocol
 
 from watchman import __version__
@@ -24,7 +25,9 @@ from watchman.pipeline import Pipeline
 from watchman.reload import Reload
 from watchman.resubmissions import Resubmissions
 from watchman.settings import Settings
-from watchman.sinks.publishers import Publishers
+from watchman.sinks.mover import Mover
+from watchman.sinks.publisher import Publisher
+from watchman.sinks.sinks import Movers, Publishers, Sinks, moves_of
 from watchman.sources.finders import Finders
 from watchman.sources.listener import Listener
 from watchman.spool import lock, open_ledger
@@ -78,7 +81,23 @@ class Daemon:
             inside.callback(dispatcher.close)
             pipeline = dispatcher.pipeline
             pipeline.pause(pauses.since())
-            publishers = Publishers(settings.brokers, take=pipeline.take, report=pipeline.report)
+            publishers = Sinks(
+                settings.brokers,
+                lambda broker: Publisher(
+                    broker, take=partial(pipeline.take, broker.name), report=pipeline.report
+                ),
+            )
+            movers = Sinks(
+                moves_of(settings),
+                lambda section: Mover(
+                    *section,
+                    take=partial(pipeline.take_moves, section[0].name),
+                    look=pipeline.look,
+                    refill=pipeline.refill,
+                    write=pipeline.write,
+                    report=pipeline.report_move,
+                ),
+            )
             finders = Finders(
                 submit=dispatcher.submit, mark=dispatcher.mark, marked=dispatcher.marked
             )
@@ -91,6 +110,7 @@ class Daemon:
                 pauses=pauses,
                 finders=finders,
                 publishers=publishers,
+                movers=movers,
                 reload=self._ask_for_reload,
             )
             listener = Listener(
@@ -104,6 +124,7 @@ class Daemon:
                 ledgers=ledgers,
                 dispatcher=dispatcher,
                 publishers=publishers,
+                movers=movers,
                 finders=finders,
                 listener=listener,
                 control=control,
@@ -111,6 +132,7 @@ class Daemon:
             # What is started last is stopped first: sources, then sinks, then what they share.
             _start(inside, dispatcher)
             _start(inside, publishers)
+            _start(inside, movers)
             inside.callback(pipeline.close)
             with contextlib.ExitStack() as sources:
                 for source in (resubmissions, listener, finders):
@@ -120,7 +142,7 @@ class Daemon:
                     self._wait(None)
                     self._reload(reload)
                 logger.info("Stopping.")
-            self._drain(pipeline, publishers)
+            self._drain(pipeline, movers, publishers)
         logger.info("Stopped. %d uploads wait in the journal.", pipeline.waiting())
 
     def _catch_signals(self) -> None:
@@ -178,7 +200,7 @@ class Daemon:
             for wish in wishes:
                 wish.set_result(changed)
 
-    def _drain(self, pipeline: Pipeline, publishers: Publishers) -> None:
+    def _drain(self, pipeline: Pipeline, movers: Movers, publishers: Publishers) -> None:
         """Let publishers that get through finish what waits, for as long as the INI file says.
 
         A second signal ends it.
@@ -186,11 +208,11 @@ class Daemon:
         self._stopping = False
         deadline = time.monotonic() + self._settings.drain
         while time.monotonic() < deadline and not self._stopping:
-            if not any(
-                pipeline.backlogs[name].in_hand()
-                for name, status in publishers.status().items()
-                if status["state"] not in DOWN
-            ):
+            sinks = [(pipeline.moves[name], status) for name, status in movers.status().items()]
+            sinks += [
+                (pipeline.backlogs[name], status) for name, status in publishers.status().items()
+            ]
+            if not any(b.in_hand() for b, status in sinks if status["state"] not in DOWN):
                 return
             self._wait(DRAIN_POLL)
 

@@ -7,7 +7,7 @@ from typing import Any
 from watchman.settings import Settings
 
 #: Settings that map names to sections, or list them, and the kind of section.
-KINDS = {"watches": "watch", "brokers": "broker", "tasks": "task"}
+KINDS = {"watches": "watch", "brokers": "broker", "tasks": "task", "moves": "move"}
 
 
 def differences(old: Settings, new: Settings) -> Iterator[str]:

@@ -30,10 +30,10 @@ from watchman.judge import (
     PassOver,
 )
 from watchman.ledger import Decision, Ledger
-from watchman.pipeline import Pipeline, task_of
+from watchman.pipeline import Pipeline
 from watchman.rules import Rules
 from watchman.sessions import Transfer, Transfers, is_alive
-from watchman.settings import Settings, TaskSettings, WatchSettings
+from watchman.settings import Settings, WatchSettings
 from watchman.upload import Answer, FileState, Kind, Notification, Outcome, Source, State, Upload
 
 logger = logging.getLogger(__name__)
@@ -260,8 +260,8 @@ class Dispatcher:
             case Fail(state, reason):
                 self._fail(watch, subpath, state, notification, reason)
                 answer(Answer(Outcome.IGNORED, reason))
-            case Accept(state, task):
-                self._accept(watch, subpath, state, task, notification, answer, noticed)
+            case Accept(state):
+                self._accept(watch, subpath, state, notification, answer, noticed)
 
     def _locate(self, path: str) -> beneath.Place | None:
         return beneath.locate(self.rules, self._settings.watches.values(), path)
@@ -319,7 +319,9 @@ class Dispatcher:
         record = {"event": State.GONE.value, "at": self._clock(), "id": noticed.id}
         self._commit.stage({**record, "reason": reason}, durable, lasting=True)
 
-    def _pass_over(self, path: str, state: FileState, source: Source, answer: Respond) -> None:
+    def _pass_over(
+        self, path: str, state: FileState | None, source: Source, answer: Respond
+    ) -> None:
         recent = self.judge.recent(path, state)
         if recent is not None:
             recent.sources.add(source)
@@ -336,7 +338,6 @@ class Dispatcher:
         watch: WatchSettings,
         subpath: str,
         state: FileState,
-        task: TaskSettings,
         notification: Notification,
         answer: Respond,
         noticed: Noticed | None = None,
@@ -345,7 +346,7 @@ class Dispatcher:
         upload = self._upload(watch, path, state, notification)
         if noticed is not None and noticed.id:
             upload = replace(upload, id=noticed.id)
-        upload = replace(upload, task=task_of(upload, task))
+        upload = self.pipeline.plan(upload)
         ledger = self._ledgers[watch.name]
         before = ledger.get(subpath, state)
         ledger.put(subpath, state)
@@ -357,12 +358,13 @@ class Dispatcher:
             if noticed is not None and noticed.position >= 0:
                 self._journal.release(noticed.position)
             logger.info(
-                "Accepted upload %s, noticed by %s: %r, %d bytes, for task %s.",
+                "Accepted upload %s, noticed by %s: %r, %d bytes, for %s %s.",
                 upload.id,
                 upload.source,
                 path,
                 state.size,
-                task.task,
+                "task" if upload.task else "move",
+                upload.task.name if upload.task else upload.move,
             )
             self.pipeline.wait(upload.at(position))
             del self.pipeline.arriving[upload.id]
@@ -506,11 +508,9 @@ class Dispatcher:
         ledger = self._ledgers[watch.name]
         before = ledger.get(subpath, state)
         ledger.put(subpath, state)
-        tasks = self.rules.tasks_for(path)
-        if not tasks:
+        if not self.rules.matches(path):
             return
-        upload = self._upload(watch, path, state, notification)
-        upload = replace(upload, task=task_of(upload, tasks[0]))
+        upload = self.pipeline.plan(self._upload(watch, path, state, notification))
         self.judge.remember(upload, failed=notification.source is not self.judge.decisive)
         self.pipeline.forgive(path)
 
@@ -539,7 +539,7 @@ class Dispatcher:
         """Whether a file was an upload under its old name; then the decision follows it."""
         if self.rules.excluded(old_watch, old) is not None:
             return False
-        if not self.rules.tasks_for(os.path.join(old_watch.path, old)):
+        if not self.rules.matches(os.path.join(old_watch.path, old)):
             return False
         try:
             state = beneath.state(new_watch.path, new)
@@ -559,8 +559,7 @@ class Dispatcher:
             return
         watch, subpath = located
         path = os.path.join(watch.path, subpath)
-        tasks = self.rules.tasks_for(notification.resubmit_as or path)
-        if not tasks:
+        if not self.rules.matches(notification.resubmit_as or path):
             answer(Answer(Outcome.ERROR, "no task matches"))
             return
         try:
@@ -575,7 +574,7 @@ class Dispatcher:
         if noticed is not None and noticed.id and notification.old_id:
             self._release(noticed, PassOver(look.state))
             noticed = None
-        self._accept(watch, subpath, look.state, tasks[0], notification, answer, noticed)
+        self._accept(watch, subpath, look.state, notification, answer, noticed)
 
     def _superseded(self, upload: Upload) -> None:
         """See to it that the newer write is decided about, should nobody have spoken of it."""
@@ -587,7 +586,9 @@ class Dispatcher:
         if located is not None:
             watch, subpath = located
             ledger, state = self._ledgers[watch.name], upload.state
-            if ledger.get(subpath, state) != Decision(state.size, state.ctime):
+            if upload.source_state is not None:
+                ledger.forget(subpath, upload.source_state.inode)
+            elif ledger.get(subpath, state) != Decision(state.size, state.ctime):
                 ledger.put(subpath, state)
 
     def _replay_other(self, position: int, record: dict[str, Any]) -> None:

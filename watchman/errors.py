@@ -53,3 +53,23 @@ class InotifyUnavailable(WatchmanError):
 
 class ForeignRecord(WatchmanError):
     """A line of a transfer log that ProFTPD did not write in our LogFormat, or not whole."""
+
+
+class DestinationAway(WatchmanError):
+    """The directory that a move goes to is not there, or its filesystem is not mounted."""
+
+
+class Obstructed(WatchmanError):
+    """A file cannot be moved as things are: somebody has to change them."""
+
+
+class BeingWritten(WatchmanError):
+    """A file cannot be moved now, for somebody has opened it for writing."""
+
+
+class Superseded(WatchmanError):
+    """A file is not what it was when it was accepted."""
+
+
+class Stopped(WatchmanError):
+    """The daemon stops, and what takes long is given up."""

@@ -28,9 +28,9 @@ class Interventions:
     """Retries and drops. Called in the thread of queries, and durable before it is told."""
 
     def __init__(
-        self, unsettled: Unsettled, *, dispatcher: Dispatcher, hurry: Callable[[str], None]
+        self, unsettled: Unsettled, *, dispatcher: Dispatcher, hurry: Callable[[str, str], None]
     ) -> None:
-        #: `hurry` has a broker tried at once.
+        #: `hurry` has a broker or a move, by its name, tried at once.
         self._unsettled = unsettled
         self._dispatcher = dispatcher
         self._hurry = hurry
@@ -82,7 +82,8 @@ class Interventions:
 
     def _open(self, place: str, lane: str) -> None:
         # The publisher first: it would put back what it still backs off from.
-        self._hurry(place.partition(":")[2])
+        kind, _, name = place.partition(":")
+        self._hurry(kind, name)
         self._dispatcher.pipeline.open(place, lane)
 
     def _retry_failed(self, lot: list[Found]) -> Rows:

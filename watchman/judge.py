@@ -8,13 +8,13 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from watchman import beneath
+from watchman import beneath, mounts
 from watchman.errors import NotBelowWatch
 from watchman.held import Noticed
 from watchman.ledger import Decision, Ledger
 from watchman.rules import Rules
 from watchman.sessions import Transfers
-from watchman.settings import TaskSettings, WatchSettings
+from watchman.settings import WatchSettings
 from watchman.upload import FileState, Kind, Notification, Source, Upload
 
 #: Latest decisions whose upload id, time and sources are remembered.
@@ -42,6 +42,7 @@ class Recent:
     """What a ledger has no room for: the upload's id, when it was decided (epoch), who spoke."""
 
     id: str
+    inode: int
     decided: float
     sources: set[Source]
     failed: bool = False
@@ -56,9 +57,9 @@ class Ignore:
 
 @dataclass(frozen=True, slots=True)
 class PassOver:
-    """The file was decided about and not written since."""
+    """The file was decided about and not written since; without a state it has left."""
 
-    state: FileState
+    state: FileState | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,6 @@ class Accept:
     """The file is an upload."""
 
     state: FileState
-    task: TaskSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,8 @@ class Judge:
         self.change(rules=rules, ledgers=ledgers, transfer_log=transfer_log)
         self._transfers = transfers
         self._clock = clock
-        self._recent: OrderedDict[tuple[str, int], Recent] = OrderedDict()
+        #: By path.
+        self._recent: OrderedDict[str, Recent] = OrderedDict()
         #: Whether a hook has told of a transfer's start; whether the log has told of one that no
         #: hook did, as those of chrooted sessions.
         self.starts_heard = False
@@ -122,14 +123,19 @@ class Judge:
 
     def remember(self, upload: Upload, *, failed: bool = False) -> None:
         """Remember a decision beyond what its ledger holds, among the latest."""
-        recent = Recent(upload.id, upload.accepted, {upload.source}, failed)
-        self._recent[upload.path, upload.state.inode] = recent
+        inode = (upload.source_state or upload.state).inode
+        recent = Recent(upload.id, inode, upload.accepted, {upload.source}, failed)
+        self._recent.pop(upload.original, None)
+        self._recent[upload.original] = recent
         if len(self._recent) > RECENT:
             self._recent.popitem(last=False)
 
-    def recent(self, path: str, state: FileState) -> Recent | None:
-        """Return what is remembered of the last decision about a file."""
-        return self._recent.get((path, state.inode))
+    def recent(self, path: str, state: FileState | None) -> Recent | None:
+        """Return what is remembered of the last decision about a file, one that left as well."""
+        recent = self._recent.get(path)
+        if recent is None or (state is not None and state.inode != recent.inode):
+            return None
+        return recent
 
     def judge(
         self,
@@ -144,10 +150,13 @@ class Judge:
         if pattern is not None:
             self.excluded[watch.name] += 1
             return Ignore(f"excluded by {pattern}")
+        if watch.mounted and not mounts.is_mounted(watch.path):
+            return Hold(f"{watch.path} is not mounted", BARRED)
         try:
             look = beneath.look(watch.path, subpath)
         except FileNotFoundError:
-            return Ignore("no such file")
+            # It may be a late word of a file that was moved meanwhile.
+            return PassOver(None) if path in self._recent else Ignore("no such file")
         except NotBelowWatch as e:
             return Ignore(str(e))
         except OSError as e:
@@ -161,12 +170,11 @@ class Judge:
         )
         if verdict is not None:
             return verdict
-        tasks = self._rules.tasks_for(path)
-        if not tasks:
+        if not self._rules.matches(path):
             self._ledgers[watch.name].put(subpath, look.state)
             self.unmatched[watch.name] += 1
             return Ignore("no task matches")
-        return Accept(look.state, tasks[0])
+        return Accept(look.state)
 
     def _still_written(self, noticed: Noticed | None, look: beneath.Look) -> Verdict | None:
         """Hold a file that may have a writer."""

@@ -38,6 +38,10 @@ class Decision(NamedTuple):
     existing: bool = False
 
 
+#: In memory for a file in the ledger's file about which nothing is decided any more.
+FORGOTTEN = Decision(0, 0)
+
+
 def key(subpath: str, inode: int) -> int:
     """Return the 64-bit key of a file.
 
@@ -108,6 +112,8 @@ class Ledger:
     def _get(self, wanted: int, state: FileState) -> Decision | None:
         with self._lock:
             decision = self._delta.get(wanted) or self._find(wanted)
+            if decision is FORGOTTEN:
+                decision = None
             if decision is None and state.ctime < self._baseline:
                 decision = Decision(state.size, state.ctime, existing=True)
         return decision
@@ -126,6 +132,14 @@ class Ledger:
             else:
                 # Nothing is merged into the file before the journal has it: `put` undone in time.
                 self._delta.pop(wanted, None)
+
+    def forget(self, subpath: str, inode: int) -> None:
+        """Drop the decision about a file that has left: the next one may well have its inode."""
+        wanted = key(subpath, inode)
+        with self._lock:
+            self._delta.pop(wanted, None)
+            if self._find(wanted) is not None:
+                self._delta[wanted] = FORGOTTEN
 
     def known(self, subpath: str, state: FileState) -> bool:
         """Whether a scan may pass a file over: it was decided about and not written since.
@@ -212,7 +226,7 @@ class Ledger:
         parts: list[dict[bytes, bytes]] = [{} for _ in range(256)]
         for wanted, decision in self._delta.items() if not prune else ():
             entry = pack(wanted, decision)
-            parts[entry[0]][entry[:8]] = entry
+            parts[entry[0]][entry[:8]] = b"" if decision is FORGOTTEN else entry
         end = self._start + self._count * ENTRY.size if not prune else 0
         at = self._start
         for first, newest in enumerate(parts):

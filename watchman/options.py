@@ -4,9 +4,11 @@ A reader raises ValueError that says what would be right.
 """
 
 import difflib
+import grp
 import json
 import math
 import os
+import pwd
 import re
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -137,6 +139,40 @@ def paths(value: str, directory: str) -> tuple[str, ...]:
 def words(value: str) -> tuple[str, ...]:
     """One item per line, or commas between."""
     return tuple(word(item.strip()) for item in re.split(r"[,\n]", value) if item.strip())
+
+
+def folders(value: str) -> tuple[str, ...]:
+    """Names of directories, each of them one name and no path."""
+    names = words(value)
+    for name in names:
+        if "/" in name or name in (".", ".."):
+            raise ValueError(f"{name} is a path; give names, as in accepted, rejected")
+    return names
+
+
+def mode(value: str) -> int:
+    if not re.fullmatch("[0-7]{3,5}", value) or int(value, 8) > 0o7777:
+        raise ValueError("give permissions in octal, as in 0640")
+    return int(value, 8)
+
+
+def user(value: str) -> int:
+    """The uid of a user, given by name or number."""
+    return _id(value, "user", lambda name: pwd.getpwnam(name).pw_uid)
+
+
+def group(value: str) -> int:
+    """The gid of a group, given by name or number."""
+    return _id(value, "group", lambda name: grp.getgrnam(name).gr_gid)
+
+
+def _id(value: str, kind: str, look_up: Callable[[str], int]) -> int:
+    if re.fullmatch(r"\d{1,9}", word(value), re.ASCII):
+        return int(value)
+    try:
+        return look_up(value)
+    except KeyError as error:
+        raise ValueError(f"there is no {kind} {value}") from error
 
 
 def _patterns(value: str) -> tuple[str, ...]:

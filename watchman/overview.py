@@ -14,12 +14,12 @@ from watchman.dispatcher import Dispatcher
 from watchman.pauses import ALL, Pauses
 from watchman.pipeline import Group
 from watchman.settings import Settings
-from watchman.sinks.publishers import Publishers
+from watchman.sinks.sinks import Movers, Publishers
 from watchman.sources.finders import Finders
 from watchman.unsettled import DOWN, Unsettled
 from watchman.upload import State
 
-#: A broker that the INI file has not.
+#: A broker or a move that the INI file has not.
 UNKNOWN: Mapping[str, Any] = {
     "state": "unknown",
     "since": None,
@@ -41,6 +41,7 @@ class Overview:
         pauses: Pauses,
         finders: Finders,
         publishers: Publishers,
+        movers: Movers,
     ) -> None:
         self._started = time.time()
         self._dispatcher = dispatcher
@@ -48,13 +49,17 @@ class Overview:
         self._pauses = pauses
         self._finders = finders
         self._publishers = publishers
+        self._movers = movers
 
     def status(self, settings: Settings) -> dict[str, Any]:
         """Return all of it; what is paused is no problem, for somebody wanted it so."""
         dispatcher, groups = self._dispatcher, self._unsettled.groups()
-        watches, brokers = self._watches(settings), self._brokers(groups)
+        watches = self._watches(settings)
+        brokers = self._sinks("broker", self._publishers.status(), groups)
+        moves = self._sinks("move", self._movers.status(), groups)
         logs = self._finders.logs()
-        problems = [*_watch_problems(watches), *_broker_problems(brokers), *_log_problems(logs)]
+        problems = [*_watch_problems(watches), *_log_problems(logs)]
+        problems += [*_sink_problems("move", moves), *_sink_problems("broker", brokers)]
         if dispatcher.unwritable():
             problems.append(f"the journal below {settings.spool} cannot be written")
         counts = Counter[str](waiting=len(dispatcher.pipeline.arriving))
@@ -74,6 +79,15 @@ class Overview:
             },
             "transfer_logs": logs,
             "watches": watches,
+            "moves": {
+                name: {
+                    **move,
+                    "destination": settings.moves[name].destination
+                    if name in settings.moves
+                    else None,
+                }
+                for name, move in moves.items()
+            },
             "brokers": brokers,
             "uploads": {
                 "noticed": len(dispatcher.held),
@@ -105,19 +119,19 @@ class Overview:
             for name, watch in settings.watches.items()
         }
 
-    def _brokers(self, groups: Iterable[Group]) -> dict[str, dict[str, Any]]:
-        brokers = {
-            name: {**status, "waiting": 0, "held_up": []}
-            for name, status in self._publishers.status().items()
-        }
+    def _sinks(
+        self, kind: str, status: Mapping[str, Mapping[str, Any]], groups: Iterable[Group]
+    ) -> dict[str, dict[str, Any]]:
+        """Return each publisher's or mover's status, and what waits for it."""
+        sinks = {name: {**one, "waiting": 0, "held_up": []} for name, one in status.items()}
         for group in groups:
-            kind, _, name = group.place.partition(":")
-            if kind != "broker":
+            group_kind, _, name = group.place.partition(":")
+            if group_kind != kind:
                 continue
-            broker = brokers.setdefault(name, {**UNKNOWN, "waiting": 0, "held_up": []})
-            broker["waiting"] += len(group.positions)
+            sink = sinks.setdefault(name, {**UNKNOWN, "waiting": 0, "held_up": []})
+            sink["waiting"] += len(group.positions)
             if group.lane and not group.paused:
-                broker["held_up"].append(
+                sink["held_up"].append(
                     {
                         "what": group.lane,
                         "uploads": len(group.positions),
@@ -127,9 +141,9 @@ class Overview:
                     }
                 )
         paused = self._pauses.since()
-        for name, broker in brokers.items():
-            broker["paused"] = f"broker:{name}" in paused or ALL in paused
-        return brokers
+        for name, sink in sinks.items():
+            sink["paused"] = f"{kind}:{name}" in paused or ALL in paused
+        return sinks
 
 
 def _watch_problems(watches: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
@@ -145,11 +159,11 @@ def _log_problems(logs: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
             yield f"transfer log {path} cannot be read: {log['problem']}"
 
 
-def _broker_problems(brokers: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    for name, broker in brokers.items():
-        for route, reason in broker["refused"].items():
-            yield f"broker {name} does not take tasks for {route}: {reason}"
-        if broker["state"] in DOWN:
-            yield f"broker {name} is {broker['state']}: {broker['error']}"
-        elif broker["state"] == "unknown":
-            yield f"{broker['waiting']} uploads wait for broker {name}, which the INI file has not"
+def _sink_problems(kind: str, sinks: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    for name, sink in sinks.items():
+        for route, reason in sink.get("refused", {}).items():
+            yield f"{kind} {name} does not take tasks for {route}: {reason}"
+        if sink["state"] in DOWN:
+            yield f"{kind} {name} is {sink['state']}: {sink['error']}"
+        elif sink["state"] == "unknown":
+            yield f"{sink['waiting']} uploads wait for {kind} {name}, which the INI file has not"

@@ -5,28 +5,34 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from watchman import beneath
+from watchman import beneath, mounts
 from watchman.backlog import Backlog
 from watchman.errors import JournalCorrupt, NotBelowWatch
 from watchman.groupcommit import GroupCommit
 from watchman.journal import Journal
 from watchman.ledger import Ledger
+from watchman.moves import claim_name, destination_of
 from watchman.pauses import ALL
 from watchman.rules import Rules, fill
 from watchman.settings import Settings, TaskSettings, WatchSettings
-from watchman.upload import Report, State, Task, Upload
+from watchman.upload import FileState, Report, State, Task, Upload
 
 logger = logging.getLogger(__name__)
 
 #: Seconds until an upload is looked at again that a disk or a right held up.
 RETRY = 5.0
+
+#: Seconds for which a file must be missing until it counts as gone: word of its new name may be
+#: on its way.
+MISSING = 1.0
 
 #: Seconds until a record is read again that could not be read back.
 UNREADABLE = 60.0
@@ -50,10 +56,11 @@ class Group:
 
 
 class Pipeline:
-    """The uploads that wait, are taken by a publisher, and are settled.
+    """The uploads that wait, are taken by a mover, then by a publisher, and are settled.
 
     In memory an upload is its journal position in a backlog; all else is read when it is taken.
-    Publishers call `take` and `report`; all else happens in the dispatcher's thread.
+    Publishers call `take` and `report`, movers their own of these, `look` and `write`; all else
+    happens in the dispatcher's thread.
     """
 
     def __init__(
@@ -73,6 +80,8 @@ class Pipeline:
         self._commit = commit
         self._superseded = superseded
         self.backlogs = {name: Backlog() for name in settings.brokers}
+        #: By `[move:NAME]`, what is to be moved.
+        self.moves = {name: Backlog() for name in settings.moves}
         #: Uploads whose record is on its way to the disk, by id, so that `queue` misses none.
         self.arriving: dict[str, Upload] = {}
         #: What an operator has paused; replaced as a whole.
@@ -83,16 +92,18 @@ class Pipeline:
         self._failures: dict[str, set[str]] = {}
         #: Renames in order, with their positions, for uploads that wait under the old name.
         self._renames: list[tuple[str, str, int]] = []
+        #: By id, since when (monotonic) the files of uploads that wait are missing.
+        self._missing: dict[str, float] = {}
         self.settled: Counter[str] = Counter()
 
     def close(self) -> None:
-        """Give publishers nothing any more."""
-        for backlog in self.backlogs.values():
+        """Give movers and publishers nothing any more."""
+        for backlog in self._all_backlogs():
             backlog.close()
 
     def waiting(self) -> int:
         """Return how many uploads are not settled, but for failed ones."""
-        return sum(len(backlog) for backlog in list(self.backlogs.values()))
+        return sum(map(len, self._all_backlogs()))
 
     # In the publishers' threads.
 
@@ -100,7 +111,8 @@ class Pipeline:
         """Return uploads that wait for a broker, each looked at just now."""
         uploads = []
         for upload in self._take(self.backlogs[broker], limit, timeout):
-            report = self._inspect(upload)
+            # What was moved lies where nobody uploads, and perhaps on a server that hangs.
+            report = self.look(upload) if upload.source_state is None else None
             if report is None:
                 uploads.append(upload)
             else:
@@ -108,14 +120,51 @@ class Pipeline:
         return uploads
 
     def report(self, report: Report) -> None:
-        """Take back an upload that was taken, once."""
-        if report.state is State.DEFERRED:
-            backlog = self._backlog_of(report.upload)
-            backlog.put_back(report.upload.position, report.lane, report.delay, report.reason)
-        elif report.state is State.RENAMED:
-            self._commit.bring(lambda: self._rename(report))
+        """Take back an upload that a publisher took, once."""
+        assert report.upload.task is not None
+        self._take_back(report, self._backlog("broker", report.upload.task.broker))
+
+    # In the movers' threads.
+
+    def take_moves(self, move: str, limit: int, timeout: float) -> list[Upload]:
+        """Return uploads that are to be moved, or were and have left something behind."""
+        return list(self._take(self.moves[move], limit, timeout))
+
+    def report_move(self, report: Report) -> None:
+        """Take back an upload that a mover took, once; what was MOVED has its task sent."""
+        upload = report.upload
+        if report.state is State.MOVED and upload.task is not None:
+            self._backlog("broker", upload.task.broker).add(upload.position)
+            self._backlog("move", upload.move).settle(upload.position)
+        elif report.state is State.MOVED:
+            self._take_back(Report(upload, State.DONE), self._backlog("move", upload.move))
         else:
-            self._commit.bring(lambda: self._settle(report))
+            self._take_back(report, self._backlog("move", upload.move))
+
+    def write(self, state: State, uploads: Sequence[Upload]) -> list[Upload]:
+        """Write down anew what a mover has in hand, and wait until it is durable."""
+        written: list[Upload] = []
+        done = threading.Event()
+
+        def stage() -> None:
+            for upload in uploads:
+                self._stage_anew(state, upload, written.append)
+            self._commit.stage(None, lambda _: done.set(), lasting=True)
+
+        self._commit.bring(stage)
+        done.wait()
+        return written
+
+    def refill(self, upload: Upload) -> Upload:
+        """Return an upload with its task's arguments filled for its destination."""
+        if upload.task is None:
+            return upload
+        section = next((t for t in self._settings.tasks if t.name == upload.task.section), None)
+        if section is None:
+            section = next(iter(self._rules.tasks_for(upload.original)), None)
+        return replace(upload, task=task_of(upload, section) if section else None)
+
+    # In all of these.
 
     def _take(self, backlog: Backlog, limit: int, timeout: float) -> Iterator[Upload]:
         for position in backlog.take(limit, timeout):
@@ -131,13 +180,21 @@ class Pipeline:
             else:
                 yield upload
 
+    def _take_back(self, report: Report, backlog: Backlog) -> None:
+        if report.state is State.DEFERRED:
+            backlog.put_back(report.upload.position, report.lane, report.delay, report.reason)
+        elif report.state is State.RENAMED:
+            self._commit.bring(lambda: self._rename(report, backlog))
+        else:
+            self._commit.bring(lambda: self._settle(report, backlog))
+
     def _pause_of(self, upload: Upload) -> str:
         """Return what is paused that holds an upload back, or ""."""
         names = [f"watch:{upload.watch}", f"task:{upload.task.section}" if upload.task else ""]
         return next((name for name in names if name in self._pauses), "")
 
-    def _inspect(self, upload: Upload) -> Report | None:
-        """Return a report about an upload whose task must not be sent as it stands."""
+    def look(self, upload: Upload) -> Report | None:
+        """Return a report about an upload that must not be moved or sent as it stands."""
         located = self._rules.locate(upload.path)
         if located is None:
             return None  # its section left the INI file after it was accepted, or changed its path
@@ -151,9 +208,10 @@ class Pipeline:
         except OSError as e:
             reason = e.strerror or str(e)
             return Report(upload, State.DEFERRED, reason, lane=f"file: {reason}", delay=RETRY)
+        self._missing.pop(upload.id, None)
         old = upload.state
         if state.inode != old.inode or state.rewritten_since(old.size, old.ctime):
-            return Report(upload, State.SUPERSEDED, "overwritten before its task was sent")
+            return Report(upload, State.SUPERSEDED, "overwritten before its turn")
         return None
 
     def _look_for(self, upload: Upload, watch: WatchSettings) -> Report:
@@ -162,6 +220,7 @@ class Pipeline:
             away = os.stat(watch.path).st_dev != upload.state.device
         except OSError:
             away = True
+        away = away or (watch.mounted and not mounts.is_mounted(watch.path))
         if away:
             reason = f"{watch.path} is away"
             return Report(upload, State.DEFERRED, reason, lane=f"watch:{watch.name}", delay=RETRY)
@@ -172,35 +231,49 @@ class Pipeline:
         located = self._rules.locate(path)
         if path != upload.path and located is not None:
             found, subpath = located
-            with contextlib.suppress(OSError, NotBelowWatch):
-                state = beneath.state(found.path, subpath)
-                if state.inode == upload.state.inode:
-                    upload = replace(upload, watch=found.name, path=path, state=state)
-                    return Report(upload, State.RENAMED)
-        return Report(upload, State.GONE, "deleted or moved away before its task was sent")
+            claimed = os.path.join(os.path.dirname(subpath), claim_name(upload.id))
+            for name in (subpath, claimed):
+                with contextlib.suppress(OSError, NotBelowWatch):
+                    state = beneath.state(found.path, name)
+                    if state.inode == upload.state.inode:
+                        upload = replace(upload, watch=found.name, path=path, state=state)
+                        return Report(upload, State.RENAMED)
+        if time.monotonic() - self._missing.setdefault(upload.id, time.monotonic()) < MISSING:
+            lane = f"upload {upload.id}"
+            return Report(upload, State.DEFERRED, "it is missing", lane=lane, delay=MISSING)
+        return Report(upload, State.GONE, "deleted or moved away before its turn")
 
     # In the dispatcher's thread.
 
-    def wait(self, upload: Upload) -> None:
-        """Let an upload wait for its broker; its record is durable."""
-        assert upload.task is not None
-        self._wait(upload.position, upload.task.broker)
+    def plan(self, upload: Upload) -> Upload:
+        """Fill in what the rules say is to become of an upload: a move, a task, or both."""
+        move = self._rules.move_for(upload.original)
+        destination = ""
+        if move is not None:
+            milliseconds = int(upload.accepted * 1000)
+            destination = destination_of(move, upload.original, milliseconds)
+        upload = replace(upload, move=move.name if move else "", destination=destination)
+        tasks = self._rules.tasks_for(upload.original)
+        return replace(upload, task=task_of(upload, tasks[0]) if tasks else None)
 
-    def _wait(self, position: int, broker: str) -> None:
-        self._journal.hold(position)
-        self._backlog(broker).add(position)
+    def wait(self, upload: Upload) -> None:
+        """Let an upload wait for its move or its broker; its record is durable."""
+        self._journal.hold(upload.position)
+        self._backlog_of(upload).add(upload.position)
 
     def change(self, settings: Settings, *, rules: Rules, ledgers: Mapping[str, Ledger]) -> None:
         """Go over to other settings; what waits goes on as it was accepted."""
         self._settings, self._rules, self._ledgers = settings, rules, ledgers
         for name in settings.brokers:
-            self._backlog(name)
+            self._backlog("broker", name)
+        for name in settings.moves:
+            self._backlog("move", name)
 
     def pause(self, pauses: Collection[str]) -> None:
         """Hold back what waits for what is in `pauses`, and nothing else."""
         self._pauses = frozenset(pauses)
-        for name, backlog in self.backlogs.items():
-            backlog.pause(self._pauses, whole=self._is_paused(f"broker:{name}"))
+        for place, backlog in self._places():
+            backlog.pause(self._pauses, whole=self._is_paused(place))
 
     def _is_paused(self, name: str) -> bool:
         return name in self._pauses or ALL in self._pauses
@@ -212,7 +285,8 @@ class Pipeline:
         """
         section = next(iter(self._rules.tasks_for(upload.original)), None)
         task = task_of(upload, section) if section else upload.task
-        if task is None or self._failed.get(upload.id) != upload.position:
+        known = self._failed.get(upload.id) == upload.position
+        if not known or (task is None and not upload.move):
             return False
         again = replace(upload, task=task)
 
@@ -247,7 +321,7 @@ class Pipeline:
 
     def drop(self, upload: Upload) -> None:
         """Settle for good an upload that was withdrawn from its backlog."""
-        self._settle(Report(upload, State.DROPPED, "dropped"))
+        self._settle(Report(upload, State.DROPPED, "dropped"), self._backlog_of(upload))
 
     def follow(self, old: str, new: str) -> None:
         """Remember a rename for as long as uploads wait that may lie under the old name."""
@@ -294,18 +368,46 @@ class Pipeline:
         self._failures.setdefault(path, set()).add(upload_id)
 
     def _backlog_of(self, upload: Upload) -> Backlog:
-        assert upload.task is not None
-        return self._backlog(upload.task.broker)
+        """Return where an upload waits that nobody has in hand."""
+        return self._backlog(*self._place_of(upload))
 
-    def _backlog(self, broker: str) -> Backlog:
-        # A broker whose section left the INI file keeps its uploads waiting.
-        backlog = self.backlogs.get(broker)
+    def _place_of(self, upload: Upload) -> tuple[str, str]:
+        is_moved = upload.source_state is not None
+        if upload.move and (not is_moved or upload.is_copied or upload.task is None):
+            return "move", upload.move
+        assert upload.task is not None
+        return "broker", upload.task.broker
+
+    def _backlog(self, kind: str, name: str) -> Backlog:
+        # What waits for a section that left the INI file goes on waiting.
+        backlogs = self.moves if kind == "move" else self.backlogs
+        backlog = backlogs.get(name)
         if backlog is None:
-            backlog = self.backlogs[broker] = Backlog()
-            backlog.pause(self._pauses, whole=self._is_paused(f"broker:{broker}"))
+            backlog = backlogs[name] = Backlog()
+            backlog.pause(self._pauses, whole=self._is_paused(f"{kind}:{name}"))
         return backlog
 
-    def _settle(self, report: Report) -> None:
+    def _all_backlogs(self) -> list[Backlog]:
+        return [*self.moves.values(), *self.backlogs.values()]
+
+    def _stage_anew(self, state: State, upload: Upload, written: Callable[[Upload], None]) -> None:
+        def durable(position: int) -> None:
+            self._journal.hold(position)
+            self._journal.release(upload.position)
+            self._backlog("move", upload.move).replace(upload.position, position)
+            if upload.source_state is not None:
+                self._forget(upload, upload.source_state)
+            written(upload.at(position))
+
+        record = {"event": state.value, "at": time.time(), **upload.encode()}
+        self._commit.stage(record, durable, lasting=True)
+
+    def _forget(self, upload: Upload, state: FileState) -> None:
+        located = self._rules.locate(upload.original)
+        if located is not None:
+            self._ledgers[located[0].name].forget(located[1], state.inode)
+
+    def _settle(self, report: Report, backlog: Backlog) -> None:
         """Write down what became of an upload."""
         upload, state = report.upload, report.state
         record: dict[str, Any] = {"event": state.value, "at": time.time(), "id": upload.id}
@@ -317,7 +419,8 @@ class Pipeline:
         def durable(position: int) -> None:
             self.settled[state.value] += 1
             self._journal.release(upload.position)
-            self._backlog_of(upload).settle(upload.position)
+            backlog.settle(upload.position)
+            self._missing.pop(upload.id, None)
             if state is State.FAILED:
                 self._journal.hold(position)
                 self._list_failed(upload.id, upload.path, position)
@@ -331,21 +434,20 @@ class Pipeline:
 
         self._commit.stage(record, durable, lasting=True)
 
-    def _rename(self, report: Report) -> None:
+    def _rename(self, report: Report, backlog: Backlog) -> None:
         """Let an upload go on under its file's new name, as the rules say for that."""
         old_path, upload = report.upload.original, report.upload
         located = self._rules.locate(upload.path)
-        tasks = self._rules.tasks_for(upload.path)
-        if located is None or self._rules.excluded(*located) is not None or not tasks:
-            self._settle(Report(upload, State.GONE, f"renamed to {upload.path!r}"))
+        renamed = self.plan(replace(upload, original=upload.path, position=-1))
+        nothing = not renamed.move and renamed.task is None
+        if located is None or self._rules.excluded(*located) is not None or nothing:
+            self._settle(Report(upload, State.GONE, f"renamed to {upload.path!r}"), backlog)
             return
-        renamed = replace(upload, original=upload.path, position=-1)
-        renamed = replace(renamed, task=task_of(renamed, tasks[0]))
         self._ledgers[located[0].name].put(located[1], renamed.state)
 
         def durable(position: int) -> None:
             self._journal.release(upload.position)
-            self._backlog_of(upload).settle(upload.position)
+            backlog.settle(upload.position)
             self.wait(renamed.at(position))
             logger.info("Upload %s follows %r to %r.", upload.id, old_path, renamed.path)
 
@@ -363,8 +465,8 @@ class Pipeline:
 
         Tell of each decision on the way, and of each record, should it be more than an upload's.
         """
-        # By broker, so that no record need be read twice: there may be a million.
-        live: dict[str, dict[int, int]] = {}
+        # By where they wait, so that no record need be read twice: there may be a million.
+        live: dict[tuple[str, str], dict[int, int]] = {}
         failed: dict[str, int] = {}
         for position, record in self._journal.replay():
             other(position, record)
@@ -378,8 +480,8 @@ class Pipeline:
                 decided(upload)
                 if record["event"] == State.FAILED.value:
                     failed[upload.id] = position
-                elif upload.task is not None:
-                    live.setdefault(upload.task.broker, {})[number] = position
+                elif upload.move or upload.task is not None:
+                    live.setdefault(self._place_of(upload), {})[number] = position
             elif record["event"] == State.RENAMED.value:
                 self._journal.hold(position)
                 self._renames.append((record["from"], record["path"], position))
@@ -387,28 +489,38 @@ class Pipeline:
             self._journal.hold(position)
         for upload_id, position in failed.items():
             self._list_failed(upload_id, self._journal.read(position)["path"], position)
-        for broker, positions in live.items():
+        for (kind, name), positions in live.items():
             for position in positions.values():
-                self._wait(position, broker)
+                self._journal.hold(position)
+                self._backlog(kind, name).add(position)
             if positions:
-                logger.info("Took up %d uploads that wait for broker %s.", len(positions), broker)
+                logger.info("Took up %d uploads that wait for %s %s.", len(positions), kind, name)
 
     # In any thread, for those who want to see and to lend a hand.
 
     def open(self, place: str, lane: str) -> None:
         """Have what is held up in a lane tried at once."""
-        self.backlogs[place.partition(":")[2]].open(lane)
+        self._at(place).open(lane)
 
     def withdraw(self, place: str, positions: Collection[int], timeout: float) -> set[int]:
         """Take uploads out of a backlog, each of them to be reported once; see there."""
-        return self.backlogs[place.partition(":")[2]].withdraw(positions, timeout)
+        return self._at(place).withdraw(positions, timeout)
+
+    def _at(self, place: str) -> Backlog:
+        kind, _, name = place.partition(":")
+        return (self.moves if kind == "move" else self.backlogs)[name]
+
+    def _places(self) -> list[tuple[str, Backlog]]:
+        moves = [(f"move:{name}", backlog) for name, backlog in list(self.moves.items())]
+        brokers = [(f"broker:{name}", backlog) for name, backlog in list(self.backlogs.items())]
+        return moves + brokers
 
     def groups(self) -> list[Group]:
         """Return all uploads that are not settled, by where they stand."""
         groups = [Group("", State.FAILED.value, list(self._failed.values()))]
-        for name, backlog in list(self.backlogs.items()):
+        for place, backlog in self._places():
             for lane_name, lane in backlog.lanes():
-                place, state, next_try = f"broker:{name}", "waiting", None
+                state, next_try = "waiting", None
                 pause = lane.paused or (place if place in self._pauses else "")
                 if lane_name and not lane.paused:
                     state = State.DEFERRED.value
@@ -432,7 +544,7 @@ def task_of(upload: Upload, section: TaskSettings) -> Task:
     """Return the task that a `[task:...]` section makes of an upload."""
     return fill(
         section,
-        path=upload.path,
+        path=upload.destination or upload.path,
         original=upload.original,
         watch=upload.watch,
         user=upload.user,

@@ -15,7 +15,7 @@ from watchman.ledger import Ledger
 from watchman.logs import log_to
 from watchman.rules import Rules
 from watchman.settings import Settings
-from watchman.sinks.publishers import Publishers
+from watchman.sinks.sinks import Movers, Publishers, moves_of
 from watchman.sources.finders import Finders
 from watchman.sources.listener import Listener
 from watchman.spool import open_ledger
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 FIXED = ("spool", "socket")
 
 #: Settings by which the finders look, and which they cannot change while they do.
-LOOKED_AT = ("watches", "proftpd")
+LOOKED_AT = ("watches", "proftpd", "moves")
 
 
 class Reload:
@@ -39,6 +39,7 @@ class Reload:
         ledgers: Mapping[str, Ledger],
         dispatcher: Dispatcher,
         publishers: Publishers,
+        movers: Movers,
         finders: Finders,
         listener: Listener,
         control: Control,
@@ -47,6 +48,7 @@ class Reload:
         self._ledgers = ledgers
         self._dispatcher = dispatcher
         self._publishers = publishers
+        self._movers = movers
         self._finders = finders
         self._listener = listener
         self._control = control
@@ -74,6 +76,7 @@ class Reload:
         # First whatever may fail.
         with contextlib.ExitStack() as failed:
             publishers = self._publishers.prepare(new.brokers)
+            movers = self._movers.prepare(moves_of(new))
             ledgers = self._open_ledgers(new, failed)
             log_to(new)
             failed.pop_all()
@@ -84,6 +87,7 @@ class Reload:
             self._finders.join()
         self._dispatcher.change(new, rules, ledgers)
         self._publishers.change(publishers)
+        self._movers.change(movers)
         self._listener.admit(new.admins)
         self._control.settings = new
         self.settings, self._ledgers = new, ledgers

@@ -1,4 +1,4 @@
-"""Which watch and which task a path falls under. Pure: only names are looked at, never files."""
+"""Which watch, move and task a path falls under. Pure: only names are looked at, never files."""
 
 import fnmatch
 import os
@@ -6,7 +6,14 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from watchman.settings import DEFAULT_EXCLUDES, Settings, TaskSettings, WatchSettings
+from watchman.moves import HIDDEN, is_below
+from watchman.settings import (
+    DEFAULT_EXCLUDES,
+    MoveSettings,
+    Settings,
+    TaskSettings,
+    WatchSettings,
+)
 from watchman.upload import Task
 
 #: What `{...}` may stand for inside the strings of a task's `args` and `kwargs`.
@@ -35,6 +42,18 @@ class Rules:
         watches = sorted(settings.watches.values(), key=lambda watch: len(watch.path), reverse=True)
         self._watches = [(watch.path.rstrip("/") + "/", watch) for watch in watches]
         self._excludes = {watch.name: _excludes(watch) for watch in watches}
+        self._moves = sorted(
+            settings.moves.values(), key=lambda move: len(move.source), reverse=True
+        )
+        #: By watch, the moves whose destination lies below it, and where.
+        self._destinations = {
+            watch.name: [
+                (move, os.path.relpath(move.destination, watch.path))
+                for move in self._moves
+                if is_below(move.destination, watch.path)
+            ]
+            for watch in watches
+        }
         self._tasks = [
             (task, [_compiled(pattern, task.ignore_case) for pattern in task.patterns])
             for task in settings.tasks
@@ -56,7 +75,12 @@ class Rules:
         return None
 
     def excluded(self, watch: WatchSettings, subpath: str) -> str | None:
-        """The pattern that keeps `subpath` from being an upload of `watch`, if there is one."""
+        """What keeps `subpath` from being an upload of `watch`, if anything: a pattern, or a move
+        whose destination it lies below.
+        """
+        for move, below in self._destinations[watch.name]:
+            if is_below(subpath, below):
+                return f"[move:{move.name}], whose destination it lies below"
         names = set(subpath.split("/"))
         for pattern, regex in self._excludes[watch.name]:
             if "/" in pattern:
@@ -65,6 +89,14 @@ class Rules:
             elif any(map(regex.match, names)):
                 return pattern
         return None
+
+    def move_for(self, path: str) -> MoveSettings | None:
+        """The move whose source is the longest that is a parent of `path`."""
+        return next((move for move in self._moves if is_below(path, move.source)), None)
+
+    def matches(self, path: str) -> bool:
+        """Whether a move or a task wants the file uploaded as `path`."""
+        return self.move_for(path) is not None or bool(self.tasks_for(path))
 
     def tasks_for(self, path: str) -> list[TaskSettings]:
         """Every task that wants the file uploaded as `path`, in file order: the first one wins."""
@@ -136,7 +168,7 @@ def _filled(arguments: Any, values: dict[str, str]) -> Any:
 
 
 def _excludes(watch: WatchSettings) -> list[tuple[str, re.Pattern[str]]]:
-    patterns = watch.exclude + (DEFAULT_EXCLUDES if watch.exclude_defaults else ())
+    patterns = (*watch.exclude, *(DEFAULT_EXCLUDES if watch.exclude_defaults else ()), HIDDEN)
     return [(pattern, _compiled(pattern)) for pattern in patterns]
 
 

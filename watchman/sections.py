@@ -60,6 +60,18 @@ SECTIONS: dict[str, dict[str, Option]] = {
         "catch_up": Option(options.boolean),
         "existing": Option(options.boolean),
         "rescan": Option(options.duration),
+        "mounted": Option(options.boolean),
+    },
+    "move": {
+        "source": Option(options.path, required=True, relative=True),
+        "destination": Option(options.path, required=True, relative=True),
+        "unique": Option(options.one_of("collision", "always")),
+        "folders": Option(options.folders),
+        "mounted": Option(options.boolean),
+        "mode": Option(options.mode),
+        "directory_mode": Option(options.mode),
+        "owner": Option(options.user),
+        "group": Option(options.group),
     },
     "task": {
         "pattern": Option(options.patterns, required=True),

@@ -27,6 +27,26 @@ class WatchSettings:
     catch_up: bool = True
     existing: bool = False
     rescan: float = 3600.0
+    mounted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MoveSettings:
+    """A `[move:NAME]` section. `source` and `destination` are absolute and normalized.
+
+    None for `mode`, `directory_mode`, `owner` (uid) and `group` (gid) keeps what the source has.
+    """
+
+    name: str
+    source: str
+    destination: str
+    unique: str = "collision"
+    folders: tuple[str, ...] = ()
+    mounted: bool = False
+    mode: int | None = None
+    directory_mode: int | None = None
+    owner: int | None = None
+    group: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,3 +103,4 @@ class Settings:
     brokers: Mapping[str, BrokerSettings]
     tasks: tuple[TaskSettings, ...]
     proftpd: ProftpdSettings = ProftpdSettings()
+    moves: Mapping[str, MoveSettings] = field(default_factory=dict)

@@ -16,7 +16,7 @@ from watchman.upload import State, Upload
 #: Most important first.
 ORDER = (State.FAILED.value, State.DEFERRED.value, "waiting")
 
-#: States of a broker in which nothing is sent to it.
+#: States of a broker or a move in which nothing gets there.
 DOWN = ("down", "blocked")
 
 #: Records read between two moments at which others get their turn.
@@ -93,29 +93,30 @@ class Unsettled:
         pipeline: Pipeline,
         *,
         journal: Journal,
-        brokers: Callable[[], Mapping[str, Mapping[str, Any]]],
+        sinks: Callable[[], Mapping[str, Mapping[str, Mapping[str, Any]]]],
     ) -> None:
-        #: `brokers` tells the state of each publisher.
+        #: `sinks` tells the status of each publisher and mover, by kind of section and name.
         self._pipeline = pipeline
         self._journal = journal
-        self._brokers = brokers
+        self._sinks = sinks
 
     def groups(self) -> list[Group]:
         """Return them by where they stand, the most important first.
 
-        What waits for a broker that is down is deferred, too, until it is tried next.
+        What waits for a broker or a move that is down is deferred, too, until it is tried next.
         """
-        brokers = self._brokers()
+        sinks = self._sinks()
         groups = []
         for group in self._pipeline.groups():
-            broker = brokers.get(group.place.partition(":")[2], {})
-            if group.state == "waiting" and not group.paused and broker.get("state") in DOWN:
+            kind, _, name = group.place.partition(":")
+            sink = sinks.get(kind, {}).get(name, {})
+            if group.state == "waiting" and not group.paused and sink.get("state") in DOWN:
                 group = replace(
                     group,
                     state=State.DEFERRED.value,
-                    attempts=broker["attempts"],
-                    next_try=broker["next_try"],
-                    reason=broker["error"],
+                    attempts=sink["attempts"],
+                    next_try=sink["next_try"],
+                    reason=sink["error"],
                 )
             groups.append(group)
         return sorted(groups, key=lambda group: ORDER.index(group.state))

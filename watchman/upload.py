@@ -99,6 +99,9 @@ class FileState:
     def of(cls, stat: os.stat_result) -> Self:
         return cls(stat.st_dev, stat.st_ino, stat.st_size, stat.st_ctime_ns, stat.st_mtime_ns)
 
+    def is_same_file(self, other: FileState) -> bool:
+        return (self.device, self.inode) == (other.device, other.inode)
+
     def rewritten_since(self, size: int, ctime: int) -> bool:
         """Whether this inode was written after it was seen with that size and ctime.
 
@@ -150,7 +153,9 @@ class Upload:
 
     `id` is the upload id and the task id. `path` is where the file lies now, `original` the path it
     was uploaded as. `accepted` in seconds since the epoch. `task` is None for a file that is moved
-    and matches no task. `position` is where the journal keeps its record, -1 before that.
+    and matches no task. `move` names the `[move:...]` section it falls under, and `destination` is
+    where it goes; `source_state` is what it was before it was moved, None until then. `position`
+    is where the journal keeps its record, -1 before that.
     """
 
     id: str
@@ -164,7 +169,16 @@ class Upload:
     user: str = ""
     client: str = ""
     protocol: str = ""
+    move: str = ""
+    destination: str = ""
+    source_state: FileState | None = None
     position: int = -1
+
+    @property
+    def is_copied(self) -> bool:
+        """Whether it was moved across filesystems, so that two files may be there yet."""
+        before = self.source_state
+        return before is not None and not before.is_same_file(self.state)
 
     def at(self, position: int) -> Self:
         return replace(self, position=position)
@@ -180,9 +194,11 @@ class Upload:
             "accepted": self.accepted,
             "task": self.task.encode() if self.task else None,
         }
-        for name in ("user", "client", "protocol"):
+        for name in ("user", "client", "protocol", "move", "destination"):
             if getattr(self, name):
                 values[name] = getattr(self, name)
+        if self.source_state is not None:
+            values["source_state"] = self.source_state.encode()
         return values
 
     @classmethod
@@ -199,13 +215,19 @@ class Upload:
             user=values.get("user", ""),
             client=values.get("client", ""),
             protocol=values.get("protocol", ""),
+            move=values.get("move", ""),
+            destination=values.get("destination", ""),
+            source_state=(
+                FileState.decode(values["source_state"]) if "source_state" in values else None
+            ),
             position=position,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a sink made of an upload that it took: DONE, FAILED, or DEFERRED to be taken again.
+    """What a sink made of an upload that it took: MOVED or DONE, FAILED, or DEFERRED to be taken
+    again; or what it found out about the file.
 
     `lane` names what a deferred upload is held up by, and is to be left alone for `delay` seconds:
     an exchange and routing key of its broker, or with "" the broker as a whole.

@@ -70,6 +70,23 @@ def _report(found: Mapping[str, Any], now: float) -> Iterator[str]:
                 f" next in {until(held['next_try'], now)}: {printable(held['reason'])}"
             )
     yield ""
+    if found.get("moves"):
+        yield from table(
+            ("MOVE", "STATE", "SINCE", "WAITING", "ATTEMPTS", "NEXT TRY", "DESTINATION"),
+            (
+                (
+                    name,
+                    move["state"],
+                    ago(move.get("since"), now),
+                    move.get("waiting"),
+                    move.get("attempts"),
+                    until(move.get("next_try"), now),
+                    move.get("destination"),
+                )
+                for name, move in found["moves"].items()
+            ),
+        )
+        yield ""
     yield from table(
         ("WATCH", "STATE", "DIRECTORIES", "UNWATCHED", "UNMATCHED", "EXCLUDED", "SCANNED", "PATH"),
         (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import random
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
@@ -11,6 +10,7 @@ from typing import Any
 
 from watchman.errors import BrokerUnavailable, TaskRefused
 from watchman.settings import BrokerSettings
+from watchman.sinks.backoff import BackOff
 from watchman.sinks.celeryapp import Message, compose, make_app
 from watchman.sinks.confirms import ConfirmingSender
 from watchman.sinks.sender import Sender, Sent, explain
@@ -24,10 +24,9 @@ BATCH = 64
 #: Seconds that a take waits for uploads, and so the longest that stopping an idle thread takes.
 PATIENCE = 1.0
 
-#: Seconds before the first retry, doubled for each further one up to the longest. A try costs one
-#: connection or one message, and with the time-outs of a connection work goes on within ten seconds
-#: of the cure, however long the fault has lasted.
-FIRST_DELAY = 0.5
+#: Seconds between two tries at the most. A try costs one connection or one message, and with the
+#: time-outs of a connection work goes on within ten seconds of the cure, however long the fault has
+#: lasted.
 LONGEST_DELAY = 6.0
 
 #: Seconds that a join waits: longer than the timeouts of a connection.
@@ -43,24 +42,6 @@ AT_ONCE = 1.0
 
 #: What `status` says of a broker that has raised an alarm.
 BLOCKED = "it is short of memory or disk, and takes no tasks until that is over"
-
-
-class BackOff:
-    """When to try again what has failed `attempts` times in a row, and why it did."""
-
-    def __init__(self) -> None:
-        self.attempts = 0
-        self.until = 0.0
-        self.reason = ""
-
-    def fail(self, now: float, reason: str) -> float:
-        """Count a failure and return how many seconds to wait, not the same for everyone."""
-        self.attempts += 1
-        self.reason = reason
-        delay = min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** min(self.attempts - 1, 16))
-        delay *= random.uniform(0.75, 1.0)
-        self.until = now + delay
-        return delay
 
 
 class Publisher:
@@ -83,7 +64,7 @@ class Publisher:
         self._report = report
         self._app = make_app(broker)
         self._sender: Sender | None = None
-        self._back_off = BackOff()
+        self._back_off = BackOff(LONGEST_DELAY)
         #: How often a host of a failover list has failed: the next connection begins with the next.
         self._failures = 0
         #: Routes that the broker refuses, and when to try them again.
@@ -277,7 +258,7 @@ class Publisher:
     def _defer_for_route(self, message: Message, reason: str, *, tried: bool) -> None:
         """Defer an upload whose route the broker refuses; other routes go on."""
         upload, lane, now = message.upload, str(message.route), time.monotonic()
-        back_off = self._refused.setdefault(lane, BackOff())
+        back_off = self._refused.setdefault(lane, BackOff(LONGEST_DELAY))
         if back_off.until <= now and tried:
             delay = back_off.fail(now, reason)
             if back_off.attempts == 1:

@@ -95,7 +95,7 @@ class Coverage:
         """
         for root in self.roots.values():
             try:
-                identity = identify(root.settings.path)
+                identity = identify(root.settings)
             except OSError as e:
                 self._lose(root, str(e.strerror))
                 continue

@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import stat
 from collections.abc import Iterable
 
+from watchman import mounts
 from watchman.settings import WatchSettings
 from watchman.sources.tree import Node
 
@@ -49,16 +49,23 @@ class Root:
     def is_there(self) -> bool:
         """Whether its path still leads to the directory that is watched."""
         try:
-            return self.identity == identify(self.settings.path)
+            return self.identity == identify(self.settings)
         except OSError:
             return False
 
 
-def identify(path: str) -> tuple[int, int]:
-    """Device and inode of a directory, or of that to which a symlink leads."""
-    status = os.stat(path)
-    if not stat.S_ISDIR(status.st_mode):
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+def identify(watch: WatchSettings) -> tuple[int, int]:
+    """Device and inode of a watch's directory, or of that to which a symlink leads.
+
+    Raises OSError also where it must be a mount and is none.
+    """
+    fd = os.open(watch.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if watch.mounted and not mounts.is_mount(fd):
+            raise OSError(errno.ENODEV, "not mounted", watch.path)
+        status = os.fstat(fd)
+    finally:
+        os.close(fd)
     return status.st_dev, status.st_ino
 
 

@@ -171,6 +171,7 @@ class Scanner:
             return
         scan = self._begin(request, self._ledgers[watch.name].known)
         try:
+            identify(watch)
             fd = open_below(watch.path, request.subpath)
         except OSError as e:
             # A directory that has gone elsewhere is requested there.
@@ -204,6 +205,7 @@ class Scanner:
         """Walk a whole watch; whether what it did not see is not there."""
         path = scan.watch.path
         try:
+            identify(scan.watch)
             fd = open_below(path, "")
         except OSError as e:
             self._fail(scan, path, e)
@@ -213,7 +215,7 @@ class Scanner:
         status = os.fstat(fd)
         identity = (status.st_dev, status.st_ino)
         self._walk(scan, fd, "")
-        if _identity(path) != identity:
+        if _identity(scan.watch) != identity:
             scan.error = f"{path!r}: another directory has taken its place"
             return False
         # An empty directory in the place of a full one is a mount point without its filesystem,
@@ -226,8 +228,8 @@ class Scanner:
         return is_same and not scan.errors
 
     def _begin(self, request: Request, known: Callable[[str, FileState], bool]) -> _Scan:
-        others = (w.path for w in self._watches.values() if w.name != request.watch)
-        foreign = frozenset(found for path in others if (found := _identity(path)))
+        others = (w for w in self._watches.values() if w.name != request.watch)
+        foreign = frozenset(found for other in others if (found := _identity(other)))
         watch = self._watches[request.watch]
         return _Scan(watch, not request.subpath, request.periodic, known, foreign)
 
@@ -329,8 +331,8 @@ class Scanner:
             scan.rested = time.monotonic()
 
 
-def _identity(path: str) -> tuple[int, int] | None:
+def _identity(watch: WatchSettings) -> tuple[int, int] | None:
     try:
-        return identify(path)
+        return identify(watch)
     except OSError:
         return None

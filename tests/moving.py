@@ -1,0 +1,213 @@
+"""A dispatcher and its movers between what a test uploads and what a publisher would take.
+
+Run as a program, with a directory, a destination and `unique`, it moves what it is told of on
+standard input, one path a line, and prints each task's id and path: to be killed by a tracer.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.deadline import eventually
+from watchman.dispatcher import Dispatcher
+from watchman.journal import Journal
+from watchman.ledger import Ledger
+from watchman.settings import (
+    BrokerSettings,
+    MoveSettings,
+    Settings,
+    TaskSettings,
+    WatchSettings,
+)
+from watchman.sinks.mover import Mover
+from watchman.upload import Answer, Kind, Notification, Outcome, Report, Source, State, Upload
+
+
+@dataclass
+class Yard:
+    """`tmp_path/ftp` is watched and moved to `destination`; *.csv has a task, *.dat has none."""
+
+    tmp_path: Path
+    destination: Path
+    options: dict[str, Any] = field(default_factory=dict)
+    moves: dict[str, MoveSettings] = field(default_factory=dict)
+    moving: bool = True
+
+    @property
+    def ftp(self) -> Path:
+        return self.tmp_path / "ftp"
+
+    def open(self) -> None:
+        spool = self.tmp_path / "spool"
+        spool.mkdir(exist_ok=True)
+        self.ftp.mkdir(exist_ok=True)
+        move = MoveSettings("storage", str(self.ftp), str(self.destination), **self.options)
+        self.settings = Settings(
+            file="watchman.ini",
+            spool=str(spool),
+            socket="",
+            admins=(),
+            log_level="DEBUG",
+            log_file="",
+            log_format="text",
+            drain=1.0,
+            history=3600.0,
+            watches={"ftp": WatchSettings("ftp", str(self.ftp))},
+            brokers={"b": BrokerSettings("b", "memory://")},
+            tasks=(
+                TaskSettings(
+                    "csv", ("*.csv",), "b", "import", args=["{path}"], kwargs={"was": "{original}"}
+                ),
+            ),
+            moves=self.moves or {"storage": move},
+        )
+        self.ledger = Ledger(str(spool / "ledger"), str(self.ftp))
+        if not self.ledger.open():
+            self.ledger.begin(0)
+        self.journal = Journal(str(spool / "journal"), str(spool / "history"))
+        self.dispatcher = Dispatcher(
+            self.settings,
+            journal=self.journal,
+            ledgers={"ftp": self.ledger},
+            rescan=lambda *_: None,
+        )
+        self.pipeline = pipeline = self.dispatcher.pipeline
+        self.movers = {
+            name: Mover(
+                move,
+                self.settings.watches,
+                take=lambda limit, timeout, name=name: pipeline.take_moves(  # type: ignore[misc]
+                    name, limit, timeout
+                ),
+                look=pipeline.look,
+                refill=pipeline.refill,
+                write=pipeline.write,
+                report=pipeline.report_move,
+            )
+            for name, move in self.settings.moves.items()
+        }
+        self.dispatcher.start()
+        if self.moving:
+            self.start_movers()
+
+    def start_movers(self) -> None:
+        for mover in self.movers.values():
+            mover.start()
+
+    def close(self) -> None:
+        self.pipeline.close()
+        for mover in self.movers.values():
+            mover.stop()
+        for mover in self.movers.values():
+            mover.join()
+        self.dispatcher.stop()
+        self.dispatcher.join()
+        self.journal.close()
+
+    def restart(self) -> None:
+        self.close()
+        self.open()
+
+    def write(self, name: str, content: str = "1,2,3\n") -> Path:
+        path = self.ftp / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+        return path
+
+    def say(
+        self,
+        path: Path,
+        source: Source = Source.INOTIFY,
+        kind: Kind = Kind.COMPLETED,
+        old: str = "",
+    ) -> Answer:
+        answers: list[Answer] = []
+        is_directory = kind is Kind.RENAMED and path.is_dir()
+        self.dispatcher.submit(
+            Notification(kind, str(path), source, old_path=old, is_directory=is_directory),
+            answers.append,
+        )
+        return Answer(Outcome.OK) if is_directory else eventually(lambda: answers)[0]
+
+    def upload(self, name: str, content: str = "1,2,3\n") -> str:
+        """Write a file, have it accepted, and return its id."""
+        answer = self.say(self.write(name, content))
+        assert answer.outcome is Outcome.OK, answer
+        return answer.detail
+
+    def take(self, count: int = 1, patience: float = 10.0) -> list[Upload]:
+        """Take uploads as a publisher does."""
+        taken: list[Upload] = []
+        deadline = time.monotonic() + patience
+        while len(taken) < count and time.monotonic() < deadline:
+            taken += self.pipeline.take("b", count - len(taken), 0.1)
+        return taken
+
+    def settle(self, *uploads: Upload) -> None:
+        for upload in uploads:
+            self.pipeline.report(Report(upload, State.DONE))
+
+    def moved(self, name: str, content: str = "1,2,3\n") -> Path:
+        """Upload a file, wait for its task, and return where it lies."""
+        upload_id = self.upload(name, content)
+        (upload,) = self.take()
+        assert upload.id == upload_id
+        self.settle(upload)
+        eventually(lambda: not self.pipeline.waiting())
+        return Path(upload.path)
+
+    def rows(self) -> list[dict[str, Any]]:
+        return self.pipeline.rows()
+
+    def deferred(self, reason: str) -> dict[str, Any]:
+        """Wait until the only upload is deferred for a reason, and return its row."""
+
+        def is_so() -> dict[str, Any] | None:
+            (row,) = self.rows()
+            return row if row["state"] == "deferred" and reason in row["reason"] else None
+
+        return eventually(is_so)
+
+
+def files(*directories: Path) -> dict[str, str]:
+    """What lies below directories: every file, hidden ones too, by its path below them."""
+    return {
+        str(path.relative_to(directory)): path.read_text()
+        for directory in directories
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+
+
+def main(directory: str, destination: str, unique: str, step: Callable[[str], object]) -> None:
+    signal.signal(signal.SIGIO, signal.SIG_IGN)
+    yard = Yard(Path(directory), Path(destination), {"unique": unique})
+    yard.moving = False
+    yard.open()
+    yard.start_movers()
+    names = {thread.name: thread.native_id for thread in threading.enumerate()}
+    step(f"ready {names['mover:storage']} {names['dispatcher']}")
+    threading.Thread(target=_publish, args=(yard, step), daemon=True).start()
+    for line in sys.stdin:
+        yard.say(Path(line.rstrip("\n")), Source.SCAN)
+    yard.close()
+
+
+def _publish(yard: Yard, step: Callable[[str], object]) -> None:
+    while True:
+        for upload in yard.take(patience=0.2):
+            step(f"task {upload.id} {upload.path}")
+            yard.settle(upload)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:4], step=lambda line: os.write(1, os.fsencode(f"{line}\n")))
+    os._exit(0)

@@ -1,0 +1,203 @@
+"""Moves to filesystems that come, go, fill up and turn read-only. All of them real ones."""
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.daemon import Daemon, published
+from tests.deadline import eventually
+from tests.moving import Yard, files
+from watchman import mounts
+
+pytestmark = pytest.mark.root
+
+
+def mount(*arguments: str) -> None:
+    subprocess.run(["mount", *arguments], check=True)
+
+
+def umount(directory: Path) -> None:
+    subprocess.run(["umount", str(directory)], check=True)
+
+
+def is_mount(directory: Path) -> bool:
+    fd = os.open(directory, os.O_PATH)
+    try:
+        return mounts.is_mount(fd)
+    finally:
+        os.close(fd)
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Iterator[Path]:
+    """A mount point; whatever is mounted there at the end is unmounted."""
+    directory = tmp_path / "storage"
+    directory.mkdir()
+    yield directory
+    while directory.is_dir() and is_mount(directory):
+        subprocess.run(["umount", "--lazy", str(directory)], check=True)
+
+
+@pytest.fixture
+def open_yard(tmp_path: Path, storage: Path) -> Iterator[Callable[..., Yard]]:
+    before = signal.signal(signal.SIGIO, signal.SIG_IGN)
+    yards: list[Yard] = []
+
+    def open_yard(**options: Any) -> Yard:
+        yards.append(Yard(tmp_path, storage, options))
+        yards[-1].open()
+        return yards[-1]
+
+    yield open_yard
+    for yard in yards:
+        yard.close()
+    signal.signal(signal.SIGIO, before)
+
+
+def test_a_mount_is_told_from_a_directory(storage: Path) -> None:
+    assert not is_mount(storage)
+    assert is_mount(Path("/"))
+    mount("-t", "tmpfs", "tmpfs", str(storage))
+    assert is_mount(storage)
+    umount(storage)
+    (storage.parent / "other").mkdir()
+    mount("--bind", str(storage.parent / "other"), str(storage))
+    assert is_mount(storage), "a bind mount of the same filesystem"
+
+
+def test_an_unmounted_destination_is_waited_for(
+    open_yard: Callable[..., Yard], storage: Path
+) -> None:
+    yard = open_yard(mounted=True)
+    first = yard.upload("a.csv")
+    yard.deferred(f"destination {storage} is not mounted")
+    assert files(storage) == {}
+    mount("-t", "tmpfs", "tmpfs", str(storage))
+    (upload,) = yard.take()
+    assert upload.id == first
+    yard.settle(upload)
+    # While running: nothing is held open, so that it can be unmounted.
+    umount(storage)
+    second = yard.upload("b.csv")
+    eventually(lambda: any("not mounted" in row.get("reason", "") for row in yard.rows()))
+    assert files(storage) == {}
+    yard.restart()
+    eventually(lambda: any("not mounted" in row.get("reason", "") for row in yard.rows()))
+    mount("-t", "tmpfs", "tmpfs", str(storage))
+    assert [upload.id for upload in yard.take()] == [second]
+    assert files(storage) == {"b.csv": "1,2,3\n"}
+
+
+def test_a_bind_mount_is_another_filesystem_to_move_to(
+    open_yard: Callable[..., Yard], storage: Path
+) -> None:
+    (storage.parent / "other").mkdir()
+    mount("--bind", str(storage.parent / "other"), str(storage))
+    yard = open_yard(mounted=True)
+    yard.moved("a/a.csv")
+    assert files(storage) == {"a/a.csv": "1,2,3\n"}
+    assert files(yard.ftp) == {}
+
+
+def test_a_destination_that_is_the_source_by_another_way_is_refused(
+    open_yard: Callable[..., Yard], storage: Path
+) -> None:
+    (storage.parent / "ftp").mkdir()
+    mount("--bind", str(storage.parent / "ftp"), str(storage))
+    yard = open_yard()
+    yard.upload("a.csv")
+    yard.deferred("the destination is the source")
+    assert files(yard.ftp) == {"a.csv": "1,2,3\n"}
+
+
+def test_a_full_destination_leaves_no_scraps_and_is_tried_again(
+    open_yard: Callable[..., Yard], storage: Path
+) -> None:
+    mount("-t", "tmpfs", "-o", "size=1m", "tmpfs", str(storage))
+    (storage / "ballast").write_text("x" * 900_000)
+    yard = open_yard()
+    large = yard.upload("large.csv", "x" * 600_000)
+    yard.deferred("No space left on device")
+    small = yard.upload("small.csv", "x")
+    (upload,) = yard.take()
+    assert upload.id == small, "what fits is not held up"
+    yard.settle(upload)
+    assert set(files(storage)) == {"ballast", "small.csv"}
+    assert set(files(yard.ftp)) == {"large.csv"}
+    (storage / "ballast").unlink()
+    assert [upload.id for upload in yard.take()] == [large]
+    assert files(storage)["large.csv"] == "x" * 600_000
+
+
+def test_a_read_only_destination_is_tried_again(
+    open_yard: Callable[..., Yard], storage: Path
+) -> None:
+    mount("-t", "tmpfs", "-o", "ro", "tmpfs", str(storage))
+    yard = open_yard()
+    upload_id = yard.upload("a/a.csv")
+    yard.deferred("Read-only file system")
+    assert files(yard.ftp) == {"a/a.csv": "1,2,3\n"}
+    mount("-o", "remount,rw", str(storage))
+    assert [upload.id for upload in yard.take()] == [upload_id]
+
+
+def test_a_read_only_source_is_tried_again(open_yard: Callable[..., Yard], storage: Path) -> None:
+    ftp = storage.parent / "ftp"
+    ftp.mkdir()
+    mount("-t", "tmpfs", "tmpfs", str(ftp))
+    try:
+        yard = open_yard()
+        yard.close()
+        yard.moving = False
+        yard.open()
+        upload_id = yard.upload("a.csv")
+        mount("-o", "remount,ro", str(ftp))
+        yard.start_movers()
+        yard.deferred(f"{ftp}: Read-only file system")
+        assert files(storage) == {}
+        mount("-o", "remount,rw", str(ftp))
+        assert [upload.id for upload in yard.take()] == [upload_id]
+        assert files(storage) == {"a.csv": "1,2,3\n"}
+        assert files(ftp) == {}
+        yard.close()
+    finally:
+        subprocess.run(["umount", "--lazy", str(ftp)], check=True)
+        shutil.rmtree(ftp)
+        ftp.mkdir()
+
+
+def test_an_unmounted_watch_is_waited_for(
+    start_watchman: Callable[..., Daemon], tmp_path: Path
+) -> None:
+    ftp = tmp_path / "ftp"
+    ftp.mkdir()
+    (ftp / "below.csv").write_text("on the disk below")
+    daemon = start_watchman(
+        "[broker:b]\nurl = filesystem://broker\n[watch:ftp]\npath = ftp\nmounted = yes\n"
+        "existing = yes\n[task:csv]\npattern = *.csv\nbroker = b\ntask = tests.record\n"
+    )
+    eventually(lambda: daemon.status()["watches"]["ftp"]["error"] == "not mounted")
+    assert "watch ftp" in daemon.status()["problems"][0]
+    mount("-t", "tmpfs", "tmpfs", str(ftp))
+    try:
+        eventually(lambda: daemon.status()["healthy"])
+        (ftp / "a.csv").write_text("1")
+        eventually(lambda: published(tmp_path / "broker"))
+        umount(ftp)
+        eventually(lambda: not daemon.status()["healthy"])
+        (ftp / "below2.csv").write_text("on the disk below")
+        mount("-t", "tmpfs", "tmpfs", str(ftp))
+        eventually(lambda: daemon.status()["healthy"])
+        (ftp / "b.csv").write_text("2")
+        eventually(lambda: len(published(tmp_path / "broker")) == 2)
+        names = sorted(os.path.basename(t["args"][0]) for t in published(tmp_path / "broker"))
+        assert names == ["a.csv", "b.csv"]
+        daemon.stop()
+    finally:
+        subprocess.run(["umount", "--lazy", str(ftp)], check=True)

@@ -1,0 +1,332 @@
+"""Moving uploads to their destination, on one filesystem and across two."""
+
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.deadline import eventually
+from tests.moving import Yard, files
+from watchman.upload import Answer, Kind, Outcome, Source
+
+Open = Callable[..., Yard]
+
+
+@pytest.fixture(params=["rename", "copy"])
+def destination(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A directory on the filesystem of the watch, and one on a tmpfs."""
+    if request.param == "rename":
+        (tmp_path / "storage").mkdir()
+        yield tmp_path / "storage"
+        return
+    directory = Path(tempfile.mkdtemp(dir="/dev/shm"))
+    assert directory.stat().st_dev != tmp_path.stat().st_dev
+    yield directory
+    shutil.rmtree(directory)
+
+
+@pytest.fixture
+def open_yard(tmp_path: Path, destination: Path) -> Iterator[Open]:
+    # As the daemon does; the default action of a broken lease's signal is to end us.
+    before = signal.signal(signal.SIGIO, signal.SIG_IGN)
+    yards: list[Yard] = []
+
+    def open_yard(**options: Any) -> Yard:
+        yards.append(Yard(tmp_path, destination, options))
+        yards[-1].open()
+        return yards[-1]
+
+    yield open_yard
+    for yard in yards:
+        yard.close()
+    signal.signal(signal.SIGIO, before)
+
+
+@pytest.fixture
+def yard(open_yard: Open) -> Yard:
+    return open_yard()
+
+
+def test_a_file_is_moved_to_the_same_subpath_before_its_task_is_sent(yard: Yard) -> None:
+    upload_id = yard.upload("alice/2026/a.csv", "1,2")
+    (upload,) = yard.take()
+    assert upload.id == upload_id
+    assert upload.path == str(yard.destination / "alice/2026/a.csv")
+    assert upload.original == str(yard.ftp / "alice/2026/a.csv")
+    assert upload.task is not None
+    assert upload.task.args == [upload.path]
+    assert upload.task.kwargs == {"was": upload.original}
+    assert files(yard.destination) == {"alice/2026/a.csv": "1,2"}
+    assert files(yard.ftp) == {}
+
+
+def test_a_file_without_a_task_is_moved_and_done(yard: Yard) -> None:
+    yard.upload("a.dat", "x")
+    eventually(lambda: yard.pipeline.settled["done"] == 1)
+    assert files(yard.destination) == {"a.dat": "x"}
+    assert files(yard.ftp) == {}
+    assert yard.rows() == []
+    yard.restart()
+    assert yard.rows() == []
+
+
+def test_times_mode_and_owner_are_kept(yard: Yard) -> None:
+    path = yard.write("a.csv")
+    path.chmod(0o640)
+    if os.geteuid() == 0:
+        os.chown(path, 1234, 5678)
+    os.utime(path, ns=(1_600_000_000_123_456_789, 1_500_000_000_987_654_321))
+    before = path.stat()
+    yard.say(path)
+    (upload,) = yard.take()
+    after = os.stat(upload.path)
+    for name in ("st_mode", "st_uid", "st_gid", "st_mtime_ns", "st_size"):
+        assert getattr(after, name) == getattr(before, name), name
+    # Where it was copied, reading it may have set it.
+    assert after.st_atime_ns >= before.st_atime_ns
+
+
+def test_mode_and_folders_are_made_as_the_ini_file_says(open_yard: Open) -> None:
+    yard = open_yard(mode=0o604, directory_mode=0o710, folders=("accepted", "rejected"))
+    path = yard.moved("alice/a.csv")
+    assert path.stat().st_mode & 0o7777 == 0o604
+    for directory in (path.parent, path.parent / "accepted", path.parent / "rejected"):
+        assert directory.stat().st_mode & 0o7777 == 0o710, directory
+
+
+def test_a_directory_is_made_like_the_one_at_the_source(yard: Yard) -> None:
+    (yard.ftp / "alice").mkdir()
+    (yard.ftp / "alice").chmod(0o2775)
+    path = yard.moved("alice/a.csv")
+    assert path.parent.stat().st_mode & 0o7777 == 0o2775
+
+
+@pytest.mark.root
+def test_owner_and_group_are_set(open_yard: Open) -> None:
+    yard = open_yard(owner=1111, group=2222)
+    path = yard.moved("alice/a.csv")
+    for made in (path, path.parent):
+        assert (made.stat().st_uid, made.stat().st_gid) == (1111, 2222), made
+
+
+def test_a_name_that_is_taken_is_not_overwritten(yard: Yard) -> None:
+    (yard.destination / "a.csv").write_text("precious")
+    first, second = yard.moved("a.csv", "1"), yard.moved("a.csv", "2")
+    for path, content in ((first, "1"), (second, "2")):
+        stem, _, milliseconds = path.stem.partition("@")
+        assert (stem, path.suffix, path.read_text()) == ("a", ".csv", content)
+        assert len(milliseconds) == 13
+    assert (yard.destination / "a.csv").read_text() == "precious"
+    assert len(files(yard.destination)) == 3
+    assert files(yard.ftp) == {}
+
+
+def test_the_task_knows_the_name_that_the_file_got(yard: Yard) -> None:
+    (yard.destination / "a.csv").mkdir()
+    yard.upload("a.csv")
+    (upload,) = yard.take()
+    assert upload.task is not None
+    assert upload.task.args == [upload.path]
+    assert upload.path != str(yard.destination / "a.csv")
+    assert Path(upload.path).read_text() == "1,2,3\n"
+
+
+def test_every_name_may_be_made_unique(open_yard: Open) -> None:
+    yard = open_yard(unique="always")
+    paths = [yard.moved("a.csv", str(n)) for n in range(3)]
+    assert len(set(paths)) == 3
+    assert all(path.name.startswith("a@") for path in paths)
+
+
+def test_many_are_moved_in_order(yard: Yard) -> None:
+    ids = [yard.upload(f"{n % 7}/{n}.csv", str(n)) for n in range(200)]
+    taken = yard.take(200)
+    assert [upload.id for upload in taken] == ids
+    assert files(yard.destination) == {f"{n % 7}/{n}.csv": str(n) for n in range(200)}
+    assert files(yard.ftp) == {}
+
+
+def test_a_late_word_of_a_moved_file_is_a_duplicate(yard: Yard) -> None:
+    upload_id = yard.upload("a.csv")
+    yard.take()
+    for source in (Source.HOOK, Source.SCAN):
+        assert yard.say(yard.ftp / "a.csv", source) == Answer(Outcome.DUPLICATE, upload_id)
+    yard.restart()
+    assert yard.say(yard.ftp / "a.csv", Source.HOOK) == Answer(Outcome.DUPLICATE, upload_id)
+
+
+def test_the_path_uploaded_again_is_another_upload_though_its_inode_may_be_the_same(
+    yard: Yard,
+) -> None:
+    seen = set()
+    for _ in range(5):
+        path = yard.write("a.csv", "same")
+        os.utime(path, (1, 1))
+        answer = yard.say(path)
+        assert answer.outcome is Outcome.OK
+        seen.add(answer.detail)
+        yard.settle(*yard.take())
+    assert len(seen) == 5
+    assert len(files(yard.destination)) == 5
+
+
+def test_a_hole_stays_a_hole(yard: Yard) -> None:
+    path = yard.ftp / "a.csv"
+    with path.open("wb") as file:
+        file.seek(40 << 20)
+        file.write(b"in the middle")
+        file.truncate(80 << 20)
+    yard.say(path)
+    (upload,) = yard.take()
+    moved = Path(upload.path)
+    assert moved.stat().st_size == 80 << 20
+    assert moved.stat().st_blocks * 512 < 1 << 20
+    assert moved.read_bytes()[40 << 20 :].startswith(b"in the middle\0")
+
+
+def test_an_empty_file_is_moved(yard: Yard) -> None:
+    assert yard.moved("a.csv", "").read_text() == ""
+
+
+def test_any_name_is_moved(yard: Yard) -> None:
+    names = ["a\udcff\n.csv", "@.csv", "x" * 251 + ".csv", "." * 3 + "a.csv"]
+    for name in names[:3]:
+        assert yard.moved(name).name == name
+        assert len(os.fsencode(yard.moved(name).name)) <= 255
+
+
+def test_a_deleted_file_is_not_moved(yard: Yard) -> None:
+    yard.close()
+    yard.moving = False
+    yard.open()
+    yard.upload("a/a.csv")
+    shutil.rmtree(yard.ftp / "a")
+    yard.start_movers()
+    eventually(lambda: yard.pipeline.settled["gone"] == 1)
+    assert list(yard.destination.iterdir()) == []
+
+
+def test_an_overwritten_file_is_moved_once_as_what_it_holds_then(yard: Yard) -> None:
+    yard.close()
+    yard.moving = False
+    yard.open()
+    first = yard.upload("a.csv", "1")
+    second = yard.upload("a.csv", "22")
+    yard.start_movers()
+    assert [upload.id for upload in yard.take()] == [second]
+    assert first != second
+    eventually(lambda: yard.pipeline.settled["superseded"] == 1)
+    assert files(yard.destination) == {"a.csv": "22"}
+
+
+def test_an_overwrite_that_nobody_spoke_of_is_moved_as_what_it_holds(yard: Yard) -> None:
+    yard.close()
+    yard.moving = False
+    yard.open()
+    first = yard.upload("a.csv", "1")
+    yard.write("a.csv", "22")
+    yard.start_movers()
+    (upload,) = yard.take()
+    assert upload.id != first
+    assert files(yard.destination) == {"a.csv": "22"}
+
+
+def test_a_file_is_not_moved_while_anyone_writes_it(yard: Yard) -> None:
+    yard.close()
+    yard.moving = False
+    yard.open()
+    yard.upload("a.csv", "1")
+    with (yard.ftp / "a.csv").open("a") as file:
+        yard.start_movers()
+        row = yard.deferred("it is being written")
+        assert row["path"] == str(yard.ftp / "a.csv")
+        assert files(yard.ftp) == {"a.csv": "1"}
+        file.write("2")
+    (upload,) = yard.take()
+    assert Path(upload.path).read_text() == "12"
+    assert files(yard.ftp) == {}
+    assert files(yard.destination) == {"a.csv": "12"}
+
+
+def test_a_file_opened_for_writing_and_left_alone_is_moved(yard: Yard) -> None:
+    yard.close()
+    yard.moving = False
+    yard.open()
+    upload_id = yard.upload("a.csv", "1")
+    with (yard.ftp / "a.csv").open("a"):
+        yard.start_movers()
+        yard.deferred("it is being written")
+    assert [upload.id for upload in yard.take()] == [upload_id]
+
+
+def test_a_renamed_directory_takes_its_waiting_files_along(yard: Yard) -> None:
+    yard.close()
+    yard.moving = False
+    yard.open()
+    upload_id = yard.upload("old/a.csv")
+    (yard.ftp / "old").rename(yard.ftp / "new")
+    yard.say(yard.ftp / "new", kind=Kind.RENAMED, old=str(yard.ftp / "old"))
+    yard.start_movers()
+    (upload,) = yard.take()
+    assert (upload.id, upload.path) == (upload_id, str(yard.destination / "new" / "a.csv"))
+    assert upload.task is not None
+    assert upload.task.args == [upload.path]
+
+
+def test_a_missing_destination_is_waited_for_and_never_made(yard: Yard) -> None:
+    yard.destination.rmdir()
+    upload_id = yard.upload("a/a.csv")
+    row = yard.deferred(f"destination {yard.destination} is not there")
+    assert row["attempts"] >= 1
+    assert yard.movers["storage"].status()["state"] == "down"
+    assert files(yard.ftp) == {"a/a.csv": "1,2,3\n"}
+    yard.destination.write_text("")
+    yard.deferred(f"destination {yard.destination} is not a directory")
+    yard.destination.unlink()
+    yard.destination.mkdir()
+    assert [upload.id for upload in yard.take()] == [upload_id]
+    assert yard.movers["storage"].status()["state"] == "up"
+
+
+def test_a_missing_destination_is_waited_for_at_start(yard: Yard) -> None:
+    yard.close()
+    yard.destination.rmdir()
+    yard.open()
+    upload_id = yard.upload("a.csv")
+    yard.restart()
+    yard.deferred("is not there")
+    yard.destination.mkdir()
+    assert [upload.id for upload in yard.take()] == [upload_id]
+
+
+def test_what_stands_in_the_way_holds_up_nothing_else(yard: Yard) -> None:
+    (yard.destination / "d").write_text("a file")
+    (yard.destination / "link").symlink_to(yard.tmp_path)
+    yard.upload("d/a.csv")
+    yard.upload("link/a.csv")
+    other = yard.upload("b.csv")
+    assert [upload.id for upload in yard.take()] == [other]
+    eventually(lambda: [row["state"] for row in yard.rows()].count("deferred") == 2)
+    reasons = [row["reason"] for row in yard.rows() if row["state"] == "deferred"]
+    assert all("stands in the way" in reason for reason in reasons)
+    assert sorted(files(yard.ftp)) == ["d/a.csv", "link/a.csv"]
+    (yard.destination / "d").unlink()
+    (yard.destination / "link").unlink()
+    assert len(yard.take(2)) == 2
+
+
+def test_what_a_collision_and_a_stop_leave_is_taken_up(yard: Yard) -> None:
+    yard.destination.rmdir()
+    ids = [yard.upload(f"{n}.csv") for n in range(5)]
+    yard.restart()
+    made = yard.destination.with_suffix(".new")
+    made.mkdir()
+    (made / "3.csv").write_text("taken")
+    made.rename(yard.destination)
+    assert [upload.id for upload in yard.take(5)] == ids
+    assert len(files(yard.destination)) == 6

@@ -1,0 +1,164 @@
+"""Directories that a batch of moves works in: opened once, made as needed, synced together."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Callable
+
+from watchman import beneath, mounts
+from watchman.errors import DestinationAway, Obstructed
+from watchman.moves import is_below
+from watchman.settings import MoveSettings
+
+#: Permissions of a directory whose like at the source is gone.
+DEFAULT_MODE = 0o755
+
+
+class Directories:
+    """Descriptors as with O_PATH, for as long as it is entered as a context.
+
+    Not longer: while one is open, its filesystem cannot be unmounted.
+    """
+
+    def __init__(self, move: MoveSettings) -> None:
+        self._move = move
+        self._stack = contextlib.ExitStack()
+        self._open: dict[tuple[str, str], int] = {}
+        self._changed: set[int] = set()
+
+    def __enter__(self) -> Directories:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def look_for_destination(self) -> None:
+        """Raise DestinationAway if the destination's root is not to be had."""
+        where = f"destination {self._move.destination}"
+        try:
+            root = self.find(self._move.destination, "")
+        except FileNotFoundError as e:
+            raise DestinationAway(f"{where} is not there") from e
+        except NotADirectoryError as e:
+            raise DestinationAway(f"{where} is not a directory") from e
+        except OSError as e:
+            raise DestinationAway(f"{where}: {e.strerror}") from e
+        if self._move.mounted and not mounts.is_mount(root):
+            raise DestinationAway(f"{where} is not mounted")
+
+    def find(self, root: str, subpath: str) -> int:
+        """Return a directory below `root`; raises as `beneath.open_directory`."""
+        key = (root, subpath)
+        if key not in self._open:
+            self._open[key] = self._keep(beneath.open_directory(root, subpath))
+        return self._open[key]
+
+    def make(self, subpath: str) -> int:
+        """Return a directory below the destination; makes it and those above it as needed."""
+        root = self._move.destination
+        try:
+            return self.find(root, subpath)
+        except FileNotFoundError:
+            if not subpath:
+                raise
+            parent = self.make(os.path.dirname(subpath))
+            self._make_one(
+                parent, os.path.join(root, subpath), os.path.join(self._move.source, subpath)
+            )
+            return self.find(root, subpath)
+
+    def make_folders(self, subpath: str) -> None:
+        """Make the `folders` of the INI file in a directory below the destination."""
+        parent = self.find(self._move.destination, subpath)
+        for name in self._move.folders:
+            path = os.path.join(self._move.destination, subpath, name)
+            self._make_one(parent, path, os.path.join(self._move.source, subpath))
+
+    def changed(self, fd: int) -> None:
+        """Have a directory synced with the next `sync`."""
+        self._changed.add(fd)
+
+    def sync(self) -> None:
+        """Make all names that were made or removed durable."""
+        while self._changed:
+            fd = self._changed.pop()
+            # O_PATH cannot be synced. Where there is no right to read, nobody can.
+            with contextlib.suppress(PermissionError):
+                readable = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
+                try:
+                    os.fsync(readable)
+                finally:
+                    os.close(readable)
+
+    def _make_one(self, parent: int, path: str, like: str) -> None:
+        """Make one directory with the INI file's mode and owner, or those of the one at `like`."""
+        name = os.path.basename(path)
+        status = None
+        with contextlib.suppress(OSError):
+            status = os.stat(like, follow_symlinks=False)
+        kept = stat.S_IMODE(status.st_mode) if status and stat.S_ISDIR(status.st_mode) else None
+        mode = self._move.directory_mode
+        if mode is None:
+            mode = DEFAULT_MODE if kept is None else kept
+        try:
+            os.mkdir(name, mode & 0o777, dir_fd=parent)
+        except FileExistsError:
+            if stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
+                return
+            raise Obstructed(f"{path} is in the way, which is not a directory") from None
+        self.changed(parent)
+        fd = os.open(name, beneath.STEP & ~os.O_PATH | os.O_RDONLY, dir_fd=parent)
+        try:
+            set_owner(fd, self._move, status)
+            permit(lambda: os.fchmod(fd, mode), required=self._move.directory_mode is not None)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.rmdir(name, dir_fd=parent)
+            raise
+        finally:
+            os.close(fd)
+
+    def _keep(self, fd: int) -> int:
+        self._stack.callback(os.close, fd)
+        return fd
+
+
+def set_owner(fd: int, move: MoveSettings, kept: os.stat_result | None) -> bool:
+    """Give an open file the INI file's owner and group, or as far as rights allow the `kept` ones.
+
+    Returns whether they are these now.
+    """
+    now = os.fstat(fd)
+    user = move.owner if move.owner is not None else kept.st_uid if kept else now.st_uid
+    group = move.group if move.group is not None else kept.st_gid if kept else now.st_gid
+    # The group first: who gives a file away may not do any more.
+    fine = now.st_gid == group or permit(
+        lambda: os.fchown(fd, -1, group), required=move.group is not None
+    )
+    return fine & (
+        now.st_uid == user
+        or permit(lambda: os.fchown(fd, user, -1), required=move.owner is not None)
+    )
+
+
+def permit(change: Callable[[], None], *, required: bool) -> bool:
+    """Change something; return False where it is not permitted, unless it is required."""
+    try:
+        change()
+    except OSError as e:
+        # EINVAL: an id that a user namespace does not map.
+        if required or e.errno not in (errno.EPERM, errno.EACCES, errno.EINVAL, errno.EOPNOTSUPP):
+            raise
+        return False
+    return True
+
+
+def subpath_of(path: str, root: str) -> str | None:
+    """Return where `path` lies below `root`, as it is written; None if it does not."""
+    if not is_below(path, root):
+        return None
+    subpath = os.path.relpath(path, root)
+    return "" if subpath == "." else subpath
