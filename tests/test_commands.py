@@ -611,3 +611,54 @@ def test_an_error_of_the_daemon_is_passed_on(place, daemon):
         done = run(place, "status")
     assert done.returncode == 1
     assert one_line(done.stderr) == "watchman: the journal cannot be read"
+
+
+# Moves.
+
+MOVE = "\n[move:storage]\nsource = ftp\ndestination = storage\nfolders = accepted\n"
+
+
+def test_explain_says_where_a_file_would_be_moved(place):
+    (place / "watchman.ini").write_text(INI + MOVE)
+    done = run(place, "explain", "--json", "ftp/a.csv", "ftp/a.txt")
+    moved, unmatched = map(json.loads, done.stdout.splitlines())
+    assert (moved["move"], moved["destination"]) == ("storage", f"{place}/storage/a.csv")
+    assert moved["args"] == [f"{place}/storage/a.csv"]
+    sentence = f"Once it is uploaded, it is moved to {place}/storage/a.csv and task import_csv is"
+    assert moved["would"].startswith(sentence)
+    assert unmatched["would"] == (
+        f"Once it is uploaded, it is moved to {place}/storage/a.txt and no task is sent, for no"
+        " [task:...] section matches it"
+    )
+    told = run(place, "explain", "ftp/a.csv").stdout.decode()
+    assert f"move      [move:storage] {place}/storage/a.csv" in told
+
+
+def test_explain_says_that_nothing_below_a_destination_is_an_upload(place):
+    (place / "watchman.ini").write_text(INI + MOVE.replace("= storage", "= ftp/done"))
+    done = run(place, "explain", "ftp/done/a.csv")
+    sentence = "Nothing: it is excluded by [move:storage], whose destination it lies below."
+    assert sentence in done.stdout.decode()
+
+
+def test_check_looks_at_destinations(place):
+    (place / "watchman.ini").write_text(INI + MOVE)
+    there = place / "storage"
+    assert f"move:storage: '{there}' is not there yet; the daemon waits for it" in checked(place)
+    there.touch()
+    assert f"move:storage: '{there}' is not a directory" in checked(place)
+    there.unlink()
+    there.mkdir()
+    renamed = f"move:storage: files go from {place}/ftp to {there}, renamed, for it is on the same"
+    assert renamed in checked(place)
+    (place / "watchman.ini").write_text(INI + MOVE + "mounted = yes\n")
+    assert f"move:storage: '{there}' is not mounted; the daemon waits until it is" in checked(place)
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
+        (place / "watchman.ini").write_text(INI + MOVE.replace("= storage", f"= {other}"))
+        assert f"{other}, copied, for it is on another filesystem" in checked(place)
+
+
+def checked(place):
+    done = run(place, "check", "--json")
+    found = map(json.loads, done.stdout.splitlines())
+    return "\n".join(f"{one['subject']}: {one['text']}" for one in found)

@@ -167,3 +167,35 @@ def test_a_full_ledger_asks_for_a_flush(tmp_path: Path) -> None:
     assert ledger.full()
     ledger.flush()
     assert not ledger.full()
+
+
+@pytest.mark.parametrize("flushed", [False, True])
+def test_what_is_forgotten_is_as_if_never_decided(tmp_path: Path, *, flushed: bool) -> None:
+    ledger = open_ledger(tmp_path)
+    for name in ("a", "b"):
+        ledger.put(name, state(1))
+    if flushed:
+        ledger.flush()
+    ledger.forget("a", 1)
+    ledger.forget("never seen", 1)
+    for _ in range(2):
+        assert ledger.get("a", state(1)) is None
+        assert not ledger.known("a", state(1))
+        assert ledger.known("b", state(1))
+        ledger.close()
+        ledger = open_ledger(tmp_path)
+    ledger.put("a", state(1))
+    assert ledger.known("a", state(1))
+
+
+def test_a_scan_under_way_does_not_bring_back_what_is_forgotten(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path)
+    ledger.put("a", state(1))
+    ledger.flush()
+    sweep = ledger.sweep()
+    assert sweep.known("a", state(1))
+    ledger.forget("a", 1)
+    sweep.finish(complete=True)
+    assert ledger.get("a", state(1)) is None
+    ledger.close()
+    assert open_ledger(tmp_path).get("a", state(1)) is None

@@ -330,3 +330,65 @@ def test_what_a_collision_and_a_stop_leave_is_taken_up(yard: Yard) -> None:
     made.rename(yard.destination)
     assert [upload.id for upload in yard.take(5)] == ids
     assert len(files(yard.destination)) == 6
+
+
+@pytest.mark.root
+def test_without_rights_files_are_moved_and_what_cannot_be_kept_is_not(
+    tmp_path: Path, destination: Path
+) -> None:
+    """Another's file, as nobody: there is no lease to be had, no chown, and no chmod."""
+    for directory in (tmp_path, *tmp_path.parents[:-1]):
+        directory.chmod(directory.stat().st_mode | 0o755)
+    home = tmp_path / "home"
+    for directory in (home, home / "ftp"):
+        directory.mkdir()
+        os.chown(directory, 65534, 65534)
+    os.chown(destination, 65534, 65534)
+    (home / "ftp" / "a.csv").write_text("1,2")
+    os.utime(home / "ftp" / "a.csv", (1_500_000_000, 1_500_000_000))
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            os.setgid(65534)
+            os.setuid(65534)
+            yard = Yard(home, destination)
+            yard.open()
+            eventually(lambda: yard.say(home / "ftp" / "a.csv").outcome is not Outcome.IGNORED)
+            (upload,) = yard.take()
+            status = 0 if Path(upload.path).read_text() == "1,2" else 2
+            yard.close()
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    moved = (destination / "a.csv").stat()
+    assert moved.st_mtime == 1_500_000_000
+    copied = destination.stat().st_dev != tmp_path.stat().st_dev
+    assert moved.st_uid == (65534 if copied else 0)
+    assert files(home / "ftp") == {}
+
+
+@pytest.mark.root
+def test_an_owner_that_cannot_be_set_holds_the_file_back(tmp_path: Path, destination: Path) -> None:
+    for directory in (tmp_path, *tmp_path.parents[:-1]):
+        directory.chmod(directory.stat().st_mode | 0o755)
+    home = tmp_path / "home"
+    for directory in (home, home / "ftp", destination):
+        directory.mkdir(exist_ok=True)
+        os.chown(directory, 65534, 65534)
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            os.setgid(65534)
+            os.setuid(65534)
+            yard = Yard(home, destination, {"owner": 1111})
+            yard.open()
+            yard.upload("a.csv", "1,2")
+            yard.deferred("Operation not permitted")
+            status = 0 if files(yard.ftp) == {"a.csv": "1,2"} else 2
+            yard.close()
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert files(destination) == {}

@@ -13,6 +13,7 @@ from watchman.commands import shell
 from watchman.commands.routes import Routes
 from watchman.commands.table import ago, clock
 from watchman.errors import NotBelowWatch, RequestRefused, SocketUnavailable, WatchmanError
+from watchman.moves import destination_of
 from watchman.rules import Rules, fill
 from watchman.settings import Settings, TaskSettings, WatchSettings
 from watchman.upload import FileState
@@ -23,9 +24,9 @@ UPLOAD_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 HELP = "what would happen to a path, and why"
 DESCRIPTION = """\
-Say what would happen to files uploaded as PATH: watch, exclusion, task, broker, queue, options,
-arguments; and what has happened to them, if the daemon answers. PATH need not exist, or may be an
-upload's id. Nothing is touched, sent or written.
+Say what would happen to files uploaded as PATH: watch, exclusion, move, task, broker, queue,
+options, arguments; and what has happened to them, if the daemon answers. PATH need not exist, or
+may be an upload's id. Nothing is touched, sent or written.
 """
 
 
@@ -70,20 +71,30 @@ class Explainer:
         state, problem = _look(watch, subpath)
         found["file"] = {"size": state.size, "modified": state.mtime / 1e9} if state else problem
         found["excluded"] = self._rules.excluded(watch, subpath)
+        move = self._rules.move_for(path)
+        goes_to = path
+        if move is not None:
+            goes_to = destination_of(move, path, int(time.time() * 1000))
+            found |= {"move": move.name, "destination": goes_to}
         tasks = self._rules.tasks_for(path)
         if tasks:
-            found |= self._task(tasks[0], path, watch, state)
+            found |= self._task(tasks[0], path, goes_to, watch, state)
             found["also"] = [task.name for task in tasks[1:]]
         found["would"] = _sentence(found, watch, subpath, problem if not state else "")
         return found
 
     def _task(
-        self, section: TaskSettings, path: str, watch: WatchSettings, state: FileState | None
+        self,
+        section: TaskSettings,
+        original: str,
+        path: str,
+        watch: WatchSettings,
+        state: FileState | None,
     ) -> dict[str, Any]:
         task = fill(
             section,
             path=path,
-            original=path,
+            original=original,
             watch=watch.name,
             user="",
             client="",
@@ -125,19 +136,30 @@ def _look(watch: WatchSettings, subpath: str) -> tuple[FileState | None, str]:
 def _sentence(found: Mapping[str, Any], watch: WatchSettings, subpath: str, problem: str) -> str:
     if found["excluded"]:
         pattern = found["excluded"]
+        if pattern.startswith("[move:"):
+            return f"Nothing: it is excluded by {pattern}"
         return f"Nothing: [watch:{watch.name}] excludes it by the pattern {pattern}"
     if "/" in subpath and not watch.rec:
         return f"Nothing: it is in a directory below [watch:{watch.name}], which has rec = no"
-    if "section" not in found:
+    if "section" not in found and "move" not in found:
         return "Nothing: no [task:...] section has a pattern that matches it; it is ignored"
     if "error" in found:
         return f"It would fail: {found['error']}"
-    sent = f"task {found['task']} is sent to broker {found['broker']}, {found['route']}"
+    sent = " and ".join(_steps(found))
     if problem == "it does not exist":
         return f"Once it is uploaded, {sent}"
     if problem:
         return f"Nothing: {problem}"
     return f"The next time it is written, {sent}"
+
+
+def _steps(found: Mapping[str, Any]) -> Iterator[str]:
+    if "move" in found:
+        yield f"it is moved to {found['destination']}"
+    if "section" in found:
+        yield f"task {found['task']} is sent to broker {found['broker']}, {found['route']}"
+    else:
+        yield "no task is sent, for no [task:...] section matches it"
 
 
 def _past(settings: Settings, upload_id: str, explainer: Explainer) -> dict[str, Any]:
@@ -186,6 +208,8 @@ def _details(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         )
     yield "file", file
     yield "excluded", f"by {found['excluded']}" if found["excluded"] else "no"
+    if "move" in found:
+        yield "move", f"[move:{found['move']}] {found['destination']}"
     if "section" not in found:
         return
     yield "section", f"[task:{found['section']}] {', '.join(found['patterns'])}"

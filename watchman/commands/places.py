@@ -6,6 +6,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from watchman import mounts
 from watchman.commands.filesystems import (
     NETWORK,
     VOLATILE,
@@ -17,7 +18,7 @@ from watchman.commands.filesystems import (
 )
 from watchman.commands.findings import Finding, error, ok, warn
 from watchman.commands.table import count
-from watchman.settings import Settings, WatchSettings
+from watchman.settings import MoveSettings, Settings, WatchSettings
 
 #: Bytes that should be free for the journal.
 FREE = 100 * 2**20
@@ -36,6 +37,8 @@ def check(settings: Settings) -> Iterator[Finding]:
         yield from found.check()
         directories += found.directories
     yield _limit(directories)
+    for move in settings.moves.values():
+        yield from _move(move)
 
 
 def _spool(path: str) -> Iterator[Finding]:
@@ -101,6 +104,36 @@ def writable_directory(subject: str, path: str, mode: str) -> Iterator[Finding]:
         )
     else:
         yield ok(subject, f"{path} (will be made)")
+
+
+def _move(move: MoveSettings) -> Iterator[Finding]:
+    subject, there = f"move:{move.name}", move.destination
+    if not os.path.lexists(there):
+        yield warn(subject, f"{there!r} is not there yet; the daemon waits for it, never makes it")
+        return
+    if not os.path.isdir(there):
+        yield error(subject, f"{there!r} is not a directory")
+        return
+    if move.mounted and not mounts.is_mounted(there):
+        yield warn(subject, f"{there!r} is not mounted; the daemon waits until it is")
+        return
+    for path in (there, move.source):
+        if os.path.isdir(path) and not may(path, os.W_OK | os.X_OK):
+            yield error(subject, f"{_me()} may not write to {path!r}")
+    how = "copied, for it is on another filesystem"
+    if os.path.isdir(move.source) and os.stat(there).st_dev == os.stat(move.source).st_dev:
+        how = "renamed, for it is on the same filesystem"
+    yield ok(subject, f"files go from {move.source} to {there}, {how}")
+    if NETWORK.fullmatch(type_of(move.source)) or not may_lease_any_file():
+        text = "who opens a file for writing at the moment it is moved may not be seen"
+        yield warn(subject, f"{text}: {_lease_reason(move.source)}")
+
+
+def _lease_reason(path: str) -> str:
+    kind = type_of(path)
+    if NETWORK.fullmatch(kind):
+        return f"{kind} grants no leases"
+    return "without CAP_LEASE the kernel tells only of one's own files"
 
 
 class _Tree:

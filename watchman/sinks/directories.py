@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import stat
-from collections.abc import Callable
 
 from watchman import beneath, mounts
 from watchman.errors import DestinationAway, Obstructed
 from watchman.moves import is_below
 from watchman.settings import MoveSettings
+from watchman.sinks.attributes import permit, set_owner
 
 #: Permissions of a directory whose like at the source is gone.
 DEFAULT_MODE = 0o755
@@ -124,36 +123,6 @@ class Directories:
     def _keep(self, fd: int) -> int:
         self._stack.callback(os.close, fd)
         return fd
-
-
-def set_owner(fd: int, move: MoveSettings, kept: os.stat_result | None) -> bool:
-    """Give an open file the INI file's owner and group, or as far as rights allow the `kept` ones.
-
-    Returns whether they are these now.
-    """
-    now = os.fstat(fd)
-    user = move.owner if move.owner is not None else kept.st_uid if kept else now.st_uid
-    group = move.group if move.group is not None else kept.st_gid if kept else now.st_gid
-    # The group first: who gives a file away may not do any more.
-    fine = now.st_gid == group or permit(
-        lambda: os.fchown(fd, -1, group), required=move.group is not None
-    )
-    return fine & (
-        now.st_uid == user
-        or permit(lambda: os.fchown(fd, user, -1), required=move.owner is not None)
-    )
-
-
-def permit(change: Callable[[], None], *, required: bool) -> bool:
-    """Change something; return False where it is not permitted, unless it is required."""
-    try:
-        change()
-    except OSError as e:
-        # EINVAL: an id that a user namespace does not map.
-        if required or e.errno not in (errno.EPERM, errno.EACCES, errno.EINVAL, errno.EOPNOTSUPP):
-            raise
-        return False
-    return True
 
 
 def subpath_of(path: str, root: str) -> str | None:

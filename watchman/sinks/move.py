@@ -22,8 +22,7 @@ from watchman import beneath
 from watchman.errors import BeingWritten, Superseded
 from watchman.moves import claim_name, copy_name, unique_name
 from watchman.settings import MoveSettings
-from watchman.sinks import copying, lease, renaming
-from watchman.sinks.directories import permit, set_owner
+from watchman.sinks import attributes, copying, lease, renaming
 from watchman.upload import FileState, Upload
 
 
@@ -192,7 +191,7 @@ class Move:
         self._status = self._status or os.fstat(self._fd)
         self._before = self._look()
         if self._is_one_filesystem():
-            self._set_attributes(self._fd, kept=None)
+            attributes.change(self._fd, self._settings)
             assert self.source is not None
             assert self.target is not None
             try:
@@ -215,7 +214,7 @@ class Move:
         try:
             try:
                 copying.copy(self._fd, fd, self._before.size, keep_on=keep_on)
-                self._set_attributes(fd, kept=self._status)
+                attributes.copy(fd, self._settings, self._status)
                 os.fsync(fd)
             finally:
                 os.close(fd)
@@ -233,21 +232,6 @@ class Move:
         if final is None:
             raise FileNotFoundError(errno.ENOENT, "the file was taken away from its destination")
         self._state = final
-
-    def _set_attributes(self, fd: int, *, kept: os.stat_result | None) -> None:
-        """Set what the INI file says of owner and mode, and on a copy also what is `kept`."""
-        owned = set_owner(fd, self._settings, kept)
-        mode = self._settings.mode
-        if mode is not None:
-            os.fchmod(fd, mode)
-        elif kept is not None:
-            mode = stat.S_IMODE(kept.st_mode)
-            # What lets others act as the owner must not do so as somebody else.
-            mode &= 0o7777 if owned else 0o777
-            permit(lambda: os.fchmod(fd, mode), required=False)
-        if kept is not None:
-            times = (kept.st_atime_ns, kept.st_mtime_ns)
-            permit(lambda: os.utime(fd, ns=times), required=False)
 
     def check_moved(self) -> None:
         """See once more, later, that nobody writes the file. Raises BeingWritten or Superseded."""
@@ -286,18 +270,9 @@ class Move:
             renaming.rename(self.source, self._claim, self.source, self._name)
         except FileExistsError:
             return False
-        self._undo_attributes()
+        if self._status is not None:
+            attributes.restore(self._fd, self._status)
         return True
-
-    def _undo_attributes(self) -> None:
-        old = self._status
-        if old is None:
-            return
-        now = os.fstat(self._fd)
-        if (now.st_uid, now.st_gid) != (old.st_uid, old.st_gid):
-            permit(lambda: os.fchown(self._fd, old.st_uid, old.st_gid), required=False)
-        if now.st_mode != old.st_mode:
-            permit(lambda: os.fchmod(self._fd, stat.S_IMODE(old.st_mode)), required=False)
 
     def finish(self) -> None:
         """Remove claim and copy of an upload that has been moved, which is written down."""

@@ -143,6 +143,7 @@ class Mover:
             case Superseded():
                 report = self._look(upload)
                 if report is not None:
+                    self._back_offs.pop(own_lane, None)
                     self._report(report)
                 else:
                     self._defer(upload, own_lane, str(error))

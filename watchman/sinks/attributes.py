@@ -1,0 +1,69 @@
+"""Owner, permissions and times: set as the INI file says, or kept as far as rights allow."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+
+from watchman.settings import MoveSettings
+
+
+def change(fd: int, settings: MoveSettings) -> None:
+    """Set what the INI file says of a file."""
+    set_owner(fd, settings, None)
+    if settings.mode is not None:
+        os.fchmod(fd, settings.mode)
+
+
+def copy(fd: int, settings: MoveSettings, kept: os.stat_result) -> None:
+    """Set what the INI file says of a copy, and all else as it was at the source."""
+    owned = set_owner(fd, settings, kept)
+    if settings.mode is not None:
+        os.fchmod(fd, settings.mode)
+    else:
+        # What lets others act as the owner must not let them act as somebody else.
+        mode = stat.S_IMODE(kept.st_mode) & (0o7777 if owned else 0o777)
+        permit(lambda: os.fchmod(fd, mode), required=False)
+    times = (kept.st_atime_ns, kept.st_mtime_ns)
+    permit(lambda: os.utime(fd, ns=times), required=False)
+
+
+def restore(fd: int, old: os.stat_result) -> None:
+    """Undo a `change`, as far as rights allow."""
+    now = os.fstat(fd)
+    if (now.st_uid, now.st_gid) != (old.st_uid, old.st_gid):
+        permit(lambda: os.fchown(fd, old.st_uid, old.st_gid), required=False)
+    if now.st_mode != old.st_mode:
+        permit(lambda: os.fchmod(fd, stat.S_IMODE(old.st_mode)), required=False)
+
+
+def set_owner(fd: int, settings: MoveSettings, kept: os.stat_result | None) -> bool:
+    """Give an open file the INI file's owner and group, or as far as rights allow the `kept` ones.
+
+    Returns whether they are these now.
+    """
+    now = os.fstat(fd)
+    user = settings.owner if settings.owner is not None else kept.st_uid if kept else now.st_uid
+    group = settings.group if settings.group is not None else kept.st_gid if kept else now.st_gid
+    # The group first: who gives a file away may not do any more.
+    fine = now.st_gid == group or permit(
+        lambda: os.fchown(fd, -1, group), required=settings.group is not None
+    )
+    return fine & (
+        now.st_uid == user
+        or permit(lambda: os.fchown(fd, user, -1), required=settings.owner is not None)
+    )
+
+
+def permit(change: Callable[[], None], *, required: bool) -> bool:
+    """Change something; return False where it is not permitted, unless it is required."""
+    try:
+        change()
+    except OSError as e:
+        # EINVAL: an id that a user namespace does not map.
+        if required or e.errno not in (errno.EPERM, errno.EACCES, errno.EINVAL, errno.EOPNOTSUPP):
+            raise
+        return False
+    return True
