@@ -28,6 +28,7 @@ from watchman.settings import (
     WatchSettings,
 )
 from watchman.sinks.mover import Mover
+from watchman.unsettled import Unsettled
 from watchman.upload import Answer, Kind, Notification, Outcome, Report, Source, State, Upload
 
 
@@ -165,7 +166,7 @@ class Yard:
         return Path(upload.path)
 
     def rows(self) -> list[dict[str, Any]]:
-        return self.pipeline.rows()
+        return list(Unsettled(self.pipeline, journal=self.journal, sinks=dict).rows())
 
     def deferred(self, reason: str) -> dict[str, Any]:
         """Wait until the only upload is deferred for a reason, and return its row."""

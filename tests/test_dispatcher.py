@@ -116,7 +116,7 @@ class House:
         return self.dispatcher.pipeline.take(broker, 100, patience)
 
     def unsettled(self) -> Unsettled:
-        return Unsettled(self.dispatcher.pipeline, journal=self.journal, brokers=dict)
+        return Unsettled(self.dispatcher.pipeline, journal=self.journal, sinks=dict)
 
     def rows(self) -> list[dict[str, Any]]:
         return list(self.unsettled().rows())
@@ -308,7 +308,7 @@ def test_a_deleted_file_is_not_announced(house: House) -> None:
     house.say(path)
     path.unlink()
     assert house.take() == []
-    (row,) = house.dispatcher.pipeline.rows()
+    (row,) = house.rows()
     assert (row["state"], row["reason"]) == ("deferred", "it is missing")
     eventually(lambda: house.take() == [] and house.dispatcher.pipeline.settled["gone"])
 

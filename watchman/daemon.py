@@ -102,7 +102,11 @@ class Daemon:
                 submit=dispatcher.submit, mark=dispatcher.mark, marked=dispatcher.marked
             )
             finders.look(settings, excluded=dispatcher.rules.excluded, ledgers=ledgers)
-            resubmissions = Resubmissions(journal=journal, submit=dispatcher.submit)
+            resubmissions = Resubmissions(
+                journal=journal,
+                submit=dispatcher.submit,
+                was_moved=lambda path: dispatcher.rules.moved_by(path),
+            )
             control = Control(
                 settings,
                 dispatcher=dispatcher,

@@ -30,10 +30,11 @@ from watchman.judge import (
     PassOver,
 )
 from watchman.ledger import Decision, Ledger
-from watchman.pipeline import Pipeline
+from watchman.moves import origin_of
+from watchman.pipeline import Pipeline, task_of
 from watchman.rules import Rules
 from watchman.sessions import Transfer, Transfers, is_alive
-from watchman.settings import Settings, WatchSettings
+from watchman.settings import MoveSettings, Settings, WatchSettings
 from watchman.upload import Answer, FileState, Kind, Notification, Outcome, Source, State, Upload
 
 logger = logging.getLogger(__name__)
@@ -554,8 +555,12 @@ class Dispatcher:
     def _resubmit(self, notification: Notification, answer: Respond) -> None:
         """Accept a file that an operator names, whatever was decided about it."""
         located = self._locate(notification.path)
+        move = self.rules.moved_by(notification.path)
+        if move is not None:
+            self._resubmit_moved(notification, move, answer)
+            return
         if located is None:
-            answer(Answer(Outcome.ERROR, "below no watch"))
+            answer(Answer(Outcome.ERROR, "below no watch and no move's destination"))
             return
         watch, subpath = located
         path = os.path.join(watch.path, subpath)
@@ -575,6 +580,46 @@ class Dispatcher:
             self._release(noticed, PassOver(look.state))
             noticed = None
         self._accept(watch, subpath, look.state, notification, answer, noticed)
+
+    def _resubmit_moved(
+        self, notification: Notification, move: MoveSettings, answer: Respond
+    ) -> None:
+        """Have the task of a file sent again that was moved; it stays where it is."""
+        path = notification.path
+        original = notification.resubmit_as or origin_of(move, path)
+        tasks = self.rules.tasks_for(original)
+        if not tasks:
+            answer(Answer(Outcome.ERROR, f"no task matches it as {original}; give --as PATH"))
+            return
+        try:
+            look = beneath.look(move.destination, os.path.relpath(path, move.destination))
+        except (OSError, NotBelowWatch) as e:
+            answer(Answer(Outcome.ERROR, getattr(e, "strerror", None) or str(e)))
+            return
+        located = self.rules.locate(original)
+        upload = Upload(
+            id=notification.old_id or str(uuid.uuid4()),
+            watch=located[0].name if located else "",
+            path=path,
+            original=original,
+            state=look.state,
+            # As it was moved already: nobody looks for it below a watch.
+            source_state=look.state,
+            source=notification.source,
+            accepted=self._clock(),
+            task=None,
+        )
+        upload = replace(upload, task=task_of(upload, tasks[0]))
+
+        def durable(position: int) -> None:
+            self.pipeline.wait(upload.at(position))
+            answer(Answer(Outcome.OK, upload.id))
+
+        self._commit.stage(
+            {"event": State.ACCEPTED.value, **upload.encode()},
+            durable,
+            lambda reason: answer(Answer(Outcome.ERROR, reason)),
+        )
 
     def _superseded(self, upload: Upload) -> None:
         """See to it that the newer write is decided about, should nobody have spoken of it."""

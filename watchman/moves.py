@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 
 from watchman.settings import MoveSettings, WatchSettings
@@ -43,6 +44,13 @@ def destination_of(move: MoveSettings, path: str, milliseconds: int) -> str:
     if move.unique == "always":
         name = unique_name(name, milliseconds)
     return os.path.join(move.destination, directory, name)
+
+
+def origin_of(move: MoveSettings, path: str) -> str:
+    """Where a file below a move's destination was uploaded, by its prefix and its name."""
+    directory, name = os.path.split(os.path.relpath(path, move.destination))
+    name = re.sub(r"@\d{13}(?=\.[^.]*$|$)", "", name)
+    return os.path.normpath(os.path.join(move.source, directory, name))
 
 
 def is_below(path: str, directory: str) -> bool:

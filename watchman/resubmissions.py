@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from watchman.journal import Journal
-from watchman.upload import Answer, Notification, Outcome, State
+from watchman.upload import Answer, Notification, Outcome, Source, State
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +30,7 @@ class Past:
 
     id: str
     event: str
+    original: str = ""
 
 
 class Resubmissions:
@@ -40,8 +41,15 @@ class Resubmissions:
     """
 
     def __init__(
-        self, *, journal: Journal, submit: Callable[[Notification, Respond], None]
+        self,
+        *,
+        journal: Journal,
+        submit: Callable[[Notification, Respond], None],
+        was_moved: Callable[[str], object],
     ) -> None:
+        #: `was_moved` says whether a path is below a move's destination: the history knows as what
+        #: it was uploaded.
+        self._was_moved = was_moved
         self._journal = journal
         self._submit = submit
         self._asked: queue.SimpleQueue[Asked | None] = queue.SimpleQueue()
@@ -58,7 +66,8 @@ class Resubmissions:
 
     def submit(self, notification: Notification, answer: Respond) -> None:
         """As the dispatcher's, from any thread."""
-        if notification.same_id:
+        was_moved = notification.source is Source.RESUBMIT and self._was_moved(notification.path)
+        if notification.same_id or (was_moved and not notification.resubmit_as):
             self._asked.put((notification, answer))
         else:
             self._submit(notification, answer)
@@ -85,7 +94,10 @@ class Resubmissions:
         submitted = 0
         for notification, answer in batch:
             past = pasts.get(notification.path)
-            if past is None:
+            if not notification.same_id:
+                original = past.original if past is not None else ""
+                self._submit(replace(notification, resubmit_as=original), answer)
+            elif past is None:
                 answer(Answer(Outcome.ERROR, "no upload of it is in the history: leave --same-id"))
             elif past.event not in SETTLED:
                 what = "has failed" if past.event == State.FAILED.value else "is in hand"
@@ -98,7 +110,8 @@ class Resubmissions:
                     answer(outcome)
                     decided.release()
 
-                self._submit(replace(notification, old_id=past.id), tell)
+                original = notification.resubmit_as or past.original
+                self._submit(replace(notification, old_id=past.id, resubmit_as=original), tell)
         for _ in range(submitted):
             decided.acquire()
 
@@ -114,6 +127,7 @@ def past_of(journal: Journal, paths: set[str]) -> dict[str, Past]:
         past = by_id.setdefault(record["id"], Past(record["id"], ""))
         past.event = record["event"]
         if "state" in record:
+            past.original = record["original"]
             for path in paths & {record["path"], record["original"]}:
                 # What names its id alone comes later.
                 needles.add(json.dumps(record["id"]).encode("ascii"))

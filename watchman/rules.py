@@ -94,6 +94,11 @@ class Rules:
         """The move whose source is the longest that is a parent of `path`."""
         return next((move for move in self._moves if is_below(path, move.source)), None)
 
+    def moved_by(self, path: str) -> MoveSettings | None:
+        """The move whose destination is the longest that is a parent of `path`."""
+        found = [move for move in self._moves if is_below(path, move.destination)]
+        return max(found, key=lambda move: len(move.destination), default=None)
+
     def matches(self, path: str) -> bool:
         """Whether a move or a task wants the file uploaded as `path`."""
         return self.move_for(path) is not None or bool(self.tasks_for(path))
