@@ -58,9 +58,15 @@ task = lizard_nxt.tasks.import_raster_task
 ROUTES = "{'lizard_nxt.tasks.import_raster_task': {'queue': 'single_worker'}}"
 
 
-@pytest.mark.parametrize("setting", ["CELERY_ROUTES", "task_routes"])
-@pytest.mark.parametrize("name", ["celeryconfig.py", "celeryconfig"])
-@pytest.mark.parametrize("section", ["celery", "broker"])
+@pytest.mark.parametrize(
+    ("section", "name", "setting"),
+    [
+        ("celery", "celeryconfig.py", "CELERY_ROUTES"),
+        ("celery", "celeryconfig", "task_routes"),
+        ("broker", "celeryconfig.py", "task_routes"),
+        ("broker", "celeryconfig", "CELERY_ROUTES"),
+    ],
+)
 def test_the_routes_of_a_celeryconfig_beside_the_ini_file_are_taken(
     section: str,
     name: str,

@@ -367,3 +367,41 @@ def test_a_broker_that_is_back_is_said_to_be_up_although_nothing_waits_any_more(
     redis.start()
     eventually(lambda: publisher.status()["state"] == "up", timeout=RECOVERED)
     assert redis.length() == 0
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("scheme", ["amqp", "redis"])
+def test_after_long_and_repeated_outages_nothing_is_lost_and_little_repeated(
+    scheme: str, tmp_path: Path, publish: Publishers
+) -> None:
+    """Killed and frozen under load, for up to a minute; back in ten seconds each time."""
+    need("redis-server", "rabbitmq-server", "epmd")
+    server: RabbitServer | RedisServer = (
+        RabbitServer(tmp_path / "rabbit")
+        if scheme == "amqp"
+        else RedisServer(tmp_path / "redis", durable=True)
+    )
+    names: list[str] = []
+    with server:
+        publisher, uploads = publish(server.url)
+        for number, (freeze, seconds) in enumerate(
+            [(False, 5), (True, 20), (False, 60), (True, 60), (False, 1), (True, 8)]
+        ):
+            done = len(uploads.ids(State.DONE))
+            more = [f"{number}-{n:04d}" for n in range(3000)]
+            names += more
+            uploads.add(*map(upload, more))
+            eventually(lambda done=done: len(uploads.ids(State.DONE)) > done + 100, timeout=30)
+            server.freeze() if freeze else server.kill()
+            eventually(lambda: publisher.status()["state"] == "down", timeout=15)
+            over = time.monotonic() + seconds
+            eventually(lambda over=over: time.monotonic() > over, timeout=seconds + 5)
+            server.thaw() if freeze else server.start()
+            eventually(lambda: publisher.status()["state"] == "up", timeout=RECOVERED)
+            eventually(lambda: uploads.unsettled == 0, timeout=60)
+        arrived = consume(server.url)
+    assert set(arrived) == {f"id-{name}" for name in names}
+    assert len(arrived) < 1.02 * len(names) + 64
+    # But for repeats all are in order.
+    assert list(dict.fromkeys(arrived)) == [f"id-{name}" for name in names]
