@@ -66,14 +66,6 @@ def test_the_example_loads_as_it_stands(tmp_path: Path) -> None:
     assert [watch.path for watch in settings.watches.values()] == [f"{tmp_path}/var/incoming"]
 
 
-def test_the_example_shows_every_option() -> None:
-    text = EXAMPLE.read_text()
-    for kind, options in SECTIONS.items():
-        (section,) = re.findall(rf"^\[{kind}(?::[^]\n]+)?\]$(.*?)(?=^\[|\Z)", text, re.M | re.S)
-        shown = set(re.findall(r"^;?([a-z_]+) =", section, re.M))
-        assert shown >= set(options), f"[{kind}]"
-
-
 def test_each_option_that_the_example_comments_out_is_one(tmp_path: Path) -> None:
     """All but settings files, which are not there, and what excludes `queue`."""
     text = re.sub(r"^;(?!config|exchange|routing_key)", "", EXAMPLE.read_text(), flags=re.M)

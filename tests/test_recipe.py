@@ -48,6 +48,7 @@ def recipe(tmp_path: Path, rabbit: RabbitServer, redis: RedisServer) -> str:
     places = {
         "/var/lib/watchman\n": f"{tmp_path}/spool\nsocket = {tmp_path}/watchman.sock\n",
         "/srv/ftp": f"{tmp_path}/ftp",
+        "/srv/archive": f"{tmp_path}/archive",
         LIZARD: f"127.0.0.1:{rabbit.port}",
         THREEDI: redis.url,
     }
@@ -76,6 +77,7 @@ def test_uploads_go_to_the_brokers_queues_and_workers_of_the_recipe(
     (settings,) = snippets("python")
     (tmp_path / "celeryconfig.py").write_text(settings)
     (tmp_path / "ftp").mkdir()
+    (tmp_path / "archive").mkdir()
     daemon = start_watchman(recipe(tmp_path, rabbit_server, redis_server))
     for name in EXPECTED:
         (tmp_path / "ftp" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -101,19 +103,29 @@ def test_uploads_go_to_the_brokers_queues_and_workers_of_the_recipe(
     }
     assert len(received) == len(EXPECTED)
     for name, (broker, queue, task, args, kwargs, priority, expires) in EXPECTED.items():
-        path = f"{tmp_path}/ftp/{name}"
-        where, got = received[path]
+        path = f"{tmp_path}/archive/{name}"
+        where, got = received[f"{tmp_path}/ftp/{name}"]
+        assert Path(path).read_text() == "12345"
+        assert not (tmp_path / "ftp" / name).exists()
+        assert {"accepted", "rejected"} < {one.name for one in Path(path).parent.iterdir()}
         assert (where, got["task"]) == (broker, task)
         assert (got["args"], got["kwargs"]) == (filled(args, path), filled(kwargs, path))
         assert got["delivery"]["routing_key"] == queue
         assert (got["delivery"]["priority"] or 0) == priority
         assert bool(got["headers"]["expires"]) == expires
-        explained = daemon.run("explain", path).stdout
+        explained = daemon.run("explain", f"{tmp_path}/ftp/{name}").stdout
         assert f"queue     {queue}\n" in explained
     assert (
         "[task:timeseries] would match as well"
         in daemon.run("explain", f"{tmp_path}/ftp/alice/events/a.csv").stdout
     )
     status = daemon.status()
-    assert (status["uploads"]["done"], status["watches"]["ftp"]["unmatched"]) == (4, 1)
+    # What no task matches is moved all the same.
+    assert (status["uploads"]["done"], status["watches"]["ftp"]["unmatched"]) == (5, 0)
+    assert (tmp_path / "archive" / "alice" / "e.txt").exists()
+    sent_again = daemon.send(f"{tmp_path}/archive/alice/b.csv")
+    assert sent_again.returncode == 0, sent_again.stderr
+    (again,) = workers["lizard"].wait_for(4)[3:]
+    assert again["args"] == [f"{tmp_path}/archive/alice/b.csv"]
+    assert again["watchman"]["original"] == f"{tmp_path}/ftp/alice/b.csv"
     assert daemon.run("check", "--brokers").returncode == 0
