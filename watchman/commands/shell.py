@@ -35,7 +35,7 @@ BROKEN_PIPE = 141
 EXIT_CODES = """\
 exit codes:
   0  done
-  1  some paths were refused
+  1  some paths or ids were refused
      (status: not healthy; check: there is an ERROR; run: it could not start)
   2  wrong usage, or the INI file is wrong
   3  the daemon does not answer
