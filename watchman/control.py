@@ -14,6 +14,7 @@ from watchman.journal import Journal
 from watchman.settings import Settings
 from watchman.sinks.publisher import Publisher
 from watchman.sources.scanner import Scanner
+from watchman.sources.transferlog import TransferLog
 from watchman.sources.watcher import Watcher
 
 
@@ -28,6 +29,7 @@ class Control:
         journal: Journal,
         watcher: Watcher,
         scanner: Scanner,
+        transferlog: TransferLog,
         publishers: Mapping[str, Publisher],
     ) -> None:
         self._settings = settings
@@ -36,6 +38,7 @@ class Control:
         self._journal = journal
         self._watcher = watcher
         self._scanner = scanner
+        self._transferlog = transferlog
         self._publishers = publishers
 
     def query(self, event: str, fields: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -52,10 +55,14 @@ class Control:
     def _status(self) -> dict[str, Any]:
         dispatcher, pipeline = self._dispatcher, self._dispatcher.pipeline
         watches, brokers = self._watches(), self._brokers()
+        logs = self._transferlog.status()
         problems = [
             f"watch {name} ({watch['path']}) is {watch['state']}: {watch['error']}"
             for name, watch in watches.items()
             if watch["state"] in ("missing", "incomplete")
+        ]
+        problems += [
+            f"transfer log {path}: {log['error']}" for path, log in logs.items() if log["error"]
         ]
         problems += [
             f"broker {name} is {broker['state']}: {broker['error']}"
@@ -85,6 +92,7 @@ class Control:
                 name: {"heard": dispatcher.heard[name], "last": dispatcher.last_heard.get(name)}
                 for name in ("hook", "log", "inotify", "scan", "resubmit")
             },
+            "logs": logs,
             "watches": watches,
             "brokers": brokers,
             "uploads": {"noticed": len(dispatcher.held), **pipeline.counts()},

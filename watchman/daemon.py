@@ -84,12 +84,19 @@ class Daemon:
             watcher = Watcher(
                 watches, submit=dispatcher.submit, rescan=scanner.request, excluded=excluded
             )
+            transferlog = TransferLog(
+                settings.proftpd.transfer_log,
+                settings.proftpd.token,
+                submit=dispatcher.submit_lines,
+                marked=dispatcher.marked,
+            )
             control = Control(
                 settings,
                 dispatcher=dispatcher,
                 journal=journal,
                 watcher=watcher,
                 scanner=scanner,
+                transferlog=transferlog,
                 publishers=publishers,
             )
             listener = Listener(
@@ -97,13 +104,6 @@ class Daemon:
                 submit=dispatcher.submit,
                 query=control.query,
                 admins=settings.admins,
-            )
-            transferlog = TransferLog(
-                settings.proftpd.transfer_log,
-                settings.proftpd.token,
-                submit=dispatcher.submit,
-                mark=dispatcher.mark,
-                marked=dispatcher.marked,
             )
             # What is started last is stopped first: sources, then sinks, then what they share.
             _start(inside, dispatcher)

@@ -87,6 +87,15 @@ def _report(found: Mapping[str, Any], now: float) -> Iterator[str]:
             for name, source in found["sources"].items()
         ),
     )
+    if found.get("logs"):
+        yield ""
+        yield from table(
+            ("TRANSFER LOG", "RECORDS", "REFUSED", "LAST", "ERROR"),
+            (
+                (path, log["records"], log["refused"], _before(log["last"], now), log["error"])
+                for path, log in found["logs"].items()
+            ),
+        )
 
 
 def _before(epoch: float | None, now: float) -> str:
