@@ -99,7 +99,9 @@ class Daemon:
                 ),
             )
             finders = Finders(
-                submit=dispatcher.submit, mark=dispatcher.mark, marked=dispatcher.marked
+                submit=dispatcher.submit,
+                submit_lines=dispatcher.submit_lines,
+                marked=dispatcher.marked,
             )
             finders.look(settings, excluded=dispatcher.rules.excluded, ledgers=ledgers)
             resubmissions = Resubmissions(

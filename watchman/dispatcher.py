@@ -8,9 +8,10 @@ import os
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from watchman import beneath
@@ -82,8 +83,8 @@ class Dispatcher:
             clock=clock,
             transfer_log=bool(settings.proftpd.transfer_log),
         )
-        #: By transfer log, where it was read to: as marked, and the record's position.
-        self._marked: dict[str, tuple[list[list[Any]], int]] = {}
+        #: By transfer log, the mark of where it was read to, and the position of its record.
+        self._marked: dict[str, tuple[Any, int]] = {}
         #: While the journal is replayed: what is not over, with its position and record.
         self._noticed_before: dict[str, tuple[int, dict[str, Any]]] = {}
         self._begun_before: dict[tuple[str, str], tuple[int, dict[str, Any]]] = {}
@@ -97,6 +98,7 @@ class Dispatcher:
         """Replay the journal, then begin to decide."""
         self.pipeline.replay(self._replay_decision, self._replay_other)
         self._replay_transfers()
+        self._forget_marks()
         self._commit.start()
 
     def stop(self) -> None:
@@ -119,27 +121,62 @@ class Dispatcher:
         """
         self._commit.bring(partial(self._hear, notification, answer or _nobody))
 
-    def mark(self, log: str, tails: list[list[Any]]) -> None:
-        """Keep where a transfer log was read to: durable with what was submitted before, or later.
+    def submit_lines(self, log: str, notifications: Sequence[Notification], mark: Any) -> bool:
+        """Take what lines of a transfer log say, and a mark of where it was read to.
 
-        Called in the source's thread.
+        Called in the source's thread. Returns once both are durable, in one commit, as a line that
+        is read again after its decision could be taken for another write. False: neither is.
         """
+        written: SimpleQueue[bool] = SimpleQueue()
 
         def durable(position: int) -> None:
-            self._mark(log, tails, position)
+            self._mark(log, mark, position)
+            written.put(True)
 
-        record = {"event": "position", "log": log, "tails": tails}
-        self._commit.bring(lambda: self._commit.stage(record, durable, lasting=True))
+        def work() -> None:
+            for notification in notifications:
+                try:
+                    self._hear(notification, _nobody)
+                except Exception:
+                    logger.exception("No decision on %r, as a log has it.", notification.path)
+            self._commit.stage(self._mark_record(log, mark), durable, lambda _: written.put(False))
 
-    def marked(self) -> dict[str, list[list[Any]]]:
-        """Return what the last run kept, by transfer log."""
-        return {log: tails for log, (tails, _) in self._marked.items()}
+        self._commit.bring(work)
+        return written.get()
 
-    def _mark(self, log: str, tails: list[list[Any]], position: int) -> None:
-        self._journal.hold(position)
+    def marked(self) -> dict[str, Any]:
+        """Return the last mark by transfer log."""
+        return {log: mark for log, (mark, _) in list(self._marked.items())}
+
+    def _mark_record(self, log: str, mark: Any) -> dict[str, Any]:
+        return {"event": "read", "log": log, "mark": mark}
+
+    def _mark(self, log: str, mark: Any, position: int) -> None:
+        """Keep a mark; None: the log is none of ours any more, and new should it come again."""
         if log in self._marked:
-            self._journal.release(self._marked[log][1])
-        self._marked[log] = tails, position
+            self._journal.release(self._marked.pop(log)[1])
+        if mark is not None:
+            self._journal.hold(position)
+            self._marked[log] = mark, position
+
+    def _renew_marks(self) -> None:
+        """Write marks again that alone may keep old segments from being retired."""
+        for log, (mark, position) in self._marked.items():
+            if not self._journal.is_current(position):
+
+                def durable(position: int, log: str = log, mark: Any = mark) -> None:
+                    self._mark(log, mark, position)
+
+                self._commit.stage(self._mark_record(log, mark), durable, lasting=True)
+
+    def _forget_marks(self) -> None:
+        """Drop the marks of logs that left the INI file: decisions go on without their word."""
+        for log in self._marked.keys() - set(self._settings.proftpd.transfer_log):
+
+            def durable(position: int, log: str = log) -> None:
+                self._mark(log, None, position)
+
+            self._commit.stage(self._mark_record(log, None), durable, lasting=True)
 
     def call(self, work: Callable[[], T]) -> T:
         """Have work done in the dispatcher's thread and made durable; from another thread.
@@ -195,6 +232,7 @@ class Dispatcher:
         while self._missed:
             self._rescan(self._missed.pop(), "")
         self.pipeline.forget_renames()
+        self._renew_marks()
         retirable = self._journal.retirable()
         try:
             for ledger in self._ledgers.values():
@@ -276,7 +314,7 @@ class Dispatcher:
         answer: Respond,
         failure: str = "",
     ) -> None:
-        """Hold a file; who is answered OK may forget it, so that is durable."""
+        """Hold a file; what ProFTPD says of it is durable, as nobody may say it again."""
         noticed = self.held.hold(
             path,
             notification,
@@ -289,24 +327,30 @@ class Dispatcher:
         logger.debug(
             "Noticed %r: %s. Looking again in %.1f seconds.", path, verdict.reason, verdict.wait
         )
-        if notification.source not in PROFTPD or failure:
+        if notification.source not in PROFTPD:
             answer(Answer(Outcome.IGNORED, verdict.reason))
             return
-        if noticed.position >= 0:
+        if noticed.position >= 0 and noticed.failure == (before.failure if before else ""):
             answer(Answer(Outcome.OK, noticed.id))
             return
         if not noticed.id:
             noticed.id = str(uuid.uuid4())
 
         def durable(position: int) -> None:
-            self._journal.hold(position)
-            noticed.position = position
+            now = self.held.get(path)
+            if now is not None and now.id == noticed.id:
+                if now.position >= 0:
+                    self._journal.release(now.position)
+                self._journal.hold(position)
+                now.position = position
             answer(Answer(Outcome.OK, noticed.id))
 
         record = {"event": State.NOTICED.value, "at": self._clock(), "id": noticed.id}
         record |= {"path": path, "source": notification.source.value, "reason": verdict.reason}
         record |= {"user": notification.user, "client": notification.client}
         record |= {"protocol": notification.protocol}
+        if noticed.failure:
+            record["failure"] = noticed.failure
         self._commit.stage(record, durable, lambda reason: answer(Answer(Outcome.ERROR, reason)))
 
     def _release(self, noticed: Noticed, verdict: Ignore | PassOver | Fail) -> None:
@@ -641,8 +685,8 @@ class Dispatcher:
         match record["event"]:
             case State.NOTICED.value:
                 self._noticed_before[record["id"]] = position, record
-            case "position":
-                self._mark(record["log"], record["tails"], position)
+            case "read":
+                self._mark(record["log"], record["mark"], position)
             case Kind.STARTED.value:
                 self._begun_before[record["session"], record["path"]] = position, record
             case Kind.ENDED.value:
@@ -652,8 +696,9 @@ class Dispatcher:
 
     def _replay_transfers(self) -> None:
         for position, record in self._noticed_before.values():
+            failure = record.get("failure", "")
             notification = Notification(
-                Kind.COMPLETED,
+                Kind.FAILED if failure else Kind.COMPLETED,
                 record["path"],
                 Source(record["source"]),
                 user=record["user"],
@@ -662,7 +707,14 @@ class Dispatcher:
             )
             self._journal.hold(position)
             noticed = self.held.hold(
-                record["path"], notification, None, state=None, reason=record["reason"], wait=0.0
+                record["path"],
+                notification,
+                None,
+                state=None,
+                reason=record["reason"],
+                # A failure may still be outdone by what the transfer log holds.
+                wait=LOG_LAG if failure else 0.0,
+                failure=failure,
             )
             noticed.id, noticed.position = record["id"], position
         for (session, path), (position, record) in self._begun_before.items():

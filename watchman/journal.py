@@ -212,6 +212,10 @@ class Journal:
         """Undo one `hold`."""
         self._held[position >> OFFSET_BITS] -= 1
 
+    def is_current(self, position: int) -> bool:
+        """Whether a record stands in the segment that is being written."""
+        return position >> OFFSET_BITS == self._segment
+
     def retirable(self) -> bool:
         """Whether the oldest segment is full and holds nothing unsettled any more."""
         oldest = min(self._held, default=self._segment)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import time
 from collections import Counter
@@ -154,9 +153,8 @@ def _watch_problems(watches: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 
 def _log_problems(logs: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     for path, log in logs.items():
-        # Until its first upload, and that after each rotation, ProFTPD makes none.
-        if log["problem"] not in (None, os.strerror(errno.ENOENT)):
-            yield f"transfer log {path} cannot be read: {log['problem']}"
+        if log["error"]:
+            yield f"transfer log {path}: {log['error']}"
 
 
 def _sink_problems(kind: str, sinks: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

@@ -120,7 +120,7 @@ def _report(found: Mapping[str, Any], now: float) -> Iterator[str]:
 def _logs(found: Mapping[str, Any], now: float) -> Iterator[str]:
     for path, log in found.get("transfer_logs", {}).items():
         refused = f", {count(log['refused'], 'foreign line')}" if log["refused"] else ""
-        problem = f"; {printable(log['problem'])}" if log["problem"] else ""
+        problem = f"; {printable(log['error'])}" if log["error"] else ""
         yield (
             f"  {printable(path)}: {count(log['records'], 'line')}{refused},"
             f" last {_before(log['last'], now)}{problem}"

@@ -7,7 +7,7 @@ from typing import Any
 
 from watchman.settings import Settings, WatchSettings
 from watchman.sources.scanner import Ledger, Scanner
-from watchman.sources.transferlog import Mark, TransferLog
+from watchman.sources.transferlog import Submit, TransferLog
 from watchman.sources.watcher import Watcher
 from watchman.upload import Notification
 
@@ -23,11 +23,12 @@ class Finders:
         self,
         *,
         submit: Callable[[Notification], None],
-        mark: Mark,
-        marked: Callable[[], Mapping[str, list[list[Any]]]],
+        submit_lines: Submit,
+        marked: Callable[[], Mapping[str, Any]],
     ) -> None:
+        """`submit_lines` and `marked` are the transfer log's, see there."""
         self._submit = submit
-        self._mark = mark
+        self._submit_lines = submit_lines
         self._marked = marked
 
     def look(
@@ -46,7 +47,7 @@ class Finders:
         )
         paths, token = settings.proftpd.transfer_log, settings.proftpd.token
         self._has_log = bool(paths)
-        self._log = TransferLog(paths, token, submit=submit, mark=self._mark, marked=self._marked)
+        self._log = TransferLog(paths, token, submit=self._submit_lines, marked=self._marked)
 
     def start(self) -> None:
         """Begin; raises InotifyUnavailable."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from watchman.errors import ForeignRecord
@@ -15,19 +16,22 @@ LONGEST = 4223
 #: What stands behind the token, in the order of our LogFormat:
 #: %{epoch}|%P|%m|%s|%{transfer-status}|%{file-size}|%{protocol}|%a|%u|%f
 FIELDS = re.compile(
-    rb"(?P<epoch>\d{1,19})\|(?P<pid>\d{1,10})\|(?P<command>[A-Z ]{2,20})\|(?P<status>\d{3}|-)\|"
+    rb"(?P<epoch>\d{1,15})\|(?P<pid>\d{1,10})\|(?P<command>[^|\n]{1,40})\|(?P<status>\d{3}|-)\|"
     rb"(?P<transfer>[a-z-]{1,20})\|(?P<size>\d{1,19}|-)\|(?P<protocol>[a-z0-9-]{1,20})\|"
-    rb"(?P<client>[0-9A-Za-z.:_%-]{1,255})\|(?P<user>[^|\n]{0,255})\|(?P<path>/.*|-)",
-    re.DOTALL,
+    rb"(?P<client>[0-9A-Za-z.:_%-]{1,255})\|(?P<user>[^|\n]{0,255})\|(?P<path>/[^\0]*|-)\n",
 )
 
 STORES = frozenset({b"STOR", b"APPE", b"STOU"})
 
+#: Renames begun and not ended that are remembered: a client may leave it at RNFR.
+RENAMING = 1_000
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What one write of ProFTPD's says: a command, its result, and the path it was about."""
+    """What one write of ProFTPD's says: when (epoch), a command, its result, and the path."""
 
+    at: int
     pid: str
     command: bytes
     status: str
@@ -39,17 +43,43 @@ class Record:
     path: bytes
 
 
-def parse(line: bytes) -> Record:
-    """Return the record behind a token and its separator, or raise ForeignRecord."""
-    if len(line) >= LONGEST - 100 and not line.endswith(b"\n"):
-        raise ForeignRecord("over-long, so its path is cut")
-    if not line.endswith(b"\n"):
-        raise ForeignRecord("without its end")
-    match = FIELDS.fullmatch(line[:-1])
+def cut(data: bytes, token: bytes, *, more: bool) -> tuple[list[bytes], int]:
+    """Return the pieces of what was appended to a log, and how many of its bytes that is.
+
+    Each begins with the token, all but what is none of ours. ProFTPD writes a record at once, so
+    the next one begins where this one ends, even if it lost its newline or has some in its name.
+    What may not have ended yet is left: with `more`, what the next bytes may still belong to.
+    """
+    foreign, *records = data.split(token)
+    pieces = [foreign] if foreign else []
+    pieces += [token + record for record in records]
+    length = len(data)
+    last = pieces[-1] if pieces else b""
+    if len(last) <= LONGEST and (more or not last.endswith(b"\n")):
+        length -= len(pieces.pop()) if pieces else 0
+    elif not last.endswith(b"\n"):
+        length -= len(token) - 1  # the next token may have begun there
+        pieces[-1] = last[: 1 - len(token)]
+    return pieces, length
+
+
+def parse(piece: bytes, token: bytes) -> Record:
+    """Return the record of a piece, or raise ForeignRecord.
+
+    Its path holds all lines that follow: see `whole`.
+    """
+    if not piece.startswith(token):
+        raise ForeignRecord("without our token")
+    line = piece[:LONGEST]
+    end = line.rfind(b"\n") + 1
+    if not end:
+        raise ForeignRecord("over-long" if len(piece) >= LONGEST else "cut short")
+    match = FIELDS.fullmatch(line, len(token), end)
     if match is None:
         raise ForeignRecord("not in our LogFormat")
     text = {name: os.fsdecode(value) for name, value in match.groupdict().items()}
     return Record(
+        at=int(text["epoch"]),
         pid=text["pid"],
         command=match["command"],
         status=text["status"],
@@ -62,6 +92,20 @@ def parse(line: bytes) -> Record:
     )
 
 
+def whole(path: bytes, exists: Callable[[bytes], bool] = os.path.lexists) -> bytes:
+    """Return a path without what another program has written behind it.
+
+    ProFTPD does not escape newlines in names, so lines that follow may be either. The disk knows:
+    the longest that is there. Who could forge one by a name may also write to its directory.
+    """
+    found = path
+    while b"\n" in path and not exists(found):
+        found, newline, _ = found.rpartition(b"\n")
+        if not newline:
+            return path
+    return found
+
+
 class Interpreter:
     """Turns the records of one log into notifications."""
 
@@ -69,15 +113,16 @@ class Interpreter:
         #: By pid, what RNFR has named: RNTO comes next.
         self._renaming: dict[str, bytes] = {}
 
-    def notification(self, record: Record) -> Notification | None:
-        """Return what a record says of a file; None where it says nothing of any."""
-        if record.path == b"-":
+    def notification(self, record: Record, path: bytes) -> Notification | None:
+        """Return what a record says of the file at `path`; None where it says nothing of any."""
+        if path == b"-":
             return None
-        path = _existing(record.path)
         good = record.status == "-" or record.status.startswith("2")
         kind, old, reason = Kind.COMPLETED, "", ""
         if record.command == b"RNFR":
-            self._renaming[record.pid] = record.path
+            self._renaming[record.pid] = path
+            if len(self._renaming) > RENAMING:
+                del self._renaming[next(iter(self._renaming))]
             return None
         if record.command == b"RNTO":
             old = os.fsdecode(self._renaming.pop(record.pid, b""))
@@ -100,13 +145,3 @@ class Interpreter:
             session=f"{record.pid}.",
             reason=reason,
         )
-
-
-def _existing(path: bytes) -> bytes:
-    """Return a path without what another program may have written behind it.
-
-    A name may hold newlines, and ProFTPD does not escape them; so may lines follow that are none
-    of ours. The disk knows which it is.
-    """
-    first = path.partition(b"\n")[0]
-    return first if first != path and not os.path.lexists(path) else path

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import fcntl
+import gzip
 import hashlib
 import os
-from collections.abc import Iterator
+import shutil
+import stat
+import tempfile
+import zlib
 from dataclasses import dataclass
 from typing import Any, Self
 
-#: Bytes per read(2).
-READ_SIZE = 1 << 16
+from watchman.sources.logrecord import cut
 
-#: Bytes before an offset that are told again by their hash.
+#: Bytes per read(2): some hundred records, decided about and made durable together.
+READ_SIZE = 1 << 14
+
+#: Bytes before an offset by which the file is known again.
 BEFORE = 256
 
 
@@ -34,80 +40,93 @@ class Position:
 
 
 class Tail:
-    """An open log file."""
+    """An open log file, which may be a compressed one that nobody writes any more."""
 
-    def __init__(self, path: str, offset: int = 0) -> None:
-        """Raises OSError. An offset of -1 is the end."""
-        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
-        self._fd = os.open(path, flags)
+    def __init__(self, path: str) -> None:
+        """Raises OSError."""
+        self._fd = _unpack(path) if path.endswith(".gz") else _open(path)
         status = os.fstat(self._fd)
-        self.inode = status.st_ino
-        self.device = status.st_dev
-        self.offset = offset if offset >= 0 else status.st_size
-        #: Read, and not a whole record yet.
-        self._rest = b""
+        self.inode, self.device, self.size = status.st_ino, status.st_dev, status.st_size
+        self.offset = 0
+        #: The bytes before the offset.
+        self._before = b""
+        #: Records that ProFTPD wrote before this (epoch) were read elsewhere.
+        self.since = 0.0
 
     def close(self) -> None:
         os.close(self._fd)
 
+    @property
     def position(self) -> Position:
-        """Return where the next record begins."""
-        return Position(self.inode, self.offset, self._digest(self.offset))
+        return Position(self.inode, self.offset, _digest(self._before))
 
     def holds(self, position: Position) -> bool:
-        """Whether this file is the one that was read to `position`, whatever its inode."""
-        size = os.fstat(self._fd).st_size
-        return size >= position.offset and self._digest(position.offset) == position.digest
+        """Whether this file, whatever its inode, was the one that was read to `position`."""
+        before = self._bytes_before(position.offset)
+        whole = len(before) == min(position.offset, BEFORE)
+        return whole and _digest(before) == position.digest
 
-    def rewind(self) -> None:
-        """Begin again at the start."""
-        self.offset, self._rest = 0, b""
+    def seek(self, offset: int) -> None:
+        """Read on from there."""
+        self.offset, self._before = offset, self._bytes_before(offset)
 
-    def records(self, token: bytes) -> Iterator[tuple[bytes, bool]]:
-        """Yield what was written since, cut before each token: the piece, and whether it has one.
+    def is_intact(self) -> bool:
+        """Whether what was read is still there: False after copytruncate, however far regrown."""
+        return self._bytes_before(self.offset) == self._before
 
-        ProFTPD writes a record at once. One that lost its newline ends where the next begins.
+    def read(self, token: bytes) -> list[bytes]:
+        """Return the next records as `cut` does, nothing at the end."""
+        start = self.offset - len(self._before)
+        data = os.pread(self._fd, READ_SIZE, start)
+        if not data.startswith(self._before):
+            return []  # truncated since it was asked
+        new = data[len(self._before) :]
+        pieces, length = cut(new, token, more=len(data) == READ_SIZE)
+        self.offset += length
+        self._before = (self._before + new[:length])[-BEFORE:]
+        return pieces
+
+    def has_writers(self) -> bool | None:
+        """Whether a session has the file open, by asking for a read lease; None: not our right.
+
+        See F_SETLEASE in fcntl(2). It is for the file's owner and who has CAP_LEASE.
         """
-        while data := os.pread(self._fd, READ_SIZE, self.offset + len(self._rest)):
-            data = self._rest + data
-            marks = _marks(data, token)
-            for start, end in zip(marks, [*marks[1:], len(data)], strict=True):
-                piece = data[start:end]
-                if end == len(data) and not piece.endswith(b"\n") and len(piece) < READ_SIZE:
-                    self._rest = piece
-                    break
-                self.offset += len(piece)
-                yield piece.removeprefix(token), piece.startswith(token)
-            else:
-                self._rest = b""
-
-    def has_writers(self) -> bool:
-        """Whether a session still has the file open, by asking for a read lease, see fcntl(2)."""
         try:
             fcntl.fcntl(self._fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-        except OSError:
-            return True
+        except OSError as e:
+            return True if e.errno == errno.EAGAIN else None
         fcntl.fcntl(self._fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
         return False
 
-    def idle(self) -> float:
+    def written(self) -> float:
         """Return when it was last written to (epoch)."""
         return os.fstat(self._fd).st_mtime
 
-    def _digest(self, offset: int) -> str:
-        with contextlib.suppress(OSError):
-            length = min(offset, BEFORE)
-            before = os.pread(self._fd, length, offset - length)
-            return hashlib.blake2b(before, digest_size=8).hexdigest()
-        return ""
+    def _bytes_before(self, offset: int) -> bytes:
+        length = min(offset, BEFORE)
+        return os.pread(self._fd, length, offset - length)
 
 
-def _marks(data: bytes, token: bytes) -> list[int]:
-    """Return where pieces begin: at 0, and at each token."""
-    marks = [0]
-    at = data.find(token)
-    while at >= 0:
-        if at > 0:
-            marks.append(at)
-        at = data.find(token, at + len(token))
-    return marks
+def _open(path: str) -> int:
+    # O_NONBLOCK for a FIFO, which has no place here and would make us wait.
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a regular file", path)
+    return fd
+
+
+def _unpack(path: str) -> int:
+    """Return a descriptor of the unpacked content, in a file without a name."""
+    with tempfile.TemporaryFile() as unpacked:
+        try:
+            with open(_open(path), "rb") as packed, gzip.open(packed) as content:
+                shutil.copyfileobj(content, unpacked)
+        except (EOFError, zlib.error) as e:
+            raise OSError(errno.EINVAL, str(e), path) from e
+        unpacked.flush()
+        return os.open(f"/proc/self/fd/{unpacked.fileno()}", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _digest(before: bytes) -> str:
+    return hashlib.blake2b(before, digest_size=8).hexdigest()

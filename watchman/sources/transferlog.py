@@ -9,15 +9,16 @@ import select
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyinotify
 
 from watchman.errors import ForeignRecord
 from watchman.sources.inotify import Inotify
-from watchman.sources.logrecord import Interpreter, parse
-from watchman.sources.tail import Position, Tail
+from watchman.sources.logfiles import LogFiles, Mark
+from watchman.sources.logrecord import Interpreter, parse, whole
+from watchman.sources.tail import Tail
 from watchman.upload import Notification
 
 logger = logging.getLogger(__name__)
@@ -25,228 +26,142 @@ logger = logging.getLogger(__name__)
 #: What wakes us, of the directory of a log: it was written to, made or renamed.
 MASK: int = pyinotify.IN_MODIFY | pyinotify.IN_CREATE | pyinotify.IN_MOVED_TO
 
-#: Seconds between looks when nothing wakes us.
+#: Seconds between looks when nothing wakes us, and between tries to make durable what was read.
 LOOK = 1.0
 
-#: Seconds after which a renamed log is let go of that nobody writes to, where we may not ask who
-#: has it open.
-FORSAKEN = 86400.0
+#: Bytes that are read again at most because what they say needed no decision.
+UNMARKED = 1 << 20
 
-Mark = Callable[[str, list[list[Any]]], None]
+#: Bytes of a refused line that are shown.
+SHOWN = 120
+
+#: `submit(log, notifications, mark)`: see Dispatcher.submit_lines.
+Submit = Callable[[str, Sequence[Notification], Any], bool]
 
 
 class Log:
-    """One configured path: the file that it names, and those that it named before."""
+    """One configured log: its files, what its records say, and what was refused of it."""
 
-    def __init__(self, path: str, token: str) -> None:
+    def __init__(self, path: str, token: str, others: Collection[str] = ()) -> None:
         self.path = path
         self._token = os.fsencode(token) + b"|"
         self._interpreter = Interpreter()
-        #: The newest last.
-        self._tails: list[Tail] = []
-        #: What `positions` returned last.
-        self._marked: list[Position] | None = None
+        self.files = LogFiles(path, others)
+        #: What was submitted last.
+        self._marked: Mark | None = None
         self._reported: set[str] = set()
-        self.problem = ""
-        self.counts: Counter[str] = Counter()
-        self.last = 0.0
+        self._counts: Counter[str] = Counter()
+        self._last: float | None = None
 
-    def resume(self, marked: list[Position] | None) -> None:
-        """Go on where the last run stopped; at first sight, with None, at the end."""
-        if marked is None:
-            with contextlib.suppress(OSError):
-                self._tails = [Tail(self.path, -1)]
-            return
-        newest = 0.0
-        for position in marked:
-            tail = self._find(position)
-            if tail is None:
-                logger.warning("Lines are missing: no file of log %r goes on there.", self.path)
-                continue
-            tail.offset = position.offset
-            self._tails.append(tail)
-            newest = max(newest, tail.idle())
-        known = {tail.inode for tail in self._tails}
-        with contextlib.suppress(OSError):
-            if os.stat(self.path).st_ino in known:
-                newest = 0.0
-        # Those that came and were renamed since, the oldest first.
-        for path in self._siblings() if newest else ():
-            with contextlib.suppress(OSError):
-                status = os.stat(path)
-                if path != self.path and status.st_ino not in known and status.st_mtime >= newest:
-                    self._tails.append(Tail(path))
-        self._marked = marked
+    def resume(self, values: Any) -> None:
+        """Go on where the last run stopped."""
+        self._marked = Mark.decode(values)
+        self.files.resume(self._marked)
 
-    def _find(self, position: Position) -> Tail | None:
-        """Find the file that was read to a position: by its inode, else by its bytes."""
-        tails = []
-        for path in self._siblings():
-            with contextlib.suppress(OSError):
-                tails.append(Tail(path))
-        fitting = [tail for tail in tails if tail.holds(position)]
-        fitting.sort(key=lambda tail: tail.inode != position.inode)
-        for tail in tails:
-            if fitting[:1] != [tail]:
-                tail.close()
-        return fitting[0] if fitting else None
+    def read(self) -> Iterator[list[Notification]]:
+        """Yield what was written since, in parts; `mark` tells how far that is."""
+        self.files.follow()
+        for tail in self.files.tails():
+            while pieces := tail.read(self._token):
+                found = [self._understand(piece, tail) for piece in pieces]
+                yield [notification for notification in found if notification is not None]
 
-    def _siblings(self) -> list[str]:
-        """Return the files of the log by age: `uploads.log`, `uploads.log.1`, ..."""
-        directory, name = os.path.split(self.path)
-        found: list[tuple[float, str]] = []
-        with contextlib.suppress(OSError):
-            found = [
-                (entry.stat().st_mtime, entry.path)
-                for entry in os.scandir(directory)
-                if entry.name.startswith(name) and entry.is_file(follow_symlinks=False)
-            ]
-        return [path for _, path in sorted(found)]
+    def mark(self) -> Any:
+        """Return where all files were read to."""
+        self._marked = self.files.mark()
+        return self._marked.encode() if self._marked is not None else None
 
-    def read(self) -> Iterator[Notification]:
-        """Yield what was written since."""
-        self._follow()
-        for tail in list(self._tails):
-            # Asked before reading: what is written until then is read, and nothing comes after.
-            over = tail is not self._tails[-1] and self._is_over(tail)
-            for piece, has_token in tail.records(self._token):
-                if (notification := self._understand(piece, has_token=has_token)) is not None:
-                    yield notification
-            if over:
-                self._tails.remove(tail)
-                tail.close()
+    def is_marked(self) -> bool:
+        """Whether it would do no harm to go on from the last mark."""
+        now, then = self.files.mark(), self._marked
+        if now is None or then is None:
+            return now is then
+        if [p.inode for p in now.positions] != [p.inode for p in then.positions]:
+            return False
+        both = zip(now.positions, then.positions, strict=True)
+        return all(0 <= a.offset - b.offset < UNMARKED for a, b in both)
 
-    def _is_over(self, tail: Tail) -> bool:
-        """Whether no session writes a renamed file any more."""
-        return not tail.has_writers() or time.time() - tail.idle() > FORSAKEN
+    def status(self) -> dict[str, Any]:
+        return {
+            "records": self._counts["records"],
+            "refused": self._counts["refused"],
+            "last": self._last,
+            "error": self._error(),
+        }
 
-    def _follow(self) -> None:
-        """Open what the path names now, should it be another file."""
-        try:
-            status = os.stat(self.path)
-        except OSError as e:
-            self.problem = e.strerror or str(e)
-            return
-        current = self._tails[-1] if self._tails else None
-        if current is not None and (current.inode, current.device) == (
-            status.st_ino,
-            status.st_dev,
-        ):
-            self.problem = ""
-            if not current.holds(Position(0, current.offset, self._last_digest(current))):
-                logger.info("Log %r was truncated; reading from its start.", self.path)
-                self._read_copy(current)
-                current.rewind()
-            return
-        known = {tail.inode for tail in self._tails}
-        try:
-            tail = Tail(self.path)
-        except OSError as e:
-            self.problem = e.strerror or str(e)
-            return
-        if tail.inode in known:
-            tail.close()
-            return
-        self.problem = ""
-        if current is not None:
-            logger.info(
-                "Log %r was rotated; reading the old one on until nobody has it.", self.path
-            )
-        self._tails.append(tail)
-
-    def _last_digest(self, tail: Tail) -> str:
-        for position in self._marked or ():
-            if position.inode == tail.inode and position.offset == tail.offset:
-                return position.digest
-        return tail.position().digest
-
-    def _read_copy(self, current: Tail) -> None:
-        """Read what copytruncate copied and we had not read: the copy goes on where we were."""
-        for position in self._marked or ():
-            if position.inode == current.inode:
-                copy = self._find(position)
-                if copy is not None and copy.inode != current.inode:
-                    copy.offset = position.offset
-                    self._tails.insert(0, copy)
-                elif copy is not None:
-                    copy.close()
-
-    def _understand(self, piece: bytes, *, has_token: bool) -> Notification | None:
-        try:
-            if not has_token:
-                raise ForeignRecord("without our token")
-            record = parse(piece)
-        except ForeignRecord as e:
-            self._refuse(str(e), piece)
+    def _error(self) -> str | None:
+        problem = self.files.problem
+        if self._counts["refused"] and not self._counts["records"]:
+            return "no line is as it should be: compare LogFormat and token with the INI file"
+        # ProFTPD makes the file when a session begins, but not its directory.
+        not_yet = isinstance(problem, FileNotFoundError)
+        if problem is None or (not_yet and os.path.isdir(os.path.dirname(self.path))):
             return None
-        self.counts["records"] += 1
-        self.last = time.time()
-        return self._interpreter.notification(record)
+        return problem.strerror or str(problem)
 
-    def _refuse(self, why: str, piece: bytes) -> None:
-        self.counts["refused"] += 1
+    def _understand(self, piece: bytes, tail: Tail) -> Notification | None:
+        try:
+            record = parse(piece, self._token)
+        except ForeignRecord as e:
+            self._refuse(str(e), piece, max(piece.count(b"\n"), 1))
+            return None
+        path = whole(record.path)
+        if foreign := record.path[len(path) + 1 :]:
+            self._refuse("without our token", foreign, foreign.count(b"\n") + 1)
+        if record.at < tail.since:
+            self._counts["old"] += 1
+            return None
+        self._counts["records"] += 1
+        self._last = time.time()
+        return self._interpreter.notification(record, path)
+
+    def _refuse(self, why: str, piece: bytes, lines: int) -> None:
+        self._counts["refused"] += lines
         if why not in self._reported:
             self._reported.add(why)
+            # What stands first may be the token that another file has.
+            shown = piece.partition(b"|")[2] or piece
             logger.warning(
                 "Log %r holds a line %s: %r. Further ones are only counted.",
                 self.path,
                 why,
-                piece[:120],
+                shown[:SHOWN],
             )
-
-    def positions(self) -> list[Position] | None:
-        """Return where all files were read to, None if that is what was returned last."""
-        positions = [tail.position() for tail in self._tails]
-        if positions == self._marked:
-            return None
-        self._marked = positions
-        return positions
-
-    def close(self) -> None:
-        for tail in self._tails:
-            tail.close()
-        self._tails.clear()
 
 
 class TransferLog:
-    """A thread that reads the logs as they grow, and submits what they say.
-
-    `mark(path, positions)` is called after what was read to there has been submitted: it must
-    become durable after the decisions about that, never before.
-    """
+    """A thread that reads the logs as they grow, and submits what they say."""
 
     def __init__(
         self,
         paths: Iterable[str],
         token: str,
         *,
-        submit: Callable[[Notification], None],
-        mark: Mark,
-        marked: Callable[[], Mapping[str, list[list[Any]]]],
+        submit: Submit,
+        marked: Callable[[], Mapping[str, Any]],
     ) -> None:
-        self._logs = [Log(path, token) for path in paths]
+        """`marked` returns by log what was submitted last and became durable."""
+        paths = tuple(paths)
+        self._logs = [Log(path, token, paths) for path in paths]
         self._submit = submit
-        self._mark = mark
         self._marked = marked
         self._inotify = Inotify()
-        self._watched: dict[str, int] = {}
         self._stopping = threading.Event()
+        #: Set when all was read once, or could not be.
+        self._begun = threading.Event()
         self._wake = -1
         self._thread = threading.Thread(target=self._run, name="transferlog", daemon=True)
 
     def start(self) -> None:
-        """Return when each log was read to its present end."""
+        """Return when each log was read to its present end. Raises InotifyUnavailable."""
         marked = self._marked()
         for log in self._logs:
-            positions = marked.get(log.path)
-            log.resume(
-                None if positions is None else [Position.decode(values) for values in positions]
-            )
+            if log.path in marked:
+                log.resume(marked[log.path])
         self._inotify.open()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._watch()
-        self._read()
         self._thread.start()
+        self._begun.wait()
 
     def stop(self) -> None:
         self._stopping.set()
@@ -258,21 +173,13 @@ class TransferLog:
             self._thread.join()
             self._inotify.close()
             for log in self._logs:
-                log.close()
+                log.files.close()
             os.close(self._wake)
             self._wake = -1
 
     def status(self) -> dict[str, dict[str, Any]]:
-        """Return by log: records and refused lines, when last read (epoch), and its problem."""
-        return {
-            log.path: {
-                "records": log.counts["records"],
-                "refused": log.counts["refused"],
-                "last": log.last or None,
-                "problem": log.problem or None,
-            }
-            for log in self._logs
-        }
+        """Return by log: records and refused lines, when last read (epoch), and what is wrong."""
+        return {log.path: log.status() for log in self._logs}
 
     def _run(self) -> None:
         poll = select.poll()
@@ -280,28 +187,38 @@ class TransferLog:
         poll.register(self._wake, select.POLLIN)
         while not self._stopping.is_set():
             try:
-                poll.poll(1000 * LOOK)
-                self._inotify.read()
                 self._watch()
-                self._read()
+                for log in self._logs:
+                    self._read(log)
             except Exception:
                 logger.exception("Reading the transfer log failed. Trying again.")
-                self._stopping.wait(LOOK)
+            self._begun.set()
+            poll.poll(1000 * LOOK)
+            self._inotify.read()
 
     def _watch(self) -> None:
-        """Have changes in the directories of the logs wake us; a look each second is the rest."""
+        """Have changes in the directories of the logs wake us; they may be others by now."""
         for directory in {os.path.dirname(log.path) for log in self._logs}:
             with contextlib.suppress(OSError):
                 fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
                 try:
-                    self._watched[directory] = self._inotify.watch(fd, MASK)
+                    self._inotify.watch(fd, MASK)
                 finally:
                     os.close(fd)
 
-    def _read(self) -> None:
-        for log in self._logs:
-            for notification in log.read():
-                self._submit(notification)
-            positions = log.positions()
-            if positions is not None:
-                self._mark(log.path, [position.encode() for position in positions])
+    def _read(self, log: Log) -> None:
+        for notifications in log.read():
+            if notifications and not self._bring(log, notifications):
+                return
+        if not log.is_marked():
+            self._bring(log, [])
+
+    def _bring(self, log: Log, notifications: Sequence[Notification]) -> bool:
+        """Submit until it is durable; False if we stop before."""
+        mark = log.mark()
+        while not self._stopping.is_set():
+            if self._submit(log.path, notifications, mark):
+                return True
+            self._begun.set()
+            self._stopping.wait(LOOK)
+        return False
