@@ -54,6 +54,7 @@ class Overview:
         dispatcher, groups = self._dispatcher, self._unsettled.groups()
         watches, brokers = self._watches(settings), self._brokers(groups)
         logs = self._finders.logs()
+        warnings = list(dispatcher.crosscheck.warnings(settings, logs))
         problems = [*_watch_problems(watches), *_broker_problems(brokers), *_log_problems(logs)]
         if dispatcher.unwritable():
             problems.append(f"the journal below {settings.spool} cannot be written")
@@ -64,12 +65,17 @@ class Overview:
             "paused": self._paused(groups),
             "healthy": not problems,
             "problems": problems,
+            "warnings": warnings,
             "pid": os.getpid(),
             "version": __version__,
             "since": self._started,
             "config": settings.file,
             "sources": {
-                name: {"heard": dispatcher.heard[name], "last": dispatcher.last_heard.get(name)}
+                name: {
+                    "heard": dispatcher.heard[name],
+                    "last": dispatcher.last_heard.get(name),
+                    "said": dispatcher.crosscheck.said(name),
+                }
                 for name in ("hook", "log", "inotify", "scan", "resubmit")
             },
             "transfer_logs": logs,
@@ -101,6 +107,7 @@ class Overview:
                 **found.get(name, {"state": "starting", "error": None}),
                 "unmatched": dispatcher.judge.unmatched[name],
                 "excluded": dispatcher.judge.excluded[name],
+                **dispatcher.crosscheck.status(name),
             }
             for name, watch in settings.watches.items()
         }
