@@ -15,12 +15,14 @@ from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from watchman import beneath
+from watchman.crosscheck import Crosscheck
 from watchman.errors import JournalUnwritable, NotBelowWatch
 from watchman.groupcommit import GroupCommit
 from watchman.held import Held, Noticed
 from watchman.journal import Journal
 from watchman.judge import (
     PROFTPD,
+    RECENT,
     STILL_OPEN,
     WRITING,
     Accept,
@@ -75,6 +77,7 @@ class Dispatcher:
             superseded=self._superseded,
         )
         self.held = Held()
+        self.crosscheck = Crosscheck()
         self._transfers = Transfers()
         self.judge = Judge(
             rules=self.rules,
@@ -88,6 +91,8 @@ class Dispatcher:
         #: While the journal is replayed: what is not over, with its position and record.
         self._noticed_before: dict[str, tuple[int, dict[str, Any]]] = {}
         self._begun_before: dict[tuple[str, str], tuple[int, dict[str, Any]]] = {}
+        #: Paths of transfers that hooks began and ended, where the log has yet to tell of them.
+        self._ended: set[str] = set()
         #: Watches with uploads that could not be written down: to be scanned when they can.
         self._missed: set[str] = set()
         #: By source: how often it spoke, and when last (epoch).
@@ -206,6 +211,7 @@ class Dispatcher:
         self.pipeline.change(settings, rules=rules, ledgers=ledgers)
         log = bool(settings.proftpd.transfer_log)
         self.judge.change(rules=rules, ledgers=ledgers, transfer_log=log)
+        self.crosscheck.forget()
         for noticed in self.held.remove(lambda path: rules.locate(path) is None):
             if noticed.id:
                 self._release(noticed, Ignore("its watch left the INI file"))
@@ -246,6 +252,9 @@ class Dispatcher:
     def _hear(self, notification: Notification, answer: Respond) -> None:
         self.heard[notification.source.value] += 1
         self.last_heard[notification.source.value] = self._clock()
+        self.crosscheck.hear(notification)
+        if notification.source in PROFTPD and notification.path:
+            self._hear_of(notification)
         if notification.source is Source.RESUBMIT:
             self._resubmit(notification, answer)
             return
@@ -263,9 +272,28 @@ class Dispatcher:
                 self._rename(notification, answer)
             case Kind.COMPLETED:
                 over = self._forget(notification.session, notification.path)
-                if notification.source is Source.LOG and self.judge.starts_heard and not over:
-                    self.judge.starts_missed = True
+                if self.judge.starts_heard and self.judge.decisive is Source.LOG:
+                    self._look_for_start(notification, begun=bool(over))
                 self._complete(notification, answer)
+
+    def _look_for_start(self, notification: Notification, *, begun: bool) -> None:
+        """See whether hooks told of the start of a transfer that the log says is complete."""
+        if notification.source is Source.HOOK and begun:
+            if len(self._ended) >= RECENT:
+                self._ended.clear()  # a log that is not written
+            self._ended.add(notification.path)
+        elif notification.source is Source.LOG:
+            if not begun and notification.path not in self._ended:
+                self.judge.starts_missed = True
+                self.crosscheck.miss_start()
+            self._ended.discard(notification.path)
+
+    def _hear_of(self, notification: Notification) -> None:
+        located = self._locate(notification.path)
+        if located is not None and notification.kind is not Kind.STARTED:
+            source = notification.source
+            decisive = source is self.judge.decisive
+            self.crosscheck.hear_of(located[0].name, source, decisive=decisive)
 
     def _answer_durably(self, answer: Respond) -> None:
         """Answer OK after what is staged."""
@@ -297,10 +325,15 @@ class Dispatcher:
             case Hold():
                 self._hold(path, notification, noticed, verdict, answer)
             case Fail(state, reason):
+                if noticed is None or not noticed.failure:
+                    self.crosscheck.miss(watch.name, notification.source, hinted=False)
                 self._fail(watch, subpath, state, notification, reason)
                 answer(Answer(Outcome.IGNORED, reason))
-            case Accept(state):
-                self._accept(watch, subpath, state, notification, answer, noticed)
+            case Accept(state, word):
+                if watch.proftpd and self.judge.waited_in_vain(word):
+                    hinted = word.source in PROFTPD or (noticed is not None and noticed.hooked)
+                    self.crosscheck.miss(watch.name, word.source, hinted=hinted)
+                self._accept(watch, subpath, state, word, answer, noticed)
 
     def _locate(self, path: str) -> beneath.Place | None:
         return beneath.locate(self.rules, self._settings.watches.values(), path)
@@ -317,7 +350,7 @@ class Dispatcher:
         """Hold a file; what ProFTPD says of it is durable, as nobody may say it again."""
         noticed = self.held.hold(
             path,
-            notification,
+            verdict.word or notification,
             before,
             state=verdict.state,
             reason=verdict.reason,
@@ -525,6 +558,9 @@ class Dispatcher:
             return
         decision = self._ledgers[watch.name].get(subpath, look.state)
         touched = decision is None or look.state.rewritten_since(decision.size, decision.ctime)
+        noticed = self.held.get(path)
+        if noticed is not None and self.judge.confirms(noticed, look.state):
+            touched = False
         # SFTP tells of the failure before it closes the file, and may write until then.
         if not look.writing and (look.state == before or not touched):
             return
@@ -532,7 +568,6 @@ class Dispatcher:
             hold = Hold("waiting for ProFTPD's transfer log", patience, look.state)
             if look.writing:
                 hold = Hold(STILL_OPEN, WRITING, look.state)
-            noticed = self.held.get(path)
             self._hold(path, notification, noticed, hold, _nobody, notification.reason)
             return
         noticed = self.held.pop(path)
@@ -572,11 +607,39 @@ class Dispatcher:
                 if located is not None:
                     self._ledgers[located[0].name].disturb()
             self.pipeline.follow(notification.old_path, notification.path)
+            if old is not None:
+                self._rename_held(os.path.join(old[0].path, old[1]), notification)
         elif old is not None and new is not None and self._was_decided(*old, *new):
             self.pipeline.follow(notification.old_path, notification.path)
             answer(Answer(Outcome.DUPLICATE, "-"))
         else:
+            if old is not None and new is not None:
+                notification = self._renamed_while_held(*old, *new) or notification
             self._complete(notification, answer)
+
+    def _rename_held(self, directory: str, notification: Notification) -> None:
+        """Follow the held files of a directory that was renamed."""
+        for path in self.held.below(directory):
+            new = notification.path + path[len(directory) :]
+            self._rename(
+                replace(notification, path=new, old_path=path, is_directory=False), _nobody
+            )
+
+    def _renamed_while_held(
+        self, old_watch: WatchSettings, old: str, watch: WatchSettings, subpath: str
+    ) -> Notification | None:
+        """Return what ProFTPD has said of a held file, as said of its new name."""
+        noticed = self.held.get(os.path.join(old_watch.path, old))
+        if noticed is None:
+            return None
+        try:
+            state = beneath.state(watch.path, subpath)
+        except (OSError, NotBelowWatch):
+            return None
+        if not self.judge.confirms(noticed, state):
+            return None
+        path = os.path.join(watch.path, subpath)
+        return replace(noticed.notification, kind=Kind.COMPLETED, path=path)
 
     def _was_decided(
         self, old_watch: WatchSettings, old: str, new_watch: WatchSettings, new: str
@@ -671,7 +734,7 @@ class Dispatcher:
 
     def _replay_decision(self, upload: Upload) -> None:
         self.judge.remember(upload)
-        located = self.rules.locate(upload.path)
+        located = self.rules.locate(upload.source_path)
         if located is not None:
             watch, subpath = located
             ledger, state = self._ledgers[watch.name], upload.state

@@ -175,6 +175,11 @@ class Upload:
     position: int = -1
 
     @property
+    def source_path(self) -> str:
+        """Where it lies, or lay before it was moved. Another one than `original` with `--as`."""
+        return self.path if self.source_state is None else self.original
+
+    @property
     def is_copied(self) -> bool:
         """Whether it was moved across filesystems, so that two files may be there yet."""
         before = self.source_state
