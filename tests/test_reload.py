@@ -243,3 +243,32 @@ def test_log_level_and_log_file_change(
     eventually(lambda: sent(tmp_path) == ["a.csv"])
     eventually(lambda: " DEBUG " in (tmp_path / "new.log").read_text())
     assert "Accepted" not in daemon.log
+
+
+def test_a_transfer_log_is_read_on_over_reloads_and_no_line_twice(
+    tmp_path: Path, incoming: Path, start_watchman: Start
+) -> None:
+    log = tmp_path / "log" / "uploads.log"
+    log.parent.mkdir()
+    log.touch()
+    logged = INI + f"[proftpd]\ntransfer_log = {log}\ntoken = a-secret\n"
+
+    def tell(name: str, status: str) -> None:
+        line = f"a-secret|1|1|STOR|{status}|2|ftp|192.0.2.1|joe|{incoming / name}\n"
+        with log.open("a") as file:
+            file.write(line)
+
+    daemon = start_watchman(INI)
+    assert reload(daemon, logged) == ["proftpd changed"]
+    # Excluded, so that only the log's word counts.
+    write(incoming, ".a")
+    tell(".a", "226|success")
+    eventually(lambda: daemon.status()["sources"]["log"]["heard"] == 1)
+    assert reload(daemon, logged + OTHER) == ["watch:other added"]
+    tell(".a", "226|success")
+    eventually(lambda: daemon.status()["sources"]["log"]["heard"] == 2)
+    daemon.restart()
+    tell(".a", "226|success")
+    eventually(lambda: daemon.status()["sources"]["log"]["heard"] == 1)
+    assert reload(daemon, INI) == ["watch:other removed", "proftpd changed"]
+    assert daemon.status()["transfer_logs"] == {}
