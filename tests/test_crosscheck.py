@@ -22,7 +22,7 @@ from watchman.upload import Kind, Notification, Source
 
 LOG = "/var/log/proftpd/watchman/uploads.log"
 
-FINE = {LOG: {"records": 9, "refused": 0, "problem": None}}
+FINE = {LOG: {"records": 9, "refused": 0, "missing": False}}
 
 
 @dataclass
@@ -143,11 +143,11 @@ def test_hooks_are_missed_too_where_what_they_do_not_confirm_fails(tmp_path: Pat
 @pytest.mark.parametrize(
     ("sources", "log", "why"),
     [
-        ([Source.HOOK], {"refused": 0, "problem": None}, "ExtendedLog may be missing"),
-        ([Source.INOTIFY], {"refused": 3, "problem": None}, "3 lines are not ours, so LogFormat"),
+        ([Source.HOOK], {"refused": 0, "missing": False}, "ExtendedLog may be missing"),
+        ([Source.INOTIFY], {"refused": 3, "missing": False}, "3 lines are not ours, so LogFormat"),
         (
             [Source.INOTIFY, Source.HOOK],
-            {"refused": 0, "problem": "No such file or directory"},
+            {"refused": 0, "missing": True},
             f"there is no {LOG}, so ExtendedLog names another file",
         ),
     ],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -124,7 +123,7 @@ class Crosscheck:
     ) -> Iterator[str]:
         if counts.hinted < NEVER and counts.silence < (NO_MORE if counts.told else NEVER):
             return
-        missing = [path for path in logs if not os.path.exists(path)]
+        missing = [path for path, log in logs.items() if log["missing"]]
         refused = sum(log["refused"] for log in logs.values())
         if missing:
             why = f"there is no {missing[0]}, so ExtendedLog names another file or its directory"

@@ -86,6 +86,7 @@ class Log:
             "records": self._counts["records"],
             "refused": self._counts["refused"],
             "last": self._last,
+            "missing": isinstance(self.files.problem, FileNotFoundError),
             "error": self._error(),
         }
 
