@@ -6,7 +6,8 @@ VENV = .venv
 PYTEST =
 
 # The real servers and clients that the tests start.
-DEBIAN = redis-server rabbitmq-server proftpd-core proftpd-mod-crypto lftp curl openssh-client openssl logrotate strace
+DEBIAN = redis-server rabbitmq-server proftpd-core proftpd-mod-crypto lftp curl openssh-client openssl logrotate strace \
+    debootstrap iproute2
 
 .ONESHELL:
 .SHELLFLAGS = -euc
@@ -19,12 +20,14 @@ help:
 	echo "make clean     remove what these made, but not var/"
 
 run:
-	@.ci/make-environment "$(PYTHON)" "$(VENV)"
+	@mkdir -p var
+	.ci/make-environment "$(PYTHON)" "$(VENV)"
 	exec setpriv --pdeathsig TERM "$(VENV)/bin/python" -m watchman.demo
 
 # Without root or sudo, what is missing is said, and the tests that need it fail.
 test:
 	@.ci/install-debian $(DEBIAN) || [ "$$(id -u)" != 0 ]
+	mkdir -p var
 	.ci/make-environment "$(PYTHON)" "$(VENV)" test
 	"$(VENV)/bin/ruff" check .
 	"$(VENV)/bin/ruff" format --check .

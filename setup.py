@@ -18,6 +18,21 @@ setup(
     long_description_content_type="text/x-rst",
     license="BSD-3-Clause",
     packages=find_packages(include=["watchman", "watchman.*"]),
+    # Below sys.prefix. What an operator copies to its place from there, as README.rst says.
+    data_files=[
+        (
+            "share/watchman",
+            [
+                "watchman.ini.example",
+                "supervisord.conf",
+                "proftpd/watchman-hook",
+                "proftpd/watchman.conf",
+                "proftpd/watchman.logrotate",
+                "proftpd/watchman.tmpfiles",
+            ],
+        ),
+        ("share/doc/watchman", ["README.rst", "CHANGES.rst", "LICENSE"]),
+    ],
     python_requires=">=3.11",
     install_requires=[
         # The publisher uses Celery's and kombu's lower layers: a next major may change them.
@@ -30,6 +45,7 @@ setup(
         # Keeps the daemon running on a server; never imported, so Debian's does as well.
         "supervisor": ["supervisor >= 4.3"],
         "test": [
+            "build >= 1.2",
             "docutils >= 0.21",
             "hypothesis >= 6.100",
             "mypy == 2.4.*",

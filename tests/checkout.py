@@ -17,6 +17,7 @@ def copy(directory: Path) -> Path:
     """Fill `directory` with what a fresh clone would hold."""
     ignored = shutil.ignore_patterns(*NOT_IN_A_CLONE)
     shutil.copytree(ROOT, directory, ignore=ignored, dirs_exist_ok=True)
+    (directory / "var").mkdir()
     return directory
 
 

@@ -1,5 +1,7 @@
 """What README and the example say is true: it loads, renders, and names what is there."""
 
+import ast
+import configparser
 import os
 import re
 import shutil
@@ -38,7 +40,7 @@ def redis_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REDIS_PASSWORD", "secret")
 
 
-@pytest.mark.parametrize("name", ["README.rst", "CHANGES.rst"])
+@pytest.mark.parametrize("name", ["README.rst", "CHANGES.rst", "CONTRIBUTING.rst"])
 def test_a_document_renders_without_a_warning(name: str) -> None:
     assert list(parse(ROOT / name).findall(docutils.nodes.title))
 
@@ -84,3 +86,45 @@ def test_the_two_commands_are_targets_of_the_makefile() -> None:
 def test_what_is_executable_can_be_executed() -> None:
     for name in (".ci/run", ".ci/install-debian", ".ci/make-environment"):
         assert os.access(ROOT / name, os.X_OK), name
+
+
+def texts() -> str:
+    """All strings in our sources, those that are written in pieces joined."""
+    files = [*(ROOT / "watchman").rglob("*.py"), ROOT / "proftpd/watchman-hook"]
+    nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text()))]
+    constants = [node.value for node in nodes if isinstance(node, ast.Constant)]
+    return "\n".join(text for text in constants if isinstance(text, str))
+
+
+def test_each_message_that_the_readme_explains_is_one_of_ours() -> None:
+    [table] = [
+        table
+        for table in parse(README).findall(docutils.nodes.table)
+        if "symptoms" in table["classes"]
+    ]
+    rows = list(table.findall(docutils.nodes.row))[1:]
+    assert len(rows) > 10
+    said = [literal.astext() for row in rows for literal in row[1].findall(docutils.nodes.literal)]
+    assert len(said) > 10
+    everything = texts()
+    assert [text for text in said if text not in everything] == []
+
+
+def test_the_readme_makes_the_same_directory_in_run_as_tmpfiles_does() -> None:
+    text = (ROOT / "proftpd/watchman.tmpfiles").read_text()
+    [line] = [line for line in text.splitlines() if not line.startswith("#")]
+    kind, path, mode, user, group, age = line.split()
+    assert (kind, age) == ("d", "-")
+    assert f"install -d -o {user} -g {group} -m {mode.lstrip('0')} {path}\n" in README.read_text()
+
+
+def test_supervisord_is_told_the_same_on_a_server_as_in_a_checkout() -> None:
+    """But for who runs it, from where, and its log."""
+    [server] = [text for text in snippets("sh") if "[program:watchman]" in text]
+    [section] = re.findall(r"<<'END'\n(.*?)^END$", server, re.M | re.S)
+    there, here = configparser.RawConfigParser(), configparser.RawConfigParser()
+    there.read_string(section)
+    here.read(ROOT / "supervisord.conf")
+    ours = dict(here["program:watchman"])
+    differ = {name for name, value in there["program:watchman"].items() if ours.get(name) != value}
+    assert differ == {"command", "directory", "user", "environment", "umask", "stdout_logfile"}

@@ -194,6 +194,20 @@ def test_a_whole_file_that_another_has_open_is_answered_durably(
     assert house.dispatcher.held.rows() == []
 
 
+@pytest.mark.parametrize("source", [Source.INOTIFY, Source.SCAN])
+def test_what_others_say_of_a_held_file_does_not_undo_the_hooks_word(
+    house: House, session: Session, source: Source
+) -> None:
+    path = house.write("a.csv", watch="strict")
+    with path.open("a"):
+        answer = tell(house, Kind.COMPLETED, path, session, user="alice")
+        house.say(path, source)
+        assert [row["reason"] for row in house.dispatcher.held.rows()] == ["it is being written"]
+    house.say(path, source)
+    (upload,) = house.take()
+    assert (upload.id, upload.user) == (answer.detail, "alice")
+
+
 def test_a_started_transfer_survives_a_kill_of_the_daemon(house: House, session: Session) -> None:
     path = house.tmp_path / "ftp" / "a.csv"
     tell(house, Kind.STARTED, path, session)

@@ -117,6 +117,10 @@ class Coverage:
                 self._lanes[1].append(self._cover_below(node.parent, node.name, moved=True))
         self._refusals.forgive()
 
+    def refused_anew(self) -> bool:
+        """Whether anything could not be watched for the first time since the last call."""
+        return self._refusals.take_new()
+
     @property
     def busy(self) -> bool:
         return any(self._lanes)

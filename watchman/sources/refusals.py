@@ -10,8 +10,9 @@ from watchman.sources.walk import below
 
 logger = logging.getLogger(__name__)
 
-#: Seconds until a directory that could not be watched is tried again.
-RETRY = 60.0
+#: Seconds until a directory that could not be watched is tried again: at first, and at most. Who
+#: makes a directory for somebody else, as root does for a new user, gives it away a moment later.
+RETRY_SOON, RETRY = 1.0, 60.0
 
 _ADVICE = {
     errno.ENOSPC: (
@@ -32,6 +33,9 @@ class Refusals:
         self._errors: dict[Node, OSError] = {}
         #: Watch and errno of what has been said, until all of the watch is watched.
         self._said: set[tuple[str, int | None]] = set()
+        #: Watch and sub-path of what was refused already, until all of the watch is watched.
+        self._tried: set[tuple[str, str]] = set()
+        self._is_new = False
 
     def __contains__(self, node: Node) -> bool:
         return node in self._errors
@@ -45,6 +49,8 @@ class Refusals:
             return
         self._errors[node] = error
         watch, subpath = place
+        self._is_new |= place not in self._tried
+        self._tried.add(place)
         if (watch, error.errno) in self._said:
             return
         self._said.add((watch, error.errno))
@@ -58,6 +64,11 @@ class Refusals:
             RETRY,
         )
 
+    def take_new(self) -> bool:
+        """Whether anything has been refused for the first time since the last call."""
+        is_new, self._is_new = self._is_new, False
+        return is_new
+
     def discard(self, node: Node) -> None:
         self._errors.pop(node, None)
 
@@ -66,6 +77,7 @@ class Refusals:
         for watch in {watch for watch, _ in self._said}:
             if not self.of(watch):
                 self._said = {said for said in self._said if said[0] != watch}
+                self._tried = {tried for tried in self._tried if tried[0] != watch}
                 logger.info("Watch %s: all of it is watched now.", watch)
 
     def of(self, watch: str) -> list[str]:

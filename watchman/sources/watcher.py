@@ -16,7 +16,7 @@ from watchman.settings import WatchSettings
 from watchman.sources import inotify
 from watchman.sources.coverage import Coverage
 from watchman.sources.inotify import Event, Inotify
-from watchman.sources.refusals import RETRY
+from watchman.sources.refusals import RETRY, RETRY_SOON
 from watchman.sources.tree import Node
 from watchman.sources.walk import below, join
 from watchman.upload import Kind, Notification, Source
@@ -72,6 +72,7 @@ class Watcher:
         #: Counts the reads: a move may only lapse after a read that could have brought its end.
         self._turn = 0
         self._next_look = self._next_retry = 0.0
+        self._retry_in = RETRY
         self._stopping = threading.Event()
         self._wake = -1
         self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
@@ -133,8 +134,12 @@ class Watcher:
         if now >= self._next_look:
             self._next_look = now + LOOK
             self._coverage.look()
+        if self._coverage.refused_anew():
+            self._retry_in = RETRY_SOON
+            self._next_retry = min(self._next_retry, now + RETRY_SOON)
         if now >= self._next_retry:
-            self._next_retry = now + RETRY
+            self._retry_in = min(2 * self._retry_in, RETRY)
+            self._next_retry = now + self._retry_in
             self._coverage.retry()
         self._coverage.work(time.monotonic() + SLICE)
 
