@@ -194,8 +194,9 @@ class LogFiles:
 
     def _is_over(self, tail: Tail) -> bool:
         """Whether no session writes a renamed file any more."""
-        writers = tail.has_writers()
         if len(self._tails) > OLD and tail is self._tails[0]:
-            logger.warning("Log %r has too many old files; letting go of the oldest.", self.path)
+            logger.warning("Log %r has too many old files. Letting go of the oldest.", self.path)
             return True
-        return not writers and (writers is False or time.time() - tail.written() > FORSAKEN)
+        # What was written this moment would be taken for a file that we have not seen yet.
+        idle = time.time() - tail.written()
+        return idle > FORSAKEN or (idle > SLACK and tail.has_writers() is False)

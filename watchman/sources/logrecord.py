@@ -20,7 +20,7 @@ LOG_FORMAT = "%{epoch}|%P|%m|%s|%{transfer-status}|%{file-size}|%{protocol}|%a|%
 FIELDS = re.compile(
     rb"(?P<epoch>\d{1,15})\|(?P<pid>\d{1,10})\|(?P<command>[^|\n]{1,40})\|(?P<status>\d{3}|-)\|"
     rb"(?P<transfer>[a-z-]{1,20})\|(?P<size>\d{1,19}|-)\|(?P<protocol>[a-z0-9-]{1,20})\|"
-    rb"(?P<client>[0-9A-Za-z.:_%-]{1,255})\|(?P<user>[^|\n]{0,255})\|(?P<path>/[^\0]*|-)\n",
+    rb"(?P<client>[0-9A-Za-z.:_%-]{1,255})\|(?P<user>[^|\n]{0,255})\|(?P<path>/[^\n\0]*(?s:\n.*)?|-)\n",
 )
 
 STORES = frozenset({b"STOR", b"APPE", b"STOU"})
@@ -100,12 +100,15 @@ def whole(path: bytes, exists: Callable[[bytes], bool] = os.path.lexists) -> byt
     ProFTPD does not escape newlines in names, so lines that follow may be either. The disk knows:
     the longest that is there. Who could forge one by a name may also write to its directory.
     """
+    if b"\n" not in path:
+        return path
     found = path
-    while b"\n" in path and not exists(found):
-        found, newline, _ = found.rpartition(b"\n")
-        if not newline:
-            return path
-    return found
+    while b"\n" in found:
+        if exists(found):
+            return found
+        found = found.rpartition(b"\n")[0]
+    # No name holds a NUL, but a block of them is what a power failure may leave.
+    return found if exists(found) or b"\0" in path else path
 
 
 class Interpreter:
