@@ -320,7 +320,10 @@ class Pipeline:
 
     def drop(self, upload: Upload) -> None:
         """Settle for good an upload that was withdrawn from its backlog."""
-        self._settle(Report(upload, State.DROPPED, "dropped"), self._backlog_of(upload))
+        # One that was copied waits for its mover, and then for its broker.
+        mine = [backlog for backlog in self._all_backlogs() if backlog.has_taken(upload.position)]
+        backlog = mine[0] if mine else self._backlog_of(upload)
+        self._settle(Report(upload, State.DROPPED, "dropped"), backlog)
 
     def follow(self, old: str, new: str) -> None:
         """Remember a rename for as long as uploads wait that may lie under the old name."""
