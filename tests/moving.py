@@ -41,6 +41,7 @@ class Yard:
     options: dict[str, Any] = field(default_factory=dict)
     moves: dict[str, MoveSettings] = field(default_factory=dict)
     moving: bool = True
+    watch: str = "ftp"
 
     @property
     def ftp(self) -> Path:
@@ -61,7 +62,7 @@ class Yard:
             log_format="text",
             drain=1.0,
             history=3600.0,
-            watches={"ftp": WatchSettings("ftp", str(self.ftp))},
+            watches={self.watch: WatchSettings(self.watch, str(self.ftp))},
             brokers={"b": BrokerSettings("b", "memory://")},
             tasks=(
                 TaskSettings(
@@ -77,10 +78,11 @@ class Yard:
         self.dispatcher = Dispatcher(
             self.settings,
             journal=self.journal,
-            ledgers={"ftp": self.ledger},
+            ledgers={self.watch: self.ledger},
             rescan=lambda *_: None,
         )
         self.pipeline = pipeline = self.dispatcher.pipeline
+        self.unsettled = Unsettled(pipeline, journal=self.journal, sinks=dict)
         self.movers = {
             name: Mover(
                 move,
@@ -144,6 +146,18 @@ class Yard:
         assert answer.outcome is Outcome.OK, answer
         return answer.detail
 
+    def resubmit(self, path: Path, resubmit_as: Path) -> None:
+        answers: list[Answer] = []
+        notification = Notification(
+            Kind.COMPLETED, str(path), Source.RESUBMIT, resubmit_as=str(resubmit_as)
+        )
+        self.dispatcher.submit(notification, answers.append)
+        assert eventually(lambda: answers)[0].outcome is Outcome.OK, answers
+
+    def places(self) -> list[str]:
+        """Where uploads wait."""
+        return [group.place for group in self.pipeline.groups()]
+
     def take(self, count: int = 1, patience: float = 10.0) -> list[Upload]:
         """Take uploads as a publisher does."""
         taken: list[Upload] = []
@@ -166,7 +180,7 @@ class Yard:
         return Path(upload.path)
 
     def rows(self) -> list[dict[str, Any]]:
-        return list(Unsettled(self.pipeline, journal=self.journal, sinks=dict).rows())
+        return list(self.unsettled.rows())
 
     def deferred(self, reason: str) -> dict[str, Any]:
         """Wait until the only upload is deferred for a reason, and return its row."""

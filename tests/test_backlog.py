@@ -155,3 +155,15 @@ def test_what_another_keeps_in_hand_cannot_be_withdrawn() -> None:
     assert backlog.withdraw({1}, 0.01) == set()
     backlog.put_back(1)
     assert backlog.take(1, 0) == [1]
+
+
+def test_a_lane_ends_with_the_last_upload_that_leaves_it() -> None:
+    backlog, clock = filled(1, 2, 3)
+    for position in backlog.take(2, 0):
+        backlog.put_back(position, "route", 10.0, "returned")
+    clock.now = 10.0
+    assert backlog.take(2, 0) == [1, 2]
+    backlog.settle(1)
+    assert dict(backlog.lanes())["route"].attempts == 1
+    backlog.put_back(2, "other", 10.0)
+    assert [name for name, _ in backlog.lanes()] == ["", "other"]

@@ -5,6 +5,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import pytest
 
 from tests.deadline import eventually
 from tests.moving import Yard, files
-from watchman.upload import Answer, Kind, Outcome, Source
+from watchman.unsettled import Selection
+from watchman.upload import Answer, Kind, Outcome, Report, Source, State
 
 Open = Callable[..., Yard]
 
@@ -392,3 +394,59 @@ def test_an_owner_that_cannot_be_set_holds_the_file_back(tmp_path: Path, destina
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert files(destination) == {}
+
+
+def test_a_file_resubmitted_as_another_is_moved_from_where_it_lies(yard: Yard) -> None:
+    path, other = yard.write("b.csv", "b"), yard.write("other.csv", "other")
+    yard.resubmit(path, resubmit_as=other)
+    (upload,) = yard.take()
+    assert (upload.path, upload.original) == (str(yard.destination / "b.csv"), str(other))
+    assert files(yard.ftp) == {"other.csv": "other"}
+    assert files(yard.destination) == {"b.csv": "b"}
+    yard.restart()
+    assert [again.path for again in yard.take()] == [upload.path]
+    assert yard.say(path) == Answer(Outcome.DUPLICATE, upload.id)
+
+
+def test_what_was_decided_about_a_moved_file_is_forgotten_over_restarts(yard: Yard) -> None:
+    path = yard.write("a.csv")
+    inode = path.stat().st_ino
+    yard.say(path)
+    (upload,) = yard.take()
+    for _ in range(2):
+        assert yard.ledger.get("a.csv", replace(upload.state, inode=inode)) is None
+        yard.restart()
+
+
+def test_a_moved_upload_that_is_dropped_leaves_its_backlog(yard: Yard) -> None:
+    yard.upload("a.csv")
+    eventually(lambda: yard.places() == ["broker:b"])
+    (group,) = yard.pipeline.groups()
+    (found,) = yard.unsettled.select(Selection(states=frozenset({"waiting"})))
+    assert found is not None
+    assert yard.pipeline.withdraw(group.place, group.positions, 1.0) == set(group.positions)
+    yard.dispatcher.call(lambda: yard.pipeline.drop(found.upload))
+    assert (yard.pipeline.waiting(), yard.rows()) == (0, [])
+    assert files(yard.destination) == {"a.csv": "1,2,3\n"}
+
+
+def test_a_good_write_settles_a_failure_after_the_move(yard: Yard) -> None:
+    yard.upload("a.csv")
+    (upload,) = yard.take()
+    yard.pipeline.report(Report(upload, State.FAILED, "cannot be serialized"))
+    eventually(lambda: [row["state"] for row in yard.rows()] == ["failed"])
+    yard.restart()
+    again = yard.upload("a.csv")
+    (upload,) = yard.take()
+    assert upload.id == again
+    assert [row["id"] for row in yard.rows()] == [again]
+
+
+def test_what_waits_is_moved_though_its_watch_has_another_name_now(yard: Yard) -> None:
+    yard.destination.rmdir()
+    upload_id = yard.upload("a.csv")
+    yard.close()
+    yard.watch = "renamed"
+    yard.open()
+    yard.destination.mkdir()
+    assert [upload.id for upload in yard.take()] == [upload_id]

@@ -34,7 +34,8 @@ class Backlog:
         #: Guards everything below; notified when something may be taken or was given back.
         self._changed = threading.Condition()
         self._lanes: dict[str, Lane] = {"": Lane()}
-        self._taken: set[int] = set()
+        #: The lane that each upload was taken from.
+        self._taken: dict[int, str] = {}
         #: Taken ones that `withdraw` waits for: given back, they stay taken, by it.
         self._wanted: set[int] = set()
         #: What is paused of those that wait here, and whether nothing is to be taken at all.
@@ -57,7 +58,7 @@ class Backlog:
                 taken = [] if self._paused else list(self._pop(limit, now))
                 if taken or now >= deadline:
                     self._taken.update(taken)
-                    return taken
+                    return [position for position, _ in taken]
                 self._changed.wait(min(deadline, self._next_opening()) - now)
             return []
 
@@ -65,15 +66,19 @@ class Backlog:
         shut = [lane.until for lane in self._lanes.values() if lane.positions]
         return math.inf if self._paused else min(shut, default=math.inf)
 
-    def _pop(self, limit: int, now: float) -> Iterator[int]:
-        lanes = [lane for lane in self._lanes.values() if lane.until <= now and lane.positions]
+    def _pop(self, limit: int, now: float) -> Iterator[tuple[int, str]]:
+        lanes = [
+            (lane, name)
+            for name, lane in self._lanes.items()
+            if lane.until <= now and lane.positions
+        ]
         for _ in range(limit):
             if not lanes:
                 return
-            oldest = min(lanes, key=lambda lane: lane.positions[0])
-            yield heapq.heappop(oldest.positions)
+            oldest, name = min(lanes, key=lambda lane: lane[0].positions[0])
+            yield heapq.heappop(oldest.positions), name
             if not oldest.positions:
-                lanes.remove(oldest)
+                lanes.remove((oldest, name))
 
     def put_back(self, position: int, lane: str = "", delay: float = 0.0, reason: str = "") -> None:
         """Let an upload that was taken wait again; its lane is shut for `delay` seconds.
@@ -102,27 +107,35 @@ class Backlog:
         if position in self._wanted:
             self._wanted.discard(position)
         else:
-            self._taken.discard(position)
+            before = self._taken.pop(position, "")
             heapq.heappush(lane.positions, position)
+            self._forget(before)
         self._changed.notify_all()
 
     def replace(self, position: int, new: int) -> None:
         """Say that an upload that was taken has another position from now on."""
         with self._changed:
-            self._taken.discard(position)
+            self._taken[new] = self._taken.pop(position, "")
             self._wanted.discard(position)
-            self._taken.add(new)
             self._changed.notify_all()
 
     def settle(self, position: int) -> None:
         """Say that an upload that was taken does not come back."""
         with self._changed:
-            self._taken.discard(position)
             self._wanted.discard(position)
-            for name in [name for name, lane in self._lanes.items() if name and not lane.positions]:
-                if self._lanes[name].until <= self._clock() and not self._taken:
-                    del self._lanes[name]
+            self._forget(self._taken.pop(position, ""))
             self._changed.notify_all()
+
+    def has_taken(self, position: int) -> bool:
+        """Whether an upload was taken from here and has neither come back nor been settled."""
+        with self._changed:
+            return position in self._taken
+
+    def _forget(self, name: str) -> None:
+        """Drop a lane when the last upload has left it: there may be one for each upload."""
+        lane = self._lanes.get(name)
+        if name and lane and not lane.positions and name not in self._taken.values():
+            del self._lanes[name]
 
     def pause(self, pauses: Collection[str], *, whole: bool) -> None:
         """Hold back what is in `pauses`, or everything; what no longer is may be taken again."""
@@ -150,14 +163,14 @@ class Backlog:
         What another has taken is waited for, for at most `timeout` seconds.
         """
         with self._changed:
-            in_hand = self._taken.intersection(positions)
+            in_hand = self._taken.keys() & positions
             mine = self._remove(set(positions) - in_hand)
-            self._taken |= mine
+            self._taken |= dict.fromkeys(mine, "")
             self._wanted |= in_hand
             self._changed.wait_for(lambda: not in_hand & self._wanted, timeout)
             late = in_hand & self._wanted
             self._wanted -= late
-            return mine | ((in_hand - late) & self._taken)
+            return mine | ((in_hand - late) & self._taken.keys())
 
     def _remove(self, positions: set[int]) -> set[int]:
         removed: set[int] = set()

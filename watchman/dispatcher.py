@@ -691,7 +691,7 @@ class Dispatcher:
             return
         watch, subpath = located
         path = os.path.join(watch.path, subpath)
-        if not self.rules.matches(notification.resubmit_as or path):
+        if not self.rules.matches(path, notification.resubmit_as):
             answer(Answer(Outcome.ERROR, "no task matches"))
             return
         try:

@@ -247,11 +247,10 @@ class Pipeline:
 
     def plan(self, upload: Upload) -> Upload:
         """Fill in what the rules say is to become of an upload: a move, a task, or both."""
-        move = self._rules.move_for(upload.original)
+        move = self._rules.move_for(upload.path)
         destination = ""
         if move is not None:
-            milliseconds = int(upload.accepted * 1000)
-            destination = destination_of(move, upload.original, milliseconds)
+            destination = destination_of(move, upload.path, int(upload.accepted * 1000))
         upload = replace(upload, move=move.name if move else "", destination=destination)
         tasks = self._rules.tasks_for(upload.original)
         return replace(upload, task=task_of(upload, tasks[0]) if tasks else None)
@@ -315,13 +314,16 @@ class Pipeline:
         if self._failed.get(upload.id) != upload.position:
             return False
         del self._failed[upload.id]
-        self._failures.get(upload.path, set()).discard(upload.id)
+        self._failures.get(upload.source_path, set()).discard(upload.id)
         self._journal.release(upload.position)
         return True
 
     def drop(self, upload: Upload) -> None:
         """Settle for good an upload that was withdrawn from its backlog."""
-        self._settle(Report(upload, State.DROPPED, "dropped"), self._backlog_of(upload))
+        # One that was copied waits for its mover, and then for its broker.
+        mine = [backlog for backlog in self._all_backlogs() if backlog.has_taken(upload.position)]
+        backlog = mine[0] if mine else self._backlog_of(upload)
+        self._settle(Report(upload, State.DROPPED, "dropped"), backlog)
 
     def follow(self, old: str, new: str) -> None:
         """Remember a rename for as long as uploads wait that may lie under the old name."""
@@ -346,7 +348,7 @@ class Pipeline:
         def durable(position: int) -> None:
             self.settled[State.FAILED.value] += 1
             self._journal.hold(position)
-            self._list_failed(upload.id, upload.path, position)
+            self._list_failed(upload.id, upload.source_path, position)
             logger.warning("Upload %s failed: %r: %s.", upload.id, upload.path, reason)
 
         record = {"event": State.FAILED.value, "at": time.time(), **upload.encode()}
@@ -403,7 +405,7 @@ class Pipeline:
         self._commit.stage(record, durable, lasting=True)
 
     def _forget(self, upload: Upload, state: FileState) -> None:
-        located = self._rules.locate(upload.original)
+        located = self._rules.locate(upload.source_path)
         if located is not None:
             self._ledgers[located[0].name].forget(located[1], state.inode)
 
@@ -423,7 +425,7 @@ class Pipeline:
             self._missing.pop(upload.id, None)
             if state is State.FAILED:
                 self._journal.hold(position)
-                self._list_failed(upload.id, upload.path, position)
+                self._list_failed(upload.id, upload.source_path, position)
                 logger.error("Upload %s failed: %r: %s.", upload.id, upload.path, report.reason)
             elif state is State.DONE:
                 logger.debug("Upload %s is done.", upload.id)
@@ -488,7 +490,8 @@ class Pipeline:
         for position in failed.values():
             self._journal.hold(position)
         for upload_id, position in failed.items():
-            self._list_failed(upload_id, self._journal.read(position)["path"], position)
+            upload = Upload.decode(self._journal.read(position))
+            self._list_failed(upload_id, upload.source_path, position)
         for (kind, name), positions in live.items():
             for position in positions.values():
                 self._journal.hold(position)

@@ -99,9 +99,9 @@ class Rules:
         found = [move for move in self._moves if is_below(path, move.destination)]
         return max(found, key=lambda move: len(move.destination), default=None)
 
-    def matches(self, path: str) -> bool:
-        """Whether a move or a task wants the file uploaded as `path`."""
-        return self.move_for(path) is not None or bool(self.tasks_for(path))
+    def matches(self, path: str, original: str = "") -> bool:
+        """Whether a move wants the file at `path`, or a task the one uploaded as `original`."""
+        return self.move_for(path) is not None or bool(self.tasks_for(original or path))
 
     def tasks_for(self, path: str) -> list[TaskSettings]:
         """Every task that wants the file uploaded as `path`, in file order: the first one wins."""

@@ -154,8 +154,8 @@ class Upload:
     `id` is the upload id and the task id. `path` is where the file lies now, `original` the path it
     was uploaded as. `accepted` in seconds since the epoch. `task` is None for a file that is moved
     and matches no task. `move` names the `[move:...]` section it falls under, and `destination` is
-    where it goes; `source_state` is what it was before it was moved, None until then. `position`
-    is where the journal keeps its record, -1 before that.
+    where it goes; `moved_from` and `source_state` are where and what it was before it was moved.
+    `position` is where the journal keeps its record, -1 before that.
     """
 
     id: str
@@ -171,13 +171,14 @@ class Upload:
     protocol: str = ""
     move: str = ""
     destination: str = ""
+    moved_from: str = ""
     source_state: FileState | None = None
     position: int = -1
 
     @property
     def source_path(self) -> str:
-        """Where it lies, or lay before it was moved. Another one than `original` with `--as`."""
-        return self.path if self.source_state is None else self.original
+        """Where it was found, also after it was moved; `original` may be what an operator said."""
+        return self.moved_from or self.path
 
     @property
     def is_copied(self) -> bool:
@@ -199,7 +200,7 @@ class Upload:
             "accepted": self.accepted,
             "task": self.task.encode() if self.task else None,
         }
-        for name in ("user", "client", "protocol", "move", "destination"):
+        for name in ("user", "client", "protocol", "move", "destination", "moved_from"):
             if getattr(self, name):
                 values[name] = getattr(self, name)
         if self.source_state is not None:
@@ -222,6 +223,7 @@ class Upload:
             protocol=values.get("protocol", ""),
             move=values.get("move", ""),
             destination=values.get("destination", ""),
+            moved_from=values.get("moved_from", ""),
             source_state=(
                 FileState.decode(values["source_state"]) if "source_state" in values else None
             ),

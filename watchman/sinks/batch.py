@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from watchman import mounts
 from watchman.errors import NotBelowWatch, Obstructed, Superseded, WatchmanError
-from watchman.moves import claim_name, destination_of
+from watchman.moves import claim_name, destination_of, is_below
 from watchman.settings import MoveSettings, WatchSettings
 from watchman.sinks.directories import Directories, subpath_of
 from watchman.sinks.move import Move, Stage
@@ -92,12 +92,14 @@ class Batch:
 
     def _open_directories(self, move: Move) -> None:
         upload = move.upload
-        watch = self._watches.get(upload.watch)
+        # By its path: an edited INI file may have given it another name.
+        above = [w for w in self._watches.values() if is_below(upload.source_path, w.path)]
+        watch = max(above, key=lambda watch: len(watch.path), default=None)
         if watch is None:
             raise Obstructed(f"[watch:{upload.watch}] is not in the INI file any more")
         if watch.mounted and not mounts.is_mount(self._directories.find(watch.path, "")):
             raise Obstructed(f"{watch.path} is not mounted")
-        move.source = self._find_directory(watch.path, upload.original)
+        move.source = self._find_directory(watch.path, upload.source_path)
         move.target = self._find_directory(self._settings.destination, upload.destination)
 
     def _find_directory(self, root: str, path: str) -> int | None:
@@ -121,7 +123,7 @@ class Batch:
             destination = move.another_name()
             if not self._leads_to_destination(upload):
                 milliseconds = int(upload.accepted * 1000)
-                destination = destination_of(self._settings, upload.original, milliseconds)
+                destination = destination_of(self._settings, upload.path, milliseconds)
             uploads.append(self._refill(replace(upload, destination=destination)))
         if uploads:
             written = self._write(State.RENAMED, uploads)
@@ -150,7 +152,7 @@ class Batch:
         assert move.source is not None
         if os.path.samestat(os.fstat(move.source), os.fstat(move.target)):
             raise Obstructed("the destination is the source")
-        move.place = os.path.dirname(move.upload.original)
+        move.place = os.path.dirname(move.upload.path)
         if stage is Stage.AT_SOURCE:
             move.claim()
         move.check_claim()
@@ -176,7 +178,7 @@ class Batch:
             written = self._write(State.MOVED, [move.moved() for move in fresh])
             for move, upload in zip(fresh, written, strict=True):
                 move.upload = upload
-                logger.info("Moved upload %s: %r to %r.", upload.id, upload.original, upload.path)
+                logger.info("Moved upload %s: %r to %r.", upload.id, upload.moved_from, upload.path)
         self._clear_up(finished)
 
     def _clear_up(self, moves: Sequence[Move]) -> None:
@@ -222,6 +224,6 @@ class Batch:
                     "File of upload %s stays %r beside %r for now: %s.",
                     move.upload.id,
                     claim_name(move.upload.id),
-                    move.upload.original,
+                    move.upload.source_path,
                     failure.strerror,
                 )

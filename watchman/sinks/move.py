@@ -46,9 +46,9 @@ class Move:
         self.source: int | None = None
         self.target: int | None = None
         #: The directory that the step under way is about, for who must say what went wrong.
-        self.place = os.path.dirname(upload.original)
+        self.place = os.path.dirname(upload.source_path)
         self._settings = settings
-        self._name = os.path.basename(upload.original)
+        self._name = os.path.basename(upload.source_path)
         self._claim = claim_name(upload.id)
         self._copy = copy_name(upload.id)
         self._fd = -1
@@ -75,6 +75,7 @@ class Move:
             self.upload,
             path=self.upload.destination,
             state=self._state,
+            moved_from=self.upload.path,
             source_state=self._before,
         )
 

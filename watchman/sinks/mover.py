@@ -163,7 +163,7 @@ class Mover:
 
     def _succeed(self, upload: Upload) -> None:
         """Have an upload's task sent, and begin anew to count what its places failed at."""
-        directories = map(os.path.dirname, (upload.original, upload.path))
+        directories = map(os.path.dirname, (upload.source_path, upload.path))
         places = {upload.id, *directories, *self._roots(upload)}
         for lane in [lane for lane in self._back_offs if lane[0] in places]:
             del self._back_offs[lane]
