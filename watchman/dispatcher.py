@@ -261,8 +261,8 @@ class Dispatcher:
             case Fail(state, reason):
                 self._fail(watch, subpath, state, notification, reason)
                 answer(Answer(Outcome.IGNORED, reason))
-            case Accept(state):
-                self._accept(watch, subpath, state, notification, answer, noticed)
+            case Accept(state, word):
+                self._accept(watch, subpath, state, word, answer, noticed)
 
     def _locate(self, path: str) -> beneath.Place | None:
         return beneath.locate(self.rules, self._settings.watches.values(), path)
@@ -277,9 +277,12 @@ class Dispatcher:
         failure: str = "",
     ) -> None:
         """Hold a file; who is answered OK may forget it, so that is durable."""
+        word = verdict.word or notification
+        if verdict.word is None and before is not None and notification.source not in PROFTPD:
+            word = before.notification  # it could not be looked at
         noticed = self.held.hold(
             path,
-            notification,
+            word,
             before,
             state=verdict.state,
             reason=verdict.reason,
@@ -481,6 +484,9 @@ class Dispatcher:
             return
         decision = self._ledgers[watch.name].get(subpath, look.state)
         touched = decision is None or look.state.rewritten_since(decision.size, decision.ctime)
+        noticed = self.held.get(path)
+        if noticed is not None and self.judge.confirms(noticed, look.state):
+            touched = False
         # SFTP tells of the failure before it closes the file, and may write until then.
         if not look.writing and (look.state == before or not touched):
             return
@@ -488,7 +494,6 @@ class Dispatcher:
             hold = Hold("waiting for ProFTPD's transfer log", patience, look.state)
             if look.writing:
                 hold = Hold(STILL_OPEN, WRITING, look.state)
-            noticed = self.held.get(path)
             self._hold(path, notification, noticed, hold, _nobody, notification.reason)
             return
         noticed = self.held.pop(path)
@@ -528,11 +533,39 @@ class Dispatcher:
                 if located is not None:
                     self._ledgers[located[0].name].disturb()
             self.pipeline.follow(notification.old_path, notification.path)
+            if old is not None:
+                self._rename_held(os.path.join(old[0].path, old[1]), notification)
         elif old is not None and new is not None and self._was_decided(*old, *new):
             self.pipeline.follow(notification.old_path, notification.path)
             answer(Answer(Outcome.DUPLICATE, "-"))
         else:
+            if old is not None and new is not None:
+                notification = self._renamed_while_held(*old, *new) or notification
             self._complete(notification, answer)
+
+    def _rename_held(self, directory: str, notification: Notification) -> None:
+        """Follow the held files of a directory that was renamed."""
+        for path in self.held.below(directory):
+            new = notification.path + path[len(directory) :]
+            self._rename(
+                replace(notification, path=new, old_path=path, is_directory=False), _nobody
+            )
+
+    def _renamed_while_held(
+        self, old_watch: WatchSettings, old: str, watch: WatchSettings, subpath: str
+    ) -> Notification | None:
+        """Return what ProFTPD has said of a held file, as said of its new name."""
+        noticed = self.held.get(os.path.join(old_watch.path, old))
+        if noticed is None:
+            return None
+        try:
+            state = beneath.state(watch.path, subpath)
+        except (OSError, NotBelowWatch):
+            return None
+        if not self.judge.confirms(noticed, state):
+            return None
+        path = os.path.join(watch.path, subpath)
+        return replace(noticed.notification, kind=Kind.COMPLETED, path=path)
 
     def _was_decided(
         self, old_watch: WatchSettings, old: str, new_watch: WatchSettings, new: str

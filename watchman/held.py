@@ -34,6 +34,13 @@ class Noticed:
     id: str = ""
     position: int = -1
 
+    def was_rewritten(self, state: FileState | None) -> bool:
+        """Whether a file was written since it was held; times and rights may be set anew."""
+        before = self.state
+        if before is None or state is None:
+            return False
+        return state.inode != before.inode or state.rewritten_since(before.size, before.ctime)
+
 
 class Held:
     """The noticed files by path. Changed by the dispatcher's thread alone."""
@@ -59,18 +66,19 @@ class Held:
         """Hold a file for `wait` seconds, or until it is spoken of; `before` is how it was held."""
         now = time.monotonic()
         same = before is not None and before.state == state
+        hooked = before is not None and before.hooked and not before.was_rewritten(state)
         noticed = self._noticed[path] = Noticed(
             notification=notification,
             path=path,
             reason=reason,
             since=before.since if before else time.time(),
             due=now + wait,
-            state=state,
+            state=state or (before.state if before else None),
             unchanged_since=before.unchanged_since if before and same else now,
             looks=before.looks + 1 if before else 1,
             failure=failure or (before.failure if before else ""),
             fail_at=now + wait if failure else before.fail_at if before else 0.0,
-            hooked=(before is not None and before.hooked) or _is_hooks_word(notification),
+            hooked=hooked or _is_hooks_word(notification),
             id=before.id if before else "",
             position=before.position if before else -1,
         )
@@ -88,6 +96,10 @@ class Held:
     def remove(self, is_over: Callable[[str], bool]) -> list[Noticed]:
         """Hold files no longer whose path is one that `is_over`; return how they were held."""
         return [self._noticed.pop(path) for path in list(self._noticed) if is_over(path)]
+
+    def below(self, directory: str) -> list[str]:
+        """Return the paths of held files below a directory."""
+        return [path for path in self._noticed if path.startswith(directory + "/")]
 
     def due(self, now: float) -> list[Noticed]:
         """Return what is due; each once."""

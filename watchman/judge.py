@@ -6,7 +6,7 @@ import os
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from watchman import beneath, mounts
 from watchman.errors import NotBelowWatch
@@ -64,11 +64,16 @@ class PassOver:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """The file may not be whole: look again in `wait` seconds, or when it is spoken of."""
+    """The file may not be whole: look again in `wait` seconds, or when it is spoken of.
+
+    `word` is what to go by then: what the source that decides has said of the file as it is, else
+    what was said now.
+    """
 
     reason: str
     wait: float
     state: FileState | None = None
+    word: Notification | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +81,7 @@ class Accept:
     """The file is an upload."""
 
     state: FileState
+    word: Notification
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,18 +169,25 @@ class Judge:
             return Hold(e.strerror or str(e), BARRED)
         if not self._is_new(watch, subpath, look.state, notification.source):
             return PassOver(look.state)
+        word = notification
+        if noticed is not None and not self._decides(notification, look.state):
+            # What ProFTPD has said stands, whoever speaks of the file while it is held.
+            word = noticed.notification if self.confirms(noticed, look.state) else notification
         verdict = (
             self._still_written(noticed, look)
-            or self._failed_before(notification, noticed, look.state)
-            or self._unconfirmed(watch, path, notification, noticed, look.state)
+            or self._failed_before(word, noticed, look.state)
+            or self._unconfirmed(watch, path, word, noticed, look.state)
+            or self._unsettled(watch, noticed, look)
         )
+        if isinstance(verdict, Hold):
+            return replace(verdict, word=word)
         if verdict is not None:
             return verdict
         if not self._rules.matches(path):
             self._ledgers[watch.name].put(subpath, look.state)
             self.unmatched[watch.name] += 1
             return Ignore("no task matches")
-        return Accept(look.state)
+        return Accept(look.state, word)
 
     def _still_written(self, noticed: Noticed | None, look: beneath.Look) -> Verdict | None:
         """Hold a file that may have a writer."""
@@ -188,6 +201,10 @@ class Judge:
         wait = QUIET - _unchanged(noticed, look.state)
         reason = "the kernel does not say who writes it"
         return Hold(reason, wait, look.state) if wait > 0 else None
+
+    def confirms(self, noticed: Noticed, state: FileState) -> bool:
+        """Whether ProFTPD has said of a held file that it is whole, and nobody wrote it since."""
+        return not noticed.was_rewritten(state) and self._decides(noticed.notification, state)
 
     def _decides(self, notification: Notification, state: FileState) -> bool:
         """Whether ProFTPD says that it has received the file, as it is now."""
@@ -235,6 +252,17 @@ class Judge:
     def _tells_of_every_start(self) -> bool:
         """Whether what ProFTPD has not begun is not ProFTPD's: hooks and log have agreed so far."""
         return self.decisive is Source.LOG and self.starts_heard and not self.starts_missed
+
+    def _unsettled(
+        self, watch: WatchSettings, noticed: Noticed | None, look: beneath.Look
+    ) -> Verdict | None:
+        """Hold a file whose client may still look for it, rename it or set its times."""
+        quiet = _unchanged(noticed, look.state)
+        if look.writing is False:
+            # A local file, so its ctime is by our clock; nobody can set it.
+            quiet = max(quiet, time.time() - look.state.ctime / 1e9)
+        wait = watch.settle - quiet
+        return Hold("settling", wait, look.state) if wait > 0 else None
 
     def _is_new(self, watch: WatchSettings, subpath: str, state: FileState, source: Source) -> bool:
         """Whether a file holds a write that nobody has decided about yet."""

@@ -55,6 +55,7 @@ SECTIONS: dict[str, dict[str, Option]] = {
         "proftpd": Option(options.boolean),
         "confirm": Option(options.duration),
         "unconfirmed": Option(options.one_of("accept", "hold")),
+        "settle": Option(options.duration),
         "exclude": Option(options.excludes),
         "exclude_defaults": Option(options.boolean),
         "catch_up": Option(options.boolean),

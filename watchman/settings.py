@@ -22,6 +22,7 @@ class WatchSettings:
     proftpd: bool = False
     confirm: float = 10.0
     unconfirmed: str = "accept"
+    settle: float = 0.0
     exclude: tuple[str, ...] = ()
     exclude_defaults: bool = True
     catch_up: bool = True
