@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from watchman.commands import places, shell
+from watchman.commands import places, proftpd, shell
 from watchman.commands.filesystems import user_name
 from watchman.commands.findings import Finding, Level, error, ok, warn
 from watchman.commands.routes import Routes
@@ -22,7 +22,8 @@ HELP = "the INI file and everything it names"
 DESCRIPTION = """\
 Check the INI file and everything it names: directories, rights, limits, and where each task
 goes. Run it as the user who runs the daemon. Touches and sends nothing; --brokers also connects
-to each broker. Exit code 1 says that there is an ERROR; a WARN alone is 0.
+to each broker, --proftpd FILE reads ProFTPD's configuration. Exit code 1 says that there is an
+ERROR; a WARN alone is 0.
 """
 
 #: Seconds to wait for a broker, all hosts of its url together.
@@ -32,11 +33,12 @@ BROKER_TIMEOUT = 15.0
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object per finding")
     parser.add_argument("--brokers", action="store_true", help="connect to each broker")
+    parser.add_argument("--proftpd", metavar="FILE", help="check ProFTPD's configuration as well")
 
 
 def main(settings: Settings, arguments: argparse.Namespace) -> int:
     levels: Counter[Level] = Counter()
-    for finding in _check(settings, connect=arguments.brokers):
+    for finding in _check(settings, connect=arguments.brokers, proftpd_file=arguments.proftpd):
         levels[finding.level] += 1
         if arguments.json:
             shell.print_json(finding.encode())
@@ -49,7 +51,7 @@ def main(settings: Settings, arguments: argparse.Namespace) -> int:
     return shell.REFUSED if levels[Level.ERROR] else shell.DONE
 
 
-def _check(settings: Settings, *, connect: bool) -> Iterator[Finding]:
+def _check(settings: Settings, *, connect: bool, proftpd_file: str | None) -> Iterator[Finding]:
     yield ok("config", f"{settings.file}, checked as {user_name(os.geteuid())}")
     yield from places.check(settings)
     routes = Routes(settings.brokers)
@@ -62,6 +64,8 @@ def _check(settings: Settings, *, connect: bool) -> Iterator[Finding]:
     for task in settings.tasks:
         yield from _task(task, routes, earlier)
         earlier.append(task)
+    if proftpd_file is not None:
+        yield from proftpd.check(settings, os.path.abspath(proftpd_file))
 
 
 def _broker(broker: BrokerSettings, routes: Routes, *, connect: bool) -> Iterator[Finding]:

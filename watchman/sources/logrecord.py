@@ -12,8 +12,10 @@ from watchman.upload import Kind, Notification, Source
 #: Bytes of the longest line that ProFTPD writes; what is longer loses its end and its newline.
 LONGEST = 4223
 
-#: What stands behind the token, in the order of our LogFormat:
-#: %{epoch}|%P|%m|%s|%{transfer-status}|%{file-size}|%{protocol}|%a|%u|%f
+#: Our LogFormat, behind the token and its separator.
+LOG_FORMAT = "%{epoch}|%P|%m|%s|%{transfer-status}|%{file-size}|%{protocol}|%a|%u|%f"
+
+#: What it makes.
 FIELDS = re.compile(
     rb"(?P<epoch>\d{1,19})\|(?P<pid>\d{1,10})\|(?P<command>[A-Z ]{2,20})\|(?P<status>\d{3}|-)\|"
     rb"(?P<transfer>[a-z-]{1,20})\|(?P<size>\d{1,19}|-)\|(?P<protocol>[a-z0-9-]{1,20})\|"
