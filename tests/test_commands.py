@@ -61,7 +61,10 @@ def healthy():
         "version": "0.1.0",
         "since": now - 7200,
         "config": "/etc/watchman/watchman.ini",
-        "sources": {"inotify": {"heard": 12, "last": now - 180}, "scan": {"heard": 0}},
+        "sources": {
+            "inotify": {"heard": 12, "last": now - 180, "said": {"completed": 11, "renamed": 1}},
+            "scan": {"heard": 0},
+        },
         "watches": {
             "ftp": {
                 "path": "/srv/ftp",
@@ -279,8 +282,18 @@ def test_a_healthy_status_is_0_and_says_so_first(place, daemon):
     rows = [line.split() for line in lines]
     assert ["main", "up", "2h", "3", "0", "-", "-"] in rows
     assert ["ftp", "watching", "15", "0", "2", "1", "15m", "ago", "/srv/ftp"] in rows
-    assert ["inotify", "12", "3m", "ago"] in rows
-    assert ["scan", "0", "never"] in rows
+    assert "inotify     12  3m ago  11 completed, 1 renamed" in lines
+    assert ["scan", "0", "never", "-"] in rows
+
+
+def test_a_warning_is_said_and_is_no_problem(place, daemon):
+    watch = {**healthy()["watches"]["ftp"], "told": {"hook": 0, "log": 7}, "unconfirmed": 1}
+    silent = {"warnings": ["hooks are silent"], "watches": {"ftp": watch}}
+    daemon.answers["status"] = [{**healthy(), **silent}]
+    done = run(place, "status")
+    assert done.returncode == 0
+    assert done.stdout.startswith(b"healthy\n  warning: hooks are silent\n")
+    assert b"  ftp: ProFTPD told of 0 by hook, 7 by log; 1 upload unconfirmed\n" in done.stdout
 
 
 def test_an_unhealthy_status_is_1_and_says_why_first(place, daemon):

@@ -14,12 +14,14 @@ from functools import partial
 from typing import Any, TypeVar
 
 from watchman import beneath
+from watchman.crosscheck import Crosscheck
 from watchman.errors import JournalUnwritable, NotBelowWatch
 from watchman.groupcommit import GroupCommit
 from watchman.held import Held, Noticed
 from watchman.journal import Journal
 from watchman.judge import (
     PROFTPD,
+    RECENT,
     STILL_OPEN,
     WRITING,
     Accept,
@@ -74,6 +76,7 @@ class Dispatcher:
             superseded=self._superseded,
         )
         self.held = Held()
+        self.crosscheck = Crosscheck()
         self._transfers = Transfers()
         self.judge = Judge(
             rules=self.rules,
@@ -87,6 +90,8 @@ class Dispatcher:
         #: While the journal is replayed: what is not over, with its position and record.
         self._noticed_before: dict[str, tuple[int, dict[str, Any]]] = {}
         self._begun_before: dict[tuple[str, str], tuple[int, dict[str, Any]]] = {}
+        #: Paths of transfers that hooks began and ended, where the log has yet to tell of them.
+        self._ended: set[str] = set()
         #: Watches with uploads that could not be written down: to be scanned when they can.
         self._missed: set[str] = set()
         #: By source: how often it spoke, and when last (epoch).
@@ -169,6 +174,7 @@ class Dispatcher:
         self.pipeline.change(settings, rules=rules, ledgers=ledgers)
         log = bool(settings.proftpd.transfer_log)
         self.judge.change(rules=rules, ledgers=ledgers, transfer_log=log)
+        self.crosscheck.forget()
         for noticed in self.held.remove(lambda path: rules.locate(path) is None):
             if noticed.id:
                 self._release(noticed, Ignore("its watch left the INI file"))
@@ -208,6 +214,9 @@ class Dispatcher:
     def _hear(self, notification: Notification, answer: Respond) -> None:
         self.heard[notification.source.value] += 1
         self.last_heard[notification.source.value] = self._clock()
+        self.crosscheck.hear(notification)
+        if notification.source in PROFTPD and notification.path:
+            self._hear_of(notification)
         if notification.source is Source.RESUBMIT:
             self._resubmit(notification, answer)
             return
@@ -225,9 +234,28 @@ class Dispatcher:
                 self._rename(notification, answer)
             case Kind.COMPLETED:
                 over = self._forget(notification.session, notification.path)
-                if notification.source is Source.LOG and self.judge.starts_heard and not over:
-                    self.judge.starts_missed = True
+                if self.judge.starts_heard and self.judge.decisive is Source.LOG:
+                    self._look_for_start(notification, begun=bool(over))
                 self._complete(notification, answer)
+
+    def _look_for_start(self, notification: Notification, *, begun: bool) -> None:
+        """See whether hooks told of the start of a transfer that the log says is complete."""
+        if notification.source is Source.HOOK and begun:
+            if len(self._ended) >= RECENT:
+                self._ended.clear()  # a log that is not written
+            self._ended.add(notification.path)
+        elif notification.source is Source.LOG:
+            if not begun and notification.path not in self._ended:
+                self.judge.starts_missed = True
+                self.crosscheck.miss_start()
+            self._ended.discard(notification.path)
+
+    def _hear_of(self, notification: Notification) -> None:
+        located = self._locate(notification.path)
+        if located is not None and notification.kind is not Kind.STARTED:
+            source = notification.source
+            decisive = source is self.judge.decisive
+            self.crosscheck.hear_of(located[0].name, source, decisive=decisive)
 
     def _answer_durably(self, answer: Respond) -> None:
         """Answer OK after what is staged."""
@@ -259,9 +287,14 @@ class Dispatcher:
             case Hold():
                 self._hold(path, notification, noticed, verdict, answer)
             case Fail(state, reason):
+                if noticed is None or not noticed.failure:
+                    self.crosscheck.miss(watch.name, notification.source, hinted=False)
                 self._fail(watch, subpath, state, notification, reason)
                 answer(Answer(Outcome.IGNORED, reason))
             case Accept(state, word):
+                if watch.proftpd and self.judge.waited_in_vain(word):
+                    hinted = word.source in PROFTPD or (noticed is not None and noticed.hooked)
+                    self.crosscheck.miss(watch.name, word.source, hinted=hinted)
                 self._accept(watch, subpath, state, word, answer, noticed)
 
     def _locate(self, path: str) -> beneath.Place | None:

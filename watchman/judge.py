@@ -249,6 +249,12 @@ class Judge:
             return Fail(state, f"ProFTPD did not confirm it within {watch.confirm:g} seconds")
         return None
 
+    def waited_in_vain(self, word: Notification) -> bool:
+        """Whether what was accepted on this word was to have ProFTPD's, and did not get it."""
+        if word.source is Source.INOTIFY and self._tells_of_every_start():
+            return False
+        return word.source is not self.decisive
+
     def _tells_of_every_start(self) -> bool:
         """Whether what ProFTPD has not begun is not ProFTPD's: hooks and log have agreed so far."""
         return self.decisive is Source.LOG and self.starts_heard and not self.starts_missed

@@ -58,6 +58,7 @@ class Overview:
         brokers = self._sinks("broker", self._publishers.status(), groups)
         moves = self._sinks("move", self._movers.status(), groups)
         logs = self._finders.logs()
+        warnings = list(dispatcher.crosscheck.warnings(settings, logs))
         problems = [*_watch_problems(watches), *_log_problems(logs)]
         problems += [*_sink_problems("move", moves), *_sink_problems("broker", brokers)]
         if dispatcher.unwritable():
@@ -69,12 +70,17 @@ class Overview:
             "paused": self._paused(groups),
             "healthy": not problems,
             "problems": problems,
+            "warnings": warnings,
             "pid": os.getpid(),
             "version": __version__,
             "since": self._started,
             "config": settings.file,
             "sources": {
-                name: {"heard": dispatcher.heard[name], "last": dispatcher.last_heard.get(name)}
+                name: {
+                    "heard": dispatcher.heard[name],
+                    "last": dispatcher.last_heard.get(name),
+                    "said": dispatcher.crosscheck.said(name),
+                }
                 for name in ("hook", "log", "inotify", "scan", "resubmit")
             },
             "transfer_logs": logs,
@@ -115,6 +121,7 @@ class Overview:
                 **found.get(name, {"state": "starting", "error": None}),
                 "unmatched": dispatcher.judge.unmatched[name],
                 "excluded": dispatcher.judge.excluded[name],
+                **dispatcher.crosscheck.status(name),
             }
             for name, watch in settings.watches.items()
         }

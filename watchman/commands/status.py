@@ -13,7 +13,9 @@ from watchman.wire import printable
 HELP = "healthy or not and why: sources, watches, brokers, queue sizes"
 DESCRIPTION = """\
 Ask the daemon whether it is healthy, and print why not first, after what is paused: that is no
-problem, for somebody wanted it so. Exit code 0 says healthy, 1 not, 3 that no daemon answers.
+problem, for somebody wanted it so. A warning tells of a source that should have spoken and did
+not; it may be wrong, and does not count as a problem. Exit code 0 says healthy, 1 not, 3 that no
+daemon answers.
 """
 
 
@@ -37,6 +39,8 @@ def _report(found: Mapping[str, Any], now: float) -> Iterator[str]:
     yield "healthy" if found["healthy"] else "NOT HEALTHY"
     for problem in found.get("problems", ()):
         yield f"  - {printable(problem)}"
+    for warning in found.get("warnings", ()):
+        yield f"  warning: {printable(warning)}"
     yield (
         f"watchman {found['version']}, pid {found['pid']}, runs since {clock(found['since'])}"
         f" ({ago(found['since'], now)}) with {printable(found['config'])}"
@@ -106,11 +110,15 @@ def _report(found: Mapping[str, Any], now: float) -> Iterator[str]:
     for name, watch in found["watches"].items():
         if watch.get("error"):
             yield f"  {name}: {printable(watch['error'])}"
+        told, unconfirmed = watch.get("told", {}), watch.get("unconfirmed", 0)
+        if any(told.values()) or unconfirmed:
+            words = ", ".join(f"{number} by {source}" for source, number in told.items())
+            yield f"  {name}: ProFTPD told of {words}; {count(unconfirmed, 'upload')} unconfirmed"
     yield ""
     yield from table(
-        ("SOURCE", "HEARD", "LAST"),
+        ("SOURCE", "HEARD", "LAST", "SAID"),
         (
-            (name, source.get("heard"), _before(source.get("last"), now))
+            (name, source.get("heard"), _before(source.get("last"), now), _said(source))
             for name, source in found["sources"].items()
         ),
     )
@@ -125,6 +133,10 @@ def _logs(found: Mapping[str, Any], now: float) -> Iterator[str]:
             f"  {printable(path)}: {count(log['records'], 'line')}{refused},"
             f" last {_before(log['last'], now)}{problem}"
         )
+
+
+def _said(source: Mapping[str, Any]) -> str:
+    return ", ".join(f"{number} {kind}" for kind, number in source.get("said", {}).items())
 
 
 def _before(epoch: float | None, now: float) -> str:
