@@ -368,9 +368,12 @@ class Dispatcher:
         failure: str = "",
     ) -> None:
         """Hold a file; what ProFTPD says of it is durable, as nobody may say it again."""
+        word = verdict.word or notification
+        if verdict.word is None and before is not None and notification.source not in PROFTPD:
+            word = before.notification  # it could not be looked at
         noticed = self.held.hold(
             path,
-            verdict.word or notification,
+            word,
             before,
             state=verdict.state,
             reason=verdict.reason,
