@@ -10,7 +10,17 @@ from tests.brokers import ROOT
 #: The interpreter that this environment was made with.
 PYTHON = Path(sys.base_prefix) / "bin" / f"python3.{sys.version_info.minor}"
 
-NOT_IN_A_CLONE = (".git", ".venv", "var", "build", "dist", "*.egg-info", "__pycache__", ".*_cache")
+NOT_IN_A_CLONE = (
+    ".git",
+    ".venv",
+    "var",
+    "build",
+    "dist",
+    "*.egg-info",
+    "__pycache__",
+    ".*_cache",
+    ".hypothesis",
+)
 
 
 def copy(directory: Path) -> Path:

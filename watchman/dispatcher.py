@@ -312,7 +312,6 @@ class Dispatcher:
         watch, subpath = located
         path = os.path.join(watch.path, subpath)
         noticed = self.held.get(path)
-        notification = self._best_word(watch, subpath, notification, noticed)
         verdict = self.judge.judge(watch, subpath, notification, noticed)
         if not isinstance(verdict, Hold):
             self.held.pop(path)
@@ -335,25 +334,6 @@ class Dispatcher:
                     hinted = word.source in PROFTPD or (noticed is not None and noticed.hooked)
                     self.crosscheck.miss(watch.name, word.source, hinted=hinted)
                 self._accept(watch, subpath, state, word, answer, noticed)
-
-    def _best_word(
-        self,
-        watch: WatchSettings,
-        subpath: str,
-        notification: Notification,
-        noticed: Noticed | None,
-    ) -> Notification:
-        """What ProFTPD has said of a held file stands until that is written again."""
-        decisive = self.judge.decisive
-        if noticed is None or noticed.failure or notification.source is decisive:
-            return notification
-        if noticed.notification.source is not decisive:
-            return notification
-        try:
-            unchanged = beneath.state(watch.path, subpath) == noticed.state
-        except (OSError, NotBelowWatch):
-            return notification
-        return noticed.notification if unchanged else notification
 
     def _locate(self, path: str) -> beneath.Place | None:
         return beneath.locate(self.rules, self._settings.watches.values(), path)
