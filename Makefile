@@ -6,8 +6,8 @@ VENV = .venv
 PYTEST =
 
 # The real servers and clients that the tests start.
-DEBIAN = redis-server rabbitmq-server proftpd-core proftpd-mod-crypto lftp curl openssh-client openssl logrotate strace \
-    debootstrap iproute2
+DEBIAN = redis-server rabbitmq-server proftpd-core proftpd-mod-crypto lftp curl rclone ncftp wput \
+    openssh-client openssl logrotate strace debootstrap iproute2
 
 .ONESHELL:
 .SHELLFLAGS = -euc

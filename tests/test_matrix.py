@@ -121,7 +121,8 @@ class Scene:
 
 
 @contextlib.contextmanager
-def scene(mode: str, tmp: Path, **options: Any) -> Iterator[Scene]:
+def scene(mode: str, tmp: Path, *, ini: str = INI % CONFIRM, **options: Any) -> Iterator[Scene]:
+    """ProFTPD and a daemon; `ini` without what the log needs, which is added."""
     (tmp / "home").mkdir()
     (tmp / "log").mkdir()
     if mode != "hooks":
@@ -129,7 +130,7 @@ def scene(mode: str, tmp: Path, **options: Any) -> Iterator[Scene]:
         options["directives"] = f"ExtendedLog {tmp}/log/uploads.log WRITE watchman\n" + options.get(
             "directives", ""
         )
-    ini = INI % CONFIRM + (LOG_INI % TOKEN if mode != "hooks" else "")
+    ini += LOG_INI % TOKEN if mode != "hooks" else ""
     socket_path = tmp / "watchman.sock"
     server = ProftpdServer(
         tmp / "proftpd",
