@@ -72,6 +72,8 @@ class Peer:
     def _may(self, status: os.stat_result) -> bool:
         if status.st_uid == self.uid:
             return True
+        if stat.S_ISLNK(status.st_mode):
+            return False  # its mode, of all rights, says nothing
         if status.st_gid == self.gid or status.st_gid in self.groups:
             return bool(status.st_mode & stat.S_IWGRP)
         return bool(status.st_mode & stat.S_IWOTH)
