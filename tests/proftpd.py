@@ -6,6 +6,7 @@ import contextlib
 import grp
 import os
 import pwd
+import re
 import shutil
 import socket
 import struct
@@ -23,9 +24,14 @@ SHIPPED = ROOT / "proftpd"
 #: The state of a listening socket in /proc/net/tcp, see tcp_states.h.
 LISTEN = "0A"
 
-#: What an operator would replace in the shipped watchman.conf, and how often it stands there.
+#: What an operator would replace in the shipped watchman.conf.
 HOOK = "/usr/lib/watchman/watchman-hook "
-HOOKS = 6
+LOG = "ExtendedLog /var/log/proftpd/watchman/uploads.log "
+TOKEN = '"TOKEN|'
+
+#: The numbered parts of it, and how many hooks each has.
+TRANSFER_LOG, SESSIONS, TRANSFERS = 1, 2, 3
+HOOKS = {TRANSFER_LOG: 0, SESSIONS: 3, TRANSFERS: 3}
 
 #: The FTP user, and the user it is to the system: ourselves, or for root somebody without rights.
 USER = "alice"
@@ -107,10 +113,14 @@ class Options:
     """What a test wants of ProFTPD; `directives` go into Global, `outside` to the outermost level.
 
     Durations in seconds; `max_store_file_size` as ProFTPD spells it ("10 Kb"). DefaultRoot works
-    for root only.
+    for root only. `log` is the transfer log in a directory that is there, `token` its secret; with
+    it hooks may be told to tell of sessions alone.
     """
 
     hooks: bool = True
+    log: Path | None = None
+    token: str = "a-secret"
+    sessions_only: bool = False
     chroot: bool = False
     hidden_stores: bool = False
     max_store_file_size: str = ""
@@ -163,7 +173,7 @@ class ProftpdServer(Server):
         passwd = f"{USER}:{PASSWORD_HASH}:{UID}:{GID}::{self.home}:/bin/false\n"
         self.write("passwd", passwd, mode=0o600)
         self.write("group", f"{USER}:x:{GID}:\n", mode=0o600)
-        self.write("watchman.conf", self.included() if self.options.hooks else "")
+        self.write("watchman.conf", self.included())
         if self.options.tls:
             self.make_certificate()
         if self.options.sftp:
@@ -184,12 +194,20 @@ class ProftpdServer(Server):
         )
 
     def included(self) -> str:
-        """The shipped file as an operator with another place for hook and socket would edit it."""
-        shipped = (SHIPPED / "watchman.conf").read_text()
-        directives = [line for line in shipped.splitlines() if not line.lstrip().startswith("#")]
-        found = sum(HOOK in line for line in directives)
-        assert found == HOOKS, f"watchman.conf has {found} hooks, these tests know of {HOOKS}"
-        return shipped.replace(HOOK, f"{self.hook} --socket {self.socket} ")
+        """The shipped file as an operator with other places would edit it."""
+        options, parts = self.options, []
+        if options.log is not None:
+            parts.append(TRANSFER_LOG)
+        if options.hooks:
+            parts.append(SESSIONS)
+            if not options.sessions_only:
+                parts.append(TRANSFERS)
+        return shipped(
+            *parts,
+            hook=f"{self.hook} --socket {self.socket}",
+            log=options.log or "",
+            token=options.token,
+        )
 
     def modules(self) -> list[str]:
         return ["mod_tls.c"] * self.options.tls + ["mod_sftp.c"] * self.options.sftp
@@ -283,6 +301,20 @@ class ProftpdServer(Server):
         [inode] = [row[9] for row in _sockets() if row[1:3] == [local, remote]]
         [session] = [pid for pid in sessions if f"socket:[{inode}]" in _open_files(pid)]
         return session
+
+
+def shipped(*parts: int, hook: Path | str, log: Path | str, token: str) -> str:
+    """These parts of the shipped watchman.conf, with what an operator would replace."""
+    text = (SHIPPED / "watchman.conf").read_text()
+    found = dict(enumerate(re.split(r"^(?=# [1-9]\. )", text, flags=re.MULTILINE)))
+    assert list(found) == [0, *HOOKS]
+    directives = re.sub(r"^ *#.*", "", text, flags=re.MULTILINE)
+    assert (directives.count(LOG), directives.count(TOKEN)) == (1, 1)
+    for part, hooks in HOOKS.items():
+        assert found[part].count(HOOK) == hooks
+    text = "".join(found[part] for part in (0, *parts))
+    text = text.replace(HOOK, f"{hook} ").replace(LOG, f"ExtendedLog {log} ")
+    return text.replace(TOKEN, f'"{token}|')
 
 
 def _sockets() -> list[list[str]]:

@@ -369,6 +369,35 @@ def test_a_section_that_is_none_is_a_problem(write: Write, section: str, problem
     assert found[0].startswith(problem)
 
 
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("transfer_log = /var/log/uploads.log", "[proftpd] token: missing"),
+        ("token = TOKEN", "[proftpd] token = ***: everybody knows that one"),
+        ("token = short", "[proftpd] token = ***: 8 to 64 letters"),
+        ("transfer_log = /a\ntoken = with%epoch", "[proftpd] token = ***: 8 to 64 letters"),
+        ("token = a|b|c|d|e", "[proftpd] token = ***: 8 to 64 letters"),
+        ("token = ${WATCHMAN_NONE}", "[proftpd] token = ***: "),
+        (
+            "transfer_log = /srv/ftp/uploads.log\ntoken = 0a4a5ab3e3ce1e1c",
+            "[proftpd] transfer_log = /srv/ftp/uploads.log: lies below [watch:ftp]",
+        ),
+    ],
+)
+def test_a_transfer_log_needs_a_secret_and_a_place_of_its_own(
+    write: Write, text: str, problem: str
+) -> None:
+    path = write(f"{MINIMAL}[watch:ftp]\npath = /srv/ftp\n[proftpd]\n{text}\n")
+    (found,) = problems(path)
+    assert found.startswith(problem)
+
+
+def test_transfer_logs_are_several_and_relative_to_the_ini_file(write: Write) -> None:
+    path = write(f"{MINIMAL}[proftpd]\ntransfer_log = /a, b\n    c\ntoken = 0a4a5ab3e3ce\n")
+    directory = os.path.dirname(path)
+    assert config.load(path).proftpd.transfer_log == ("/a", f"{directory}/b", f"{directory}/c")
+
+
 def test_what_comes_twice_is_reported_with_all_the_rest(write: Write) -> None:
     path = write(f"{MINIMAL}task = other\n[watch:in]\npath = other\n[watch:in]\nrec = maybe\n")
     Path(path).write_text(Path(path).read_text() + "[task:csv]\n[watch:b]\npath = b\nrec = maybe")

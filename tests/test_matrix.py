@@ -27,17 +27,11 @@ from tests.proftpd import PASSWORD, USER, Options, ProftpdServer, public_directo
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
-MODES = ("hooks", "log", "both")
+#: `advised` is the log, and hooks for sessions alone.
+MODES = ("hooks", "log", "advised", "both")
 
 #: Seconds that watchman waits for ProFTPD's word here.
 CONFIRM = 1.5
-
-TOKEN = "a-secret"
-
-LOG_FORMAT = (
-    f'LogFormat watchman "{TOKEN}|%{{epoch}}|%P|%m|%s|%{{transfer-status}}|%{{file-size}}'
-    '|%{protocol}|%a|%u|%f"'
-)
 
 INI = """
 [watchman]
@@ -65,7 +59,7 @@ task = tests.record
 LOG_INI = """
 [proftpd]
 transfer_log = {tmp}/log/uploads.log
-token = %s
+token = a-secret
 """
 
 
@@ -125,18 +119,18 @@ def scene(mode: str, tmp: Path, *, ini: str = INI % CONFIRM, **options: Any) -> 
     """ProFTPD and a daemon; `ini` without what the log needs, which is added."""
     (tmp / "home").mkdir()
     (tmp / "log").mkdir()
-    if mode != "hooks":
-        options["outside"] = f"{LOG_FORMAT}\n{options.get('outside', '')}"
-        options["directives"] = f"ExtendedLog {tmp}/log/uploads.log WRITE watchman\n" + options.get(
-            "directives", ""
-        )
-    ini += LOG_INI % TOKEN if mode != "hooks" else ""
+    ini += LOG_INI if mode != "hooks" else ""
     socket_path = tmp / "watchman.sock"
     server = ProftpdServer(
         tmp / "proftpd",
         home=tmp / "home",
         socket=socket_path,
-        options=Options(hooks=mode != "log", **options),
+        options=Options(
+            hooks=mode != "log",
+            log=tmp / "log" / "uploads.log" if mode != "hooks" else None,
+            sessions_only=mode == "advised",
+            **options,
+        ),
     )
     daemon = Daemon(tmp, ini)
     daemon.start()
@@ -480,8 +474,8 @@ ROWS: dict[str, Row] = {
     # ProFTPD logs nothing: `unconfirmed` decides.
     "killed": Row(
         killed,
-        {"hooks": {}, "log": ONE, "both": {}},
-        {"hooks": FAILED, "log": set(), "both": FAILED},
+        {"hooks": {}, "log": ONE, "advised": {}, "both": {}},
+        {"hooks": FAILED, "log": set(), "advised": FAILED, "both": FAILED},
     ),
     "denied": row(denied, a=1),
     "nodirectory": row(no_directory),
@@ -514,7 +508,7 @@ ROWS: dict[str, Row] = {
     ),
     "percent": Row(
         percent_names,
-        {"hooks": {}, "log": dict.fromkeys(PERCENT, 1), "both": {}},
+        {"hooks": {}, "log": dict.fromkeys(PERCENT, 1), "advised": {}, "both": {}},
         {mode: set() for mode in MODES},
     ),
 }

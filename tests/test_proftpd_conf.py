@@ -15,7 +15,7 @@ import pytest
 
 from tests.brokers import ROOT
 from tests.needs import need
-from tests.proftpd import HOOK, SHIPPED
+from tests.proftpd import SESSIONS, SHIPPED, TRANSFER_LOG, TRANSFERS, shipped
 from watchman.commands import proftpd, proftpd_file
 from watchman.commands.findings import Finding, Level
 from watchman.commands.proftpd import hidden_name
@@ -35,14 +35,6 @@ LoadModule mod_exec.c
 ServerName "an \\"FTP\\" server"
 {more}
 Include {directory}/conf.d/
-"""
-
-LOG = """\
-LogFormat watchman \\
-    "{token}|{format}"
-<Global>
-  ExtendedLog {directory}/log/uploads.log WRITE watchman
-</Global>
 """
 
 
@@ -68,12 +60,15 @@ class Place:
     def write(self, more: str = "", *, hooks: bool = True, log: bool = True) -> None:
         (self.directory / "conf.d").mkdir(exist_ok=True)
         self.main.write_text(MAIN.format(directory=self.directory, more=more))
+        places = {
+            "hook": self.directory / "watchman-hook",
+            "log": self.directory / "log" / "uploads.log",
+            "token": TOKEN,
+        }
         if hooks:
-            shipped = (SHIPPED / "watchman.conf").read_text()
-            self.hooks.write_text(shipped.replace(HOOK, f"{self.directory}/watchman-hook "))
+            self.hooks.write_text(shipped(SESSIONS, TRANSFERS, **places))
         if log:
-            text = LOG.format(directory=self.directory, token=TOKEN, format=LOG_FORMAT)
-            self.log.write_text(text)
+            self.log.write_text(shipped(TRANSFER_LOG, **places))
             self.log.chmod(0o640)
             transfer_log = (f"{self.directory}/log/uploads.log",)
             said = ProftpdSettings(transfer_log=transfer_log, token=TOKEN)
@@ -137,6 +132,13 @@ def test_the_shipped_files_are_right(place: Place, hooks: bool, log: bool) -> No
     (finding,) = [one for one in place.findings() if "speaks by" in one.text]
     ways = " and ".join(["hooks"] * hooks + ["log"] * log)
     assert finding.text.endswith(f"1 server; speaks by {ways}")
+    assert place.complaints() == []
+
+
+def test_hooks_for_sessions_are_enough_beside_the_log(place: Place) -> None:
+    place.write()
+    hooks = shipped(SESSIONS, hook=place.directory / "watchman-hook", log="", token="")
+    place.hooks.write_text(hooks)
     assert place.complaints() == []
 
 

@@ -191,7 +191,8 @@ class _Ini:
             what = "no [task:NAME] or [move:NAME] section: nothing would ever become of an upload"
             self._problem("", what)
         proftpd = self.sections["proftpd"].get("", {})
-        if proftpd.get("transfer_log") and "token" not in proftpd:
+        wrong = any("[proftpd] token" in problem for problem in self.problems)
+        if proftpd.get("transfer_log") and "token" not in proftpd and not wrong:
             what = "missing: the first field of each line that LogFormat writes to transfer_log"
             self._problem("token", what, section="proftpd")
         for name, values in tasks.items():
@@ -234,11 +235,14 @@ class _Ini:
             self._problem("soft_time_limit", what, section=section)
 
     def _own_files(self) -> Iterator[tuple[str, str, str]]:
-        """Everything that the daemon itself writes: section, option, path."""
+        """Everything that the daemon itself writes, or ProFTPD for it: section, option, path."""
         for values in self.sections["watchman"].values():
             for option in ("spool", "log_file"):
                 if path := values.get(option):
                     yield "watchman", option, path
+        for values in self.sections["proftpd"].values():
+            for path in values.get("transfer_log", ()):
+                yield "proftpd", "transfer_log", path
         for name, values in self.sections["broker"].items():
             for url in values.get("url", "").split(";"):
                 if url.startswith("filesystem://"):
@@ -285,6 +289,8 @@ def _task(name: str, values: dict[str, Any]) -> TaskSettings:
 def _shown(option: str, value: str) -> str:
     """A value for a message: on one line, not too long, without secrets."""
     secret = "password|secret|token"
+    if not value:
+        return ""
     if re.search(secret, option) or (
         re.search("://|{", value) and re.search(secret, value, re.IGNORECASE)
     ):

@@ -212,6 +212,7 @@ class Dispatcher:
         log = bool(settings.proftpd.transfer_log)
         self.judge.change(rules=rules, ledgers=ledgers, transfer_log=log)
         self.crosscheck.forget()
+        self._forget_marks()
         for noticed in self.held.remove(lambda path: rules.locate(path) is None):
             if noticed.id:
                 self._release(noticed, Ignore("its watch left the INI file"))
