@@ -74,6 +74,7 @@ def test_the_steps_lead_to_a_task(server: BareServer) -> None:
     seen = eventually(see)
     assert seen.startswith("healthy\n")
     assert re.search(r"^hook +[1-9]", seen, re.M)
+    assert re.search(r"^log +[1-9]", seen, re.M)
     path = "/srv/ftp/trial/trial.csv"
     task = json.loads(seen.splitlines()[-1])
     assert task["headers"]["task"] == "reports.import_table"
@@ -93,6 +94,8 @@ def test_everything_is_as_private_as_it_is_meant(server: BareServer) -> None:
 
     assert mode("/var/lib/watchman") == "watchman:watchman 700"
     assert mode("/etc/watchman/watchman.ini") == "root:watchman 640"
+    assert mode("/etc/proftpd/watchman.conf") == "root:root 600"
+    assert mode("/var/log/proftpd/watchman") == "root:watchman 750"
     assert mode("/run/watchman/watchman.sock") == "watchman:watchman 666"
     assert mode("/var/log/watchman/watchman.log") == "watchman:watchman 640"
     assert mode("/usr/lib/watchman/watchman-hook") == "root:root 755"
