@@ -4,6 +4,8 @@ PYTHON = python3
 VENV = .venv
 # Given to pytest, as in: make test PYTEST="-k journal"
 PYTEST =
+# Which measurements, as in: make bench BENCH=transferlog
+BENCH =
 
 # The real servers and clients that the tests start.
 DEBIAN = redis-server rabbitmq-server proftpd-core proftpd-mod-crypto lftp curl rclone ncftp wput \
@@ -11,12 +13,13 @@ DEBIAN = redis-server rabbitmq-server proftpd-core proftpd-mod-crypto lftp curl 
 
 .ONESHELL:
 .SHELLFLAGS = -euc
-.PHONY: help run test test-all clean
+.PHONY: help run test test-all bench clean
 
 help:
 	@echo "make run       start watchman on watchman.ini.example, with a worker, and try it"
 	echo "make test      install what the tests need and run them all"
 	echo "make test-all  the same with every Python that is supported and here"
+	echo "make bench     measure what watchman costs, each time beside what else there is"
 	echo "make clean     remove what these made, but not var/"
 
 run:
@@ -42,6 +45,11 @@ test-all:
 	        echo "There is no $$python here: left out."
 	    fi
 	done
+
+# Figures are this machine's; ratios travel.
+bench:
+	@.ci/make-environment "$(PYTHON)" "$(VENV)" test
+	exec "$(VENV)/bin/python" -m tests.bench $(BENCH)
 
 clean:
 	rm -rf "$(VENV)" build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from watchman.errors import ForeignRecord
 from watchman.upload import Kind, Notification, Source
@@ -18,31 +17,31 @@ LOG_FORMAT = "%{epoch}|%P|%m|%s|%{transfer-status}|%{file-size}|%{protocol}|%a|%
 
 #: What it makes.
 FIELDS = re.compile(
-    rb"(?P<epoch>\d{1,15})\|(?P<pid>\d{1,10})\|(?P<command>[^|\n]{1,40})\|(?P<status>\d{3}|-)\|"
-    rb"(?P<transfer>[a-z-]{1,20})\|(?P<size>\d{1,19}|-)\|(?P<protocol>[a-z0-9-]{1,20})\|"
-    rb"(?P<client>[0-9A-Za-z.:_%-]{1,255})\|(?P<user>[^|\n]{0,255})\|(?P<path>/[^\n\0]*(?s:\n.*)?|-)\n",
+    r"(?a:(?P<epoch>\d{1,15})\|(?P<pid>\d{1,10})\|(?P<command>[^|\n]{1,40})\|(?P<status>\d{3}|-)\|"
+    r"(?P<transfer>[a-z-]{1,20})\|(?P<size>\d{1,19}|-)\|(?P<protocol>[a-z0-9-]{1,20})\|"
+    r"(?P<client>[0-9A-Za-z.:_%-]{1,255})\|(?P<user>[^|\n]{0,255})\|)"
+    r"(?P<path>/[^\n\0]*(?s:\n.*)?|-)\n",
 )
 
-STORES = frozenset({b"STOR", b"APPE", b"STOU"})
+STORES = frozenset({"STOR", "APPE", "STOU"})
 
 #: Renames begun and not ended that are remembered: a client may leave it at RNFR.
 RENAMING = 1_000
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """What one write of ProFTPD's says: when (epoch), a command, its result, and the path."""
 
     at: int
     pid: str
-    command: bytes
+    command: str
     status: str
     transfer: str
     size: int | None
     protocol: str
     client: str
     user: str
-    path: bytes
+    path: str
 
 
 def cut(data: bytes, token: bytes, *, more: bool) -> tuple[list[bytes], int]:
@@ -72,43 +71,34 @@ def parse(piece: bytes, token: bytes) -> Record:
     """
     if not piece.startswith(token):
         raise ForeignRecord("without our token")
-    line = piece[:LONGEST]
+    line = piece[len(token) : LONGEST]
     end = line.rfind(b"\n") + 1
     if not end:
         raise ForeignRecord("over-long" if len(piece) >= LONGEST else "cut short")
-    match = FIELDS.fullmatch(line, len(token), end)
+    # Decoded once: this is done for each line.
+    match = FIELDS.fullmatch(os.fsdecode(line[:end]))
     if match is None:
         raise ForeignRecord("not in our LogFormat")
-    text = {name: os.fsdecode(value) for name, value in match.groupdict().items()}
-    return Record(
-        at=int(text["epoch"]),
-        pid=text["pid"],
-        command=match["command"],
-        status=text["status"],
-        transfer=text["transfer"],
-        size=int(text["size"]) if text["size"] != "-" else None,
-        protocol=text["protocol"],
-        client=text["client"],
-        user=text["user"],
-        path=match["path"],
-    )
+    at, pid, command, status, transfer, size, protocol, client, user, path = match.groups()
+    number = int(size) if size != "-" else None
+    return Record(int(at), pid, command, status, transfer, number, protocol, client, user, path)
 
 
-def whole(path: bytes, exists: Callable[[bytes], bool] = os.path.lexists) -> bytes:
+def whole(path: str) -> str:
     """Return a path without what another program has written behind it.
 
     ProFTPD does not escape newlines in names, so lines that follow may be either. The disk knows:
     the longest that is there. Who could forge one by a name may also write to its directory.
     """
-    if b"\n" not in path:
-        return path
     found = path
-    while b"\n" in found:
-        if exists(found):
+    while "\n" in found:
+        if os.path.lexists(found):
             return found
-        found = found.rpartition(b"\n")[0]
+        found = found.rpartition("\n")[0]
+    if found == path or os.path.lexists(found):
+        return found
     # No name holds a NUL, but a block of them is what a power failure may leave.
-    return found if exists(found) or b"\0" in path else path
+    return found if "\0" in path else path
 
 
 class Interpreter:
@@ -116,21 +106,21 @@ class Interpreter:
 
     def __init__(self) -> None:
         #: By pid, what RNFR has named: RNTO comes next.
-        self._renaming: dict[str, bytes] = {}
+        self._renaming: dict[str, str] = {}
 
-    def notification(self, record: Record, path: bytes) -> Notification | None:
+    def notification(self, record: Record, path: str) -> Notification | None:
         """Return what a record says of the file at `path`; None where it says nothing of any."""
-        if path == b"-":
+        if path == "-":
             return None
         good = record.status == "-" or record.status.startswith("2")
         kind, old, reason = Kind.COMPLETED, "", ""
-        if record.command == b"RNFR":
+        if record.command == "RNFR":
             self._renaming[record.pid] = path
             if len(self._renaming) > RENAMING:
                 del self._renaming[next(iter(self._renaming))]
             return None
-        if record.command == b"RNTO":
-            old = os.fsdecode(self._renaming.pop(record.pid, b""))
+        if record.command == "RNTO":
+            old = self._renaming.pop(record.pid, "")
             if not good or not old:
                 return None
             kind = Kind.RENAMED
@@ -140,7 +130,7 @@ class Interpreter:
             kind, reason = Kind.FAILED, f"ProFTPD logged {record.status} {record.transfer}"
         return Notification(
             kind,
-            os.fsdecode(path),
+            path,
             Source.LOG,
             old_path=old,
             user=record.user,

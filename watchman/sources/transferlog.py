@@ -108,7 +108,7 @@ class Log:
             return None
         path = whole(record.path)
         if foreign := record.path[len(path) + 1 :]:
-            self._refuse("without our token", foreign, foreign.count(b"\n") + 1)
+            self._refuse("without our token", os.fsencode(foreign), foreign.count("\n") + 1)
         if record.at < tail.since:
             self._counts["old"] += 1
             return None
