@@ -344,15 +344,21 @@ class Pipeline:
 
     def fail(self, upload: Upload, reason: str, unwritten: Callable[[str], None]) -> None:
         """List an upload as failed that never waited; `unwritten` undoes what goes with it."""
+        self.arriving[upload.id] = upload
+
+        def failed(why: str) -> None:
+            del self.arriving[upload.id]
+            unwritten(why)
 
         def durable(position: int) -> None:
             self.settled[State.FAILED.value] += 1
             self._journal.hold(position)
             self._list_failed(upload.id, upload.source_path, position)
+            del self.arriving[upload.id]
             logger.warning("Upload %s failed: %r: %s.", upload.id, upload.path, reason)
 
         record = {"event": State.FAILED.value, "at": time.time(), **upload.encode()}
-        self._commit.stage({**record, "reason": reason}, durable, unwritten)
+        self._commit.stage({**record, "reason": reason}, durable, failed)
 
     def forgive(self, path: str) -> None:
         """Settle older failures of a path: it was written again."""
