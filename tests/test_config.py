@@ -373,10 +373,9 @@ def test_a_section_that_is_none_is_a_problem(write: Write, section: str, problem
     ("text", "problem"),
     [
         ("transfer_log = /var/log/uploads.log", "[proftpd] token: missing"),
-        ("token = TOKEN", "[proftpd] token = ***: everybody knows that one"),
-        ("token = short", "[proftpd] token = ***: 8 to 64 letters"),
-        ("transfer_log = /a\ntoken = with%epoch", "[proftpd] token = ***: 8 to 64 letters"),
-        ("token = a|b|c|d|e", "[proftpd] token = ***: 8 to 64 letters"),
+        ("token = " + "x" * 65, "[proftpd] token = ***: 1 to 64 letters"),
+        ("transfer_log = /a\ntoken = with%epoch", "[proftpd] token = ***: 1 to 64 letters"),
+        ("token = a|b|c|d|e", "[proftpd] token = ***: 1 to 64 letters"),
         ("token = ${WATCHMAN_NONE}", "[proftpd] token = ***: "),
         (
             "transfer_log = /srv/ftp/uploads.log\ntoken = 0a4a5ab3e3ce1e1c",
