@@ -16,15 +16,13 @@ from typing import Any, TypeVar
 
 from watchman import beneath
 from watchman.crosscheck import Crosscheck
+from watchman.decisions import Decisions, Respond, nobody
+from watchman.endings import Endings
 from watchman.errors import JournalUnwritable, NotBelowWatch
 from watchman.groupcommit import GroupCommit
-from watchman.held import Held, Noticed
 from watchman.journal import Journal
 from watchman.judge import (
     PROFTPD,
-    RECENT,
-    STILL_OPEN,
-    WRITING,
     Accept,
     Fail,
     Hold,
@@ -33,19 +31,16 @@ from watchman.judge import (
     PassOver,
 )
 from watchman.ledger import Decision, Ledger
+from watchman.marks import READ, Marks
 from watchman.moves import origin_of
 from watchman.pipeline import Pipeline, task_of
 from watchman.rules import Rules
-from watchman.sessions import Transfer, Transfers, is_alive
+from watchman.sessions import Transfers
 from watchman.settings import MoveSettings, Settings, WatchSettings
-from watchman.upload import Answer, FileState, Kind, Notification, Outcome, Source, State, Upload
+from watchman.upload import Answer, Kind, Notification, Outcome, Source, State, Upload
 
 logger = logging.getLogger(__name__)
 
-#: Seconds within which the transfer log was read, after the session that wrote it has ended.
-LOG_LAG = 1.0
-
-Respond = Callable[[Answer], None]
 T = TypeVar("T")
 
 
@@ -76,25 +71,35 @@ class Dispatcher:
             commit=self._commit,
             superseded=self._superseded,
         )
-        self.held = Held()
         self.crosscheck = Crosscheck()
-        self._transfers = Transfers()
+        transfers = Transfers()
         self.judge = Judge(
             rules=self.rules,
             ledgers=ledgers,
-            transfers=self._transfers,
+            transfers=transfers,
             clock=clock,
             transfer_log=bool(settings.proftpd.transfer_log),
         )
-        #: By transfer log, the mark of where it was read to, and the position of its record.
-        self._marked: dict[str, tuple[Any, int]] = {}
-        #: While the journal is replayed: what is not over, with its position and record.
-        self._noticed_before: dict[str, tuple[int, dict[str, Any]]] = {}
-        self._begun_before: dict[tuple[str, str], tuple[int, dict[str, Any]]] = {}
-        #: Paths of transfers that hooks began and ended, where the log has yet to tell of them.
-        self._ended: set[str] = set()
-        #: Watches with uploads that could not be written down: to be scanned when they can.
-        self._missed: set[str] = set()
+        self._decisions = Decisions(
+            judge=self.judge,
+            pipeline=self.pipeline,
+            ledgers=ledgers,
+            journal=journal,
+            commit=self._commit,
+            clock=clock,
+        )
+        self.held = self._decisions.held
+        self._endings = Endings(
+            locate=self._locate,
+            judge=self.judge,
+            transfers=transfers,
+            decisions=self._decisions,
+            crosscheck=self.crosscheck,
+            journal=journal,
+            commit=self._commit,
+            clock=clock,
+        )
+        self._marks = Marks(journal=journal, commit=self._commit)
         #: By source: how often it spoke, and when last (epoch).
         self.heard: Counter[str] = Counter()
         self.last_heard: dict[str, float] = {}
@@ -102,8 +107,9 @@ class Dispatcher:
     def start(self) -> None:
         """Replay the journal, then begin to decide."""
         self.pipeline.replay(self._replay_decision, self._replay_other)
-        self._replay_transfers()
-        self._forget_marks()
+        self._decisions.take_up()
+        self._endings.take_up()
+        self._marks.forget(self._settings.proftpd.transfer_log)
         self._commit.start()
 
     def stop(self) -> None:
@@ -124,7 +130,7 @@ class Dispatcher:
 
         `answer` is called in the dispatcher's thread once the decision is durable.
         """
-        self._commit.bring(partial(self._hear, notification, answer or _nobody))
+        self._commit.bring(partial(self._hear, notification, answer or nobody))
 
     def submit_lines(self, log: str, notifications: Sequence[Notification], mark: Any) -> bool:
         """Take what lines of a transfer log say, and a mark of where it was read to.
@@ -134,54 +140,20 @@ class Dispatcher:
         """
         written: SimpleQueue[bool] = SimpleQueue()
 
-        def durable(position: int) -> None:
-            self._mark(log, mark, position)
-            written.put(True)
-
         def work() -> None:
             for notification in notifications:
                 try:
-                    self._hear(notification, _nobody)
+                    self._hear(notification, nobody)
                 except Exception:
                     logger.exception("No decision on %r, as a log has it.", notification.path)
-            self._commit.stage(self._mark_record(log, mark), durable, lambda _: written.put(False))
+            self._marks.stage(log, mark, lambda: written.put(True), lambda _: written.put(False))
 
         self._commit.bring(work)
         return written.get()
 
     def marked(self) -> dict[str, Any]:
         """Return the last mark by transfer log."""
-        return {log: mark for log, (mark, _) in list(self._marked.items())}
-
-    def _mark_record(self, log: str, mark: Any) -> dict[str, Any]:
-        return {"event": "read", "log": log, "mark": mark}
-
-    def _mark(self, log: str, mark: Any, position: int) -> None:
-        """Keep a mark; None: the log is none of ours any more, and new should it come again."""
-        if log in self._marked:
-            self._journal.release(self._marked.pop(log)[1])
-        if mark is not None:
-            self._journal.hold(position)
-            self._marked[log] = mark, position
-
-    def _renew_marks(self) -> None:
-        """Write marks again that alone may keep old segments from being retired."""
-        for log, (mark, position) in self._marked.items():
-            if not self._journal.is_current(position):
-
-                def durable(position: int, log: str = log, mark: Any = mark) -> None:
-                    self._mark(log, mark, position)
-
-                self._commit.stage(self._mark_record(log, mark), durable, lasting=True)
-
-    def _forget_marks(self) -> None:
-        """Drop the marks of logs that left the INI file: decisions go on without their word."""
-        for log in self._marked.keys() - set(self._settings.proftpd.transfer_log):
-
-            def durable(position: int, log: str = log) -> None:
-                self._mark(log, None, position)
-
-            self._commit.stage(self._mark_record(log, None), durable, lasting=True)
+        return self._marks.values()
 
     def call(self, work: Callable[[], T]) -> T:
         """Have work done in the dispatcher's thread and made durable; from another thread.
@@ -212,10 +184,11 @@ class Dispatcher:
         log = bool(settings.proftpd.transfer_log)
         self.judge.change(rules=rules, ledgers=ledgers, transfer_log=log)
         self.crosscheck.forget()
-        self._forget_marks()
+        self._decisions.change(ledgers)
+        self._marks.forget(settings.proftpd.transfer_log)
         for noticed in self.held.remove(lambda path: rules.locate(path) is None):
             if noticed.id:
-                self._release(noticed, Ignore("its watch left the INI file"))
+                self._decisions.release(noticed, Ignore("its watch left the INI file"))
         for ledger in before:
             if not any(ledger is kept for kept in ledgers.values()):
                 try:
@@ -227,19 +200,18 @@ class Dispatcher:
         """Look at held files that are due, and for sessions that died; return when next, in s."""
         now = time.monotonic()
         for noticed in self.held.due(now):
-            self._complete(noticed.notification, _nobody)
-        for session in self._transfers.dead():
-            self._end(session, "its session died")
+            self._complete(noticed.notification, nobody)
+        self._endings.look_for_dead()
         return self.held.patience(now)
 
     def _keep_house(self) -> None:
         """Do what need not be done at once."""
         if self._commit.unwritable_since:
             return
-        while self._missed:
-            self._rescan(self._missed.pop(), "")
+        while self._decisions.missed:
+            self._rescan(self._decisions.missed.pop(), "")
         self.pipeline.forget_renames()
-        self._renew_marks()
+        self._marks.renew()
         retirable = self._journal.retirable()
         try:
             for ledger in self._ledgers.values():
@@ -261,33 +233,18 @@ class Dispatcher:
             return
         match notification.kind:
             case Kind.STARTED:
-                self.judge.starts_heard = True
-                self._begin(notification, answer)
+                self._endings.begin(notification, answer)
             case Kind.ENDED:
-                self._end(notification.session, "its session ended")
-                self._answer_durably(answer)
+                self._endings.end(notification.session, "its session ended")
+                self._decisions.answer_durably(answer)
             case Kind.FAILED:
-                self._hear_failure(notification)
-                self._answer_durably(answer)
+                self._endings.fail(notification)
+                self._decisions.answer_durably(answer)
             case Kind.RENAMED:
                 self._rename(notification, answer)
             case Kind.COMPLETED:
-                over = self._forget(notification.session, notification.path)
-                if self.judge.starts_heard and self.judge.decisive is Source.LOG:
-                    self._look_for_start(notification, begun=bool(over))
+                self._endings.complete(notification)
                 self._complete(notification, answer)
-
-    def _look_for_start(self, notification: Notification, *, begun: bool) -> None:
-        """See whether hooks told of the start of a transfer that the log says is complete."""
-        if notification.source is Source.HOOK and begun:
-            if len(self._ended) >= RECENT:
-                self._ended.clear()  # a log that is not written
-            self._ended.add(notification.path)
-        elif notification.source is Source.LOG:
-            if not begun and notification.path not in self._ended:
-                self.judge.starts_missed = True
-                self.crosscheck.miss_start()
-            self._ended.discard(notification.path)
 
     def _hear_of(self, notification: Notification) -> None:
         located = self._locate(notification.path)
@@ -295,14 +252,6 @@ class Dispatcher:
             source = notification.source
             decisive = source is self.judge.decisive
             self.crosscheck.hear_of(located[0].name, source, decisive=decisive)
-
-    def _answer_durably(self, answer: Respond) -> None:
-        """Answer OK after what is staged."""
-        self._commit.stage(
-            None,
-            lambda _: answer(Answer(Outcome.OK)),
-            lambda reason: answer(Answer(Outcome.ERROR, reason)),
-        )
 
     def _complete(self, notification: Notification, answer: Respond) -> None:
         """Decide about a file that its source says is complete."""
@@ -317,291 +266,27 @@ class Dispatcher:
         if not isinstance(verdict, Hold):
             self.held.pop(path)
             if noticed is not None and noticed.id and not isinstance(verdict, Accept):
-                self._release(noticed, verdict)
+                self._decisions.release(noticed, verdict)
         match verdict:
             case Ignore(reason):
                 answer(Answer(Outcome.IGNORED, reason))
             case PassOver(state):
-                self._pass_over(path, state, notification.source, answer)
+                self._decisions.pass_over(path, state, notification.source, answer)
             case Hold():
-                self._hold(path, notification, noticed, verdict, answer)
+                self._decisions.hold(path, notification, noticed, verdict, answer)
             case Fail(state, reason):
                 if noticed is None or not noticed.failure:
                     self.crosscheck.miss(watch.name, notification.source, hinted=False)
-                self._fail(watch, subpath, state, notification, reason)
+                self._decisions.fail(watch, subpath, state, notification, reason)
                 answer(Answer(Outcome.IGNORED, reason))
             case Accept(state, word):
                 if watch.proftpd and self.judge.waited_in_vain(word):
                     hinted = word.source in PROFTPD or (noticed is not None and noticed.hooked)
                     self.crosscheck.miss(watch.name, word.source, hinted=hinted)
-                self._accept(watch, subpath, state, word, answer, noticed)
+                self._decisions.accept(watch, subpath, state, word, answer, noticed)
 
     def _locate(self, path: str) -> beneath.Place | None:
         return beneath.locate(self.rules, self._settings.watches.values(), path)
-
-    def _hold(
-        self,
-        path: str,
-        notification: Notification,
-        before: Noticed | None,
-        verdict: Hold,
-        answer: Respond,
-        failure: str = "",
-    ) -> None:
-        """Hold a file; what ProFTPD says of it is durable, as nobody may say it again."""
-        word = verdict.word or notification
-        if verdict.word is None and before is not None and notification.source not in PROFTPD:
-            word = before.notification  # it could not be looked at
-        noticed = self.held.hold(
-            path,
-            word,
-            before,
-            state=verdict.state,
-            reason=verdict.reason,
-            wait=verdict.wait,
-            failure=failure,
-        )
-        logger.debug(
-            "Noticed %r: %s. Looking again in %.1f seconds.", path, verdict.reason, verdict.wait
-        )
-        if notification.source not in PROFTPD:
-            answer(Answer(Outcome.IGNORED, verdict.reason))
-            return
-        if noticed.position >= 0 and noticed.failure == (before.failure if before else ""):
-            answer(Answer(Outcome.OK, noticed.id))
-            return
-        if not noticed.id:
-            noticed.id = str(uuid.uuid4())
-
-        def durable(position: int) -> None:
-            now = self.held.get(path)
-            if now is not None and now.id == noticed.id:
-                if now.position >= 0:
-                    self._journal.release(now.position)
-                self._journal.hold(position)
-                now.position = position
-            answer(Answer(Outcome.OK, noticed.id))
-
-        record = {"event": State.NOTICED.value, "at": self._clock(), "id": noticed.id}
-        record |= {"path": path, "source": notification.source.value, "reason": verdict.reason}
-        record |= {"user": notification.user, "client": notification.client}
-        record |= {"protocol": notification.protocol}
-        if noticed.failure:
-            record["failure"] = noticed.failure
-        self._commit.stage(record, durable, lambda reason: answer(Answer(Outcome.ERROR, reason)))
-
-    def _release(self, noticed: Noticed, verdict: Ignore | PassOver | Fail) -> None:
-        """Write down that a file, noticed durably, came to nothing."""
-
-        def durable(_: int) -> None:
-            if noticed.position >= 0:
-                self._journal.release(noticed.position)
-
-        reason = "decided about before" if isinstance(verdict, PassOver) else verdict.reason
-        record = {"event": State.GONE.value, "at": self._clock(), "id": noticed.id}
-        self._commit.stage({**record, "reason": reason}, durable, lasting=True)
-
-    def _pass_over(
-        self, path: str, state: FileState | None, source: Source, answer: Respond
-    ) -> None:
-        recent = self.judge.recent(path, state)
-        if recent is not None:
-            recent.sources.add(source)
-        logger.debug("Passed over %r from %s: it was decided about.", path, source)
-        # After what is staged: the upload that this one repeats may not be durable yet.
-        self._commit.stage(
-            None,
-            lambda _: answer(Answer(Outcome.DUPLICATE, recent.id if recent else "-")),
-            lambda reason: answer(Answer(Outcome.ERROR, reason)),
-        )
-
-    def _accept(
-        self,
-        watch: WatchSettings,
-        subpath: str,
-        state: FileState,
-        notification: Notification,
-        answer: Respond,
-        noticed: Noticed | None = None,
-    ) -> None:
-        path = os.path.join(watch.path, subpath)
-        upload = self._upload(watch, path, state, notification)
-        if noticed is not None and noticed.id:
-            upload = replace(upload, id=noticed.id)
-        upload = self.pipeline.plan(upload)
-        ledger = self._ledgers[watch.name]
-        before = ledger.get(subpath, state)
-        ledger.put(subpath, state)
-        self.judge.remember(upload)
-        self.pipeline.forgive(path)
-        self.pipeline.arriving[upload.id] = upload
-
-        def durable(position: int) -> None:
-            if noticed is not None and noticed.position >= 0:
-                self._journal.release(noticed.position)
-            logger.info(
-                "Accepted upload %s, noticed by %s: %r, %d bytes, for %s %s.",
-                upload.id,
-                upload.source,
-                path,
-                state.size,
-                "task" if upload.task else "move",
-                upload.task.name if upload.task else upload.move,
-            )
-            self.pipeline.wait(upload.at(position))
-            del self.pipeline.arriving[upload.id]
-            answer(Answer(Outcome.OK, upload.id))
-
-        def failed(reason: str) -> None:
-            del self.pipeline.arriving[upload.id]
-            ledger.restore(subpath, state.inode, before)
-            self._missed.add(watch.name)
-            answer(Answer(Outcome.ERROR, reason))
-
-        self._commit.stage({"event": State.ACCEPTED.value, **upload.encode()}, durable, failed)
-
-    def _upload(
-        self, watch: WatchSettings, path: str, state: FileState, notification: Notification
-    ) -> Upload:
-        return Upload(
-            id=notification.old_id or str(uuid.uuid4()),
-            watch=watch.name,
-            path=path,
-            original=notification.resubmit_as or path,
-            state=state,
-            source=notification.source,
-            accepted=self._clock(),
-            task=None,
-            user=notification.user,
-            client=notification.client,
-            protocol=notification.protocol,
-        )
-
-    # Transfers, as ProFTPD's sessions tell of them.
-
-    def _begin(self, notification: Notification, answer: Respond) -> None:
-        """Remember that a session begins to write a file, and what is there now."""
-        located = self._locate(notification.path) if notification.path else None
-        if located is None or not notification.session:
-            answer(Answer(Outcome.OK))
-            return
-        watch, subpath = located
-        path = os.path.join(watch.path, subpath)
-        before = None
-        try:
-            before = beneath.state(watch.path, subpath)
-        except (OSError, NotBelowWatch):
-            logger.debug("Nothing is at %r before its transfer.", path)
-
-        def durable(position: int) -> None:
-            self._open(Transfer(path, notification.session, before, position))
-            answer(Answer(Outcome.OK))
-
-        record = {"event": Kind.STARTED.value, "at": self._clock(), "path": path}
-        record |= {"session": notification.session, "user": notification.user}
-        record["before"] = before.encode() if before else None
-        self._commit.stage(record, durable, lambda reason: answer(Answer(Outcome.ERROR, reason)))
-
-    def _open(self, transfer: Transfer) -> None:
-        self._journal.hold(transfer.position)
-        for over in self._transfers.open(transfer):
-            self._journal.release(over.position)
-
-    def _forget(self, session: str, path: str = "") -> list[Transfer]:
-        """Close a session's transfer of a path, or with "" all of them; return them."""
-        if path:
-            located = self._locate(path)
-            path = os.path.join(located[0].path, located[1]) if located else path
-        over = self._transfers.close(session, path)
-        for transfer in over:
-            record = {"event": Kind.ENDED.value, "at": self._clock(), "path": transfer.path}
-
-            def durable(_: int, position: int = transfer.position) -> None:
-                self._journal.release(position)
-
-            self._commit.stage({**record, "session": session}, durable, lasting=True)
-        return over
-
-    def _end(self, session: str, reason: str) -> None:
-        """Take what a session has begun and not ended for failed."""
-        for transfer in self._forget(session):
-            failed = Notification(Kind.FAILED, transfer.path, Source.HOOK, reason=reason)
-            self._fail_transfer(failed, transfer.before, LOG_LAG)
-
-    def _hear_failure(self, notification: Notification) -> None:
-        reason = notification.reason or "ProFTPD says that its transfer failed"
-        notification = replace(notification, reason=reason)
-        over = self._forget(notification.session, notification.path)
-        for transfer in over:
-            failed = replace(notification, path=transfer.path)
-            self._fail_transfer(failed, transfer.before, self._patience_of(transfer.path))
-        if not over and notification.path:
-            self._fail_transfer(notification, None, self._patience_of(notification.path))
-
-    def _patience_of(self, path: str) -> float:
-        """Return for how many seconds a hook's word of failure waits for the transfer log's."""
-        located = self._locate(path)
-        return located[0].confirm if located is not None else 0.0
-
-    def _fail_transfer(
-        self, notification: Notification, before: FileState | None, patience: float
-    ) -> None:
-        """Fail a file, unless the transfer that failed has not touched it.
-
-        Where this is not the word that decides, that one is waited for, `patience` seconds.
-        """
-        located = self._locate(notification.path)
-        if located is None or self.rules.excluded(*located) is not None:
-            return
-        watch, subpath = located
-        path = os.path.join(watch.path, subpath)
-        try:
-            look = beneath.look(watch.path, subpath)
-        except (OSError, NotBelowWatch) as e:
-            logger.debug("A failed transfer left nothing at %r: %s.", path, e)
-            return
-        decision = self._ledgers[watch.name].get(subpath, look.state)
-        touched = decision is None or look.state.rewritten_since(decision.size, decision.ctime)
-        noticed = self.held.get(path)
-        if noticed is not None and self.judge.confirms(noticed, look.state):
-            touched = False
-        # SFTP tells of the failure before it closes the file, and may write until then.
-        if not look.writing and (look.state == before or not touched):
-            return
-        if look.writing or notification.source is not self.judge.decisive:
-            hold = Hold("waiting for ProFTPD's transfer log", patience, look.state)
-            if look.writing:
-                hold = Hold(STILL_OPEN, WRITING, look.state)
-            self._hold(path, notification, noticed, hold, _nobody, notification.reason)
-            return
-        noticed = self.held.pop(path)
-        if noticed is not None and noticed.id:
-            self._release(noticed, Fail(look.state, notification.reason))
-        self._fail(watch, subpath, look.state, notification, notification.reason)
-
-    def _fail(
-        self,
-        watch: WatchSettings,
-        subpath: str,
-        state: FileState,
-        notification: Notification,
-        reason: str,
-    ) -> None:
-        """List an upload as failed; its file stays, and is an upload once it is written again."""
-        path = os.path.join(watch.path, subpath)
-        ledger = self._ledgers[watch.name]
-        before = ledger.get(subpath, state)
-        ledger.put(subpath, state)
-        if not self.rules.matches(path):
-            return
-        upload = self.pipeline.plan(self._upload(watch, path, state, notification))
-        self.judge.remember(upload, failed=notification.source is not self.judge.decisive)
-        self.pipeline.forgive(path)
-
-        def failed(_: str) -> None:
-            ledger.restore(subpath, state.inode, before)
-
-        self.pipeline.fail(upload, reason, failed)
 
     def _rename(self, notification: Notification, answer: Respond) -> None:
         """Follow a file or a directory that was renamed within the watches."""
@@ -625,9 +310,7 @@ class Dispatcher:
         """Follow the held files of a directory that was renamed."""
         for path in self.held.below(directory):
             new = notification.path + path[len(directory) :]
-            self._rename(
-                replace(notification, path=new, old_path=path, is_directory=False), _nobody
-            )
+            self._rename(replace(notification, path=new, old_path=path, is_directory=False), nobody)
 
     def _renamed_while_held(
         self, old_watch: WatchSettings, old: str, watch: WatchSettings, subpath: str
@@ -657,8 +340,7 @@ class Dispatcher:
             state = beneath.state(new_watch.path, new)
         except (OSError, NotBelowWatch):
             return False
-        decision = self._ledgers[old_watch.name].get(old, state)
-        if decision is None or state.rewritten_since(decision.size, decision.ctime):
+        if not self.judge.was_decided(old_watch, old, state):
             return False
         self._ledgers[new_watch.name].put(new, state)
         return True
@@ -688,9 +370,9 @@ class Dispatcher:
             return
         noticed = self.held.pop(path)
         if noticed is not None and noticed.id and notification.old_id:
-            self._release(noticed, PassOver(look.state))
+            self._decisions.release(noticed, PassOver(look.state))
             noticed = None
-        self._accept(watch, subpath, look.state, notification, answer, noticed)
+        self._decisions.accept(watch, subpath, look.state, notification, answer, noticed)
 
     def _resubmit_moved(
         self, notification: Notification, move: MoveSettings, answer: Respond
@@ -734,7 +416,7 @@ class Dispatcher:
 
     def _superseded(self, upload: Upload) -> None:
         """See to it that the newer write is decided about, should nobody have spoken of it."""
-        self._complete(Notification(Kind.COMPLETED, upload.path, Source.SCAN), _nobody)
+        self._complete(Notification(Kind.COMPLETED, upload.path, Source.SCAN), nobody)
 
     def _replay_decision(self, upload: Upload) -> None:
         self.judge.remember(upload)
@@ -748,50 +430,7 @@ class Dispatcher:
                 ledger.put(subpath, state)
 
     def _replay_other(self, position: int, record: dict[str, Any]) -> None:
-        """Take up what was noticed or begun, by id or by session and path, until it ends."""
-        match record["event"]:
-            case State.NOTICED.value:
-                self._noticed_before[record["id"]] = position, record
-            case "read":
-                self._mark(record["log"], record["mark"], position)
-            case Kind.STARTED.value:
-                self._begun_before[record["session"], record["path"]] = position, record
-            case Kind.ENDED.value:
-                self._begun_before.pop((record["session"], record["path"]), None)
-            case _:
-                self._noticed_before.pop(record.get("id", ""), None)
-
-    def _replay_transfers(self) -> None:
-        for position, record in self._noticed_before.values():
-            failure = record.get("failure", "")
-            notification = Notification(
-                Kind.FAILED if failure else Kind.COMPLETED,
-                record["path"],
-                Source(record["source"]),
-                user=record["user"],
-                client=record["client"],
-                protocol=record["protocol"],
-            )
-            self._journal.hold(position)
-            noticed = self.held.hold(
-                record["path"],
-                notification,
-                None,
-                state=None,
-                reason=record["reason"],
-                # A failure may still be outdone by what the transfer log holds.
-                wait=LOG_LAG if failure else 0.0,
-                failure=failure,
-            )
-            noticed.id, noticed.position = record["id"], position
-        for (session, path), (position, record) in self._begun_before.items():
-            before = FileState.decode(record["before"]) if record["before"] else None
-            # Of one that ended while we were down nobody can say how.
-            if is_alive(session):
-                self._open(Transfer(path, session, before, position))
-        self._noticed_before.clear()
-        self._begun_before.clear()
-
-
-def _nobody(answer: Answer) -> None:
-    """Answer a source that does not ask."""
+        if record["event"] == READ:
+            self._marks.keep(record["log"], record["mark"], position)
+        self._decisions.replay(position, record)
+        self._endings.replay(position, record)

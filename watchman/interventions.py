@@ -103,7 +103,7 @@ class Interventions:
         pipeline, place = self._dispatcher.pipeline, lot[0].group.place
         by_position = {found.upload.position: found.upload for found in lot}
         if lot[0].group.state == State.FAILED.value:
-            drop, dropped = pipeline.drop_failed, set(by_position)
+            drop, dropped = pipeline.failures.drop, set(by_position)
         else:
             drop, dropped = pipeline.drop, pipeline.withdraw(place, by_position, IN_HAND)
         self._durably(lambda: [drop(by_position[position]) for position in dropped], "dropped")

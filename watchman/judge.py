@@ -143,6 +143,19 @@ class Judge:
             return None
         return recent
 
+    def excludes(self, watch: WatchSettings, subpath: str) -> str | None:
+        """Return what keeps a file from being an upload by its name, if anything."""
+        return self._rules.excluded(watch, subpath)
+
+    def matches(self, path: str) -> bool:
+        """Whether a move or a task wants the file at a path."""
+        return self._rules.matches(path)
+
+    def was_decided(self, watch: WatchSettings, subpath: str, state: FileState) -> bool:
+        """Whether a file has not been written since it was decided about under that name."""
+        decision = self._ledgers[watch.name].get(subpath, state)
+        return decision is not None and not state.rewritten_since(decision.size, decision.ctime)
+
     def judge(
         self,
         watch: WatchSettings,
@@ -152,7 +165,7 @@ class Judge:
     ) -> Verdict:
         """Look at a file below a watch that its source says is complete; `noticed` if held."""
         path = os.path.join(watch.path, subpath)
-        pattern = self._rules.excluded(watch, subpath)
+        pattern = self.excludes(watch, subpath)
         if pattern is not None:
             self.excluded[watch.name] += 1
             return Ignore(f"excluded by {pattern}")
@@ -183,7 +196,7 @@ class Judge:
             return replace(verdict, word=word)
         if verdict is not None:
             return verdict
-        if not self._rules.matches(path):
+        if not self.matches(path):
             self._ledgers[watch.name].put(subpath, look.state)
             self.unmatched[watch.name] += 1
             return Ignore("no task matches")

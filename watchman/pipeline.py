@@ -16,6 +16,7 @@ from typing import Any
 from watchman import beneath, mounts
 from watchman.backlog import Backlog
 from watchman.errors import JournalCorrupt, NotBelowWatch
+from watchman.failures import Failures
 from watchman.groupcommit import GroupCommit
 from watchman.journal import Journal
 from watchman.ledger import Ledger
@@ -86,15 +87,12 @@ class Pipeline:
         self.arriving: dict[str, Upload] = {}
         #: What an operator has paused; replaced as a whole.
         self._pauses: frozenset[str] = frozenset()
-        #: Journal positions of failed uploads, by id.
-        self._failed: dict[str, int] = {}
-        #: Their ids by path: a good write settles them.
-        self._failures: dict[str, set[str]] = {}
         #: Renames in order, with their positions, for uploads that wait under the old name.
         self._renames: list[tuple[str, str, int]] = []
         #: By id, since when (monotonic) the files of uploads that wait are missing.
         self._missing: dict[str, float] = {}
         self.settled: Counter[str] = Counter()
+        self.failures = Failures(journal=journal, commit=commit, settled=self._count)
 
     def close(self) -> None:
         """Give movers and publishers nothing any more."""
@@ -284,38 +282,17 @@ class Pipeline:
         """
         section = next(iter(self._rules.tasks_for(upload.original)), None)
         task = task_of(upload, section) if section else upload.task
-        known = self._failed.get(upload.id) == upload.position
-        if not known or (task is None and not upload.move):
+        if not self.failures.holds(upload) or (task is None and not upload.move):
             return False
         again = replace(upload, task=task)
 
         def durable(position: int) -> None:
-            if self._forget_failed(upload):
+            if self.failures.remove(upload):
                 self.wait(again.at(position))
                 logger.info("Upload %s is tried again: %r.", upload.id, upload.path)
 
         record = {"event": "retried", "at": time.time(), **again.encode()}
         self._commit.stage(record, durable, lasting=True)
-        return True
-
-    def drop_failed(self, upload: Upload) -> None:
-        """Settle a failed upload for good."""
-
-        def durable(_: int) -> None:
-            if self._forget_failed(upload):
-                self.settled[State.DROPPED.value] += 1
-                logger.info("Upload %s is dropped: %r.", upload.id, upload.path)
-
-        record = {"event": State.DROPPED.value, "at": time.time(), "id": upload.id}
-        self._commit.stage(record, durable, lasting=True)
-
-    def _forget_failed(self, upload: Upload) -> bool:
-        """Whether it has failed and is not forgotten yet."""
-        if self._failed.get(upload.id) != upload.position:
-            return False
-        del self._failed[upload.id]
-        self._failures.get(upload.source_path, set()).discard(upload.id)
-        self._journal.release(upload.position)
         return True
 
     def drop(self, upload: Upload) -> None:
@@ -350,30 +327,18 @@ class Pipeline:
             del self.arriving[upload.id]
             unwritten(why)
 
+        record = {"event": State.FAILED.value, "at": time.time(), **upload.encode()}
+
         def durable(position: int) -> None:
-            self.settled[State.FAILED.value] += 1
-            self._journal.hold(position)
-            self._list_failed(upload.id, upload.source_path, position)
+            self._count(State.FAILED)
+            self.failures.add(upload, position, record["at"])
             del self.arriving[upload.id]
             logger.warning("Upload %s failed: %r: %s.", upload.id, upload.path, reason)
 
-        record = {"event": State.FAILED.value, "at": time.time(), **upload.encode()}
         self._commit.stage({**record, "reason": reason}, durable, failed)
 
-    def forgive(self, path: str) -> None:
-        """Settle older failures of a path: it was written again."""
-        for upload_id in self._failures.pop(path, ()):
-            position = self._failed.pop(upload_id)
-
-            def durable(_: int, position: int = position) -> None:
-                self._journal.release(position)
-
-            record = {"event": State.SUPERSEDED.value, "at": time.time(), "id": upload_id}
-            self._commit.stage({**record, "reason": "written again"}, durable, lasting=True)
-
-    def _list_failed(self, upload_id: str, path: str, position: int) -> None:
-        self._failed[upload_id] = position
-        self._failures.setdefault(path, set()).add(upload_id)
+    def _count(self, state: State) -> None:
+        self.settled[state.value] += 1
 
     def _backlog_of(self, upload: Upload) -> Backlog:
         """Return where an upload waits that nobody has in hand."""
@@ -425,13 +390,12 @@ class Pipeline:
             record["reason"] = report.reason
 
         def durable(position: int) -> None:
-            self.settled[state.value] += 1
+            self._count(state)
             self._journal.release(upload.position)
             backlog.settle(upload.position)
             self._missing.pop(upload.id, None)
             if state is State.FAILED:
-                self._journal.hold(position)
-                self._list_failed(upload.id, upload.source_path, position)
+                self.failures.add(upload, position, record["at"])
                 logger.error("Upload %s failed: %r: %s.", upload.id, upload.path, report.reason)
             elif state is State.DONE:
                 logger.debug("Upload %s is done.", upload.id)
@@ -494,10 +458,8 @@ class Pipeline:
                 self._journal.hold(position)
                 self._renames.append((record["from"], record["path"], position))
         for position in failed.values():
-            self._journal.hold(position)
-        for upload_id, position in failed.items():
-            upload = Upload.decode(self._journal.read(position))
-            self._list_failed(upload_id, upload.source_path, position)
+            record = self._journal.read(position)
+            self.failures.add(Upload.decode(record), position, record["at"])
         for (kind, name), positions in live.items():
             for position in positions.values():
                 self._journal.hold(position)
@@ -526,7 +488,7 @@ class Pipeline:
 
     def groups(self) -> list[Group]:
         """Return all uploads that are not settled, by where they stand."""
-        groups = [Group("", State.FAILED.value, list(self._failed.values()))]
+        groups = [Group("", State.FAILED.value, self.failures.positions())]
         for place, backlog in self._places():
             for lane_name, lane in backlog.lanes():
                 state, next_try = "waiting", None

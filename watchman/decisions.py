@@ -1,0 +1,265 @@
+"""What follows from a verdict, made durable: a file is held, passed over, an upload, or failed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from watchman.groupcommit import GroupCommit
+from watchman.held import Held, Noticed
+from watchman.journal import Journal
+from watchman.judge import PROFTPD, Fail, Hold, Ignore, Judge, PassOver
+from watchman.ledger import Ledger
+from watchman.pipeline import Pipeline
+from watchman.settings import WatchSettings
+from watchman.upload import Answer, FileState, Kind, Notification, Outcome, Source, State, Upload
+
+logger = logging.getLogger(__name__)
+
+#: Seconds within which the transfer log was read, after the session that wrote it has ended.
+LOG_LAG = 1.0
+
+Respond = Callable[[Answer], None]
+
+
+def nobody(_: Answer) -> None:
+    """Answer a source that does not ask."""
+
+
+class Decisions:
+    """Carries out verdicts, in the dispatcher's thread; who asked is answered once it is durable.
+
+    `missed` are watches with uploads that could not be written down: to be scanned when they can.
+    """
+
+    def __init__(
+        self,
+        *,
+        judge: Judge,
+        pipeline: Pipeline,
+        ledgers: Mapping[str, Ledger],
+        journal: Journal,
+        commit: GroupCommit,
+        clock: Callable[[], float],
+    ) -> None:
+        self._judge = judge
+        self._pipeline = pipeline
+        self._ledgers = ledgers
+        self._journal = journal
+        self._commit = commit
+        self._clock = clock
+        self.held = Held()
+        self.missed: set[str] = set()
+        #: While the journal is replayed: what is not over, with its position and record.
+        self._noticed_before: dict[str, tuple[int, dict[str, Any]]] = {}
+
+    def change(self, ledgers: Mapping[str, Ledger]) -> None:
+        """Write down in other ledgers from now on."""
+        self._ledgers = ledgers
+
+    def answer_durably(self, answer: Respond, outcome: Outcome = Outcome.OK, of: str = "") -> None:
+        """Answer after what is staged; `of` which upload."""
+        self._commit.stage(
+            None,
+            lambda _: answer(Answer(outcome, of)),
+            lambda reason: answer(Answer(Outcome.ERROR, reason)),
+        )
+
+    def hold(
+        self,
+        path: str,
+        notification: Notification,
+        before: Noticed | None,
+        verdict: Hold,
+        answer: Respond,
+        failure: str = "",
+    ) -> None:
+        """Hold a file; what ProFTPD says of it is durable, as nobody may say it again."""
+        word = verdict.word or notification
+        if verdict.word is None and before is not None and notification.source not in PROFTPD:
+            word = before.notification  # it could not be looked at
+        noticed = self.held.hold(
+            path,
+            word,
+            before,
+            state=verdict.state,
+            reason=verdict.reason,
+            wait=verdict.wait,
+            failure=failure,
+        )
+        logger.debug(
+            "Noticed %r: %s. Looking again in %.1f seconds.", path, verdict.reason, verdict.wait
+        )
+        if notification.source not in PROFTPD:
+            answer(Answer(Outcome.IGNORED, verdict.reason))
+            return
+        if noticed.position >= 0 and noticed.failure == (before.failure if before else ""):
+            answer(Answer(Outcome.OK, noticed.id))
+            return
+        if not noticed.id:
+            noticed.id = str(uuid.uuid4())
+
+        def durable(position: int) -> None:
+            now = self.held.get(path)
+            if now is not None and now.id == noticed.id:
+                if now.position >= 0:
+                    self._journal.release(now.position)
+                self._journal.hold(position)
+                now.position = position
+            answer(Answer(Outcome.OK, noticed.id))
+
+        record = {"event": State.NOTICED.value, "at": self._clock(), "id": noticed.id}
+        record |= {"path": path, "source": notification.source.value, "reason": verdict.reason}
+        record |= {"user": notification.user, "client": notification.client}
+        record |= {"protocol": notification.protocol}
+        if noticed.failure:
+            record["failure"] = noticed.failure
+        self._commit.stage(record, durable, lambda reason: answer(Answer(Outcome.ERROR, reason)))
+
+    def release(self, noticed: Noticed, verdict: Ignore | PassOver | Fail) -> None:
+        """Write down that a file, noticed durably, came to nothing."""
+
+        def durable(_: int) -> None:
+            if noticed.position >= 0:
+                self._journal.release(noticed.position)
+
+        reason = "decided about before" if isinstance(verdict, PassOver) else verdict.reason
+        record = {"event": State.GONE.value, "at": self._clock(), "id": noticed.id}
+        self._commit.stage({**record, "reason": reason}, durable, lasting=True)
+
+    def pass_over(
+        self, path: str, state: FileState | None, source: Source, answer: Respond
+    ) -> None:
+        """Answer that a write was decided about."""
+        recent = self._judge.recent(path, state)
+        if recent is not None:
+            recent.sources.add(source)
+        logger.debug("Passed over %r from %s: it was decided about.", path, source)
+        # After what is staged: the upload that this one repeats may not be durable yet.
+        self.answer_durably(answer, Outcome.DUPLICATE, recent.id if recent else "-")
+
+    def accept(
+        self,
+        watch: WatchSettings,
+        subpath: str,
+        state: FileState,
+        notification: Notification,
+        answer: Respond,
+        noticed: Noticed | None = None,
+    ) -> None:
+        """Make an upload of a file, and hand it on; `noticed` is how it was held."""
+        path = os.path.join(watch.path, subpath)
+        upload = self._upload(watch, path, state, notification)
+        if noticed is not None and noticed.id:
+            upload = replace(upload, id=noticed.id)
+        upload = self._pipeline.plan(upload)
+        ledger = self._ledgers[watch.name]
+        before = ledger.get(subpath, state)
+        ledger.put(subpath, state)
+        self._judge.remember(upload)
+        self._pipeline.failures.forgive(path)
+        self._pipeline.arriving[upload.id] = upload
+
+        def durable(position: int) -> None:
+            if noticed is not None and noticed.position >= 0:
+                self._journal.release(noticed.position)
+            logger.info(
+                "Accepted upload %s, noticed by %s: %r, %d bytes, for %s %s.",
+                upload.id,
+                upload.source,
+                path,
+                state.size,
+                "task" if upload.task else "move",
+                upload.task.name if upload.task else upload.move,
+            )
+            self._pipeline.wait(upload.at(position))
+            del self._pipeline.arriving[upload.id]
+            answer(Answer(Outcome.OK, upload.id))
+
+        def failed(reason: str) -> None:
+            del self._pipeline.arriving[upload.id]
+            ledger.restore(subpath, state.inode, before)
+            self.missed.add(watch.name)
+            answer(Answer(Outcome.ERROR, reason))
+
+        self._commit.stage({"event": State.ACCEPTED.value, **upload.encode()}, durable, failed)
+
+    def fail(
+        self,
+        watch: WatchSettings,
+        subpath: str,
+        state: FileState,
+        notification: Notification,
+        reason: str,
+    ) -> None:
+        """List an upload as failed; its file stays, and is an upload once it is written again."""
+        path = os.path.join(watch.path, subpath)
+        ledger = self._ledgers[watch.name]
+        before = ledger.get(subpath, state)
+        ledger.put(subpath, state)
+        if not self._judge.matches(path):
+            return
+        upload = self._pipeline.plan(self._upload(watch, path, state, notification))
+        self._judge.remember(upload, failed=notification.source is not self._judge.decisive)
+        self._pipeline.failures.forgive(path)
+
+        def failed(_: str) -> None:
+            ledger.restore(subpath, state.inode, before)
+
+        self._pipeline.fail(upload, reason, failed)
+
+    def _upload(
+        self, watch: WatchSettings, path: str, state: FileState, notification: Notification
+    ) -> Upload:
+        return Upload(
+            id=notification.old_id or str(uuid.uuid4()),
+            watch=watch.name,
+            path=path,
+            original=notification.resubmit_as or path,
+            state=state,
+            source=notification.source,
+            accepted=self._clock(),
+            task=None,
+            user=notification.user,
+            client=notification.client,
+            protocol=notification.protocol,
+        )
+
+    # At start.
+
+    def replay(self, position: int, record: dict[str, Any]) -> None:
+        """Take up what was noticed, by id, until it ends."""
+        if record["event"] == State.NOTICED.value:
+            self._noticed_before[record["id"]] = position, record
+        else:
+            self._noticed_before.pop(record.get("id", ""), None)
+
+    def take_up(self) -> None:
+        """Hold again what was held when the journal ended."""
+        for position, record in self._noticed_before.values():
+            failure = record.get("failure", "")
+            notification = Notification(
+                Kind.FAILED if failure else Kind.COMPLETED,
+                record["path"],
+                Source(record["source"]),
+                user=record["user"],
+                client=record["client"],
+                protocol=record["protocol"],
+            )
+            self._journal.hold(position)
+            noticed = self.held.hold(
+                record["path"],
+                notification,
+                None,
+                state=None,
+                reason=record["reason"],
+                # A failure may still be outdone by what the transfer log holds.
+                wait=LOG_LAG if failure else 0.0,
+                failure=failure,
+            )
+            noticed.id, noticed.position = record["id"], position
+        self._noticed_before.clear()

@@ -1,0 +1,192 @@
+"""How transfers begin and end, as ProFTPD's sessions tell of them, or by dying."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from watchman import beneath
+from watchman.crosscheck import Crosscheck
+from watchman.decisions import LOG_LAG, Decisions, Respond, nobody
+from watchman.errors import NotBelowWatch
+from watchman.groupcommit import GroupCommit
+from watchman.journal import Journal
+from watchman.judge import RECENT, STILL_OPEN, WRITING, Fail, Hold, Judge
+from watchman.sessions import Transfer, Transfers, is_alive
+from watchman.upload import Answer, FileState, Kind, Notification, Outcome, Source
+
+logger = logging.getLogger(__name__)
+
+
+class Endings:
+    """Which transfers are open, and which ended badly. For the dispatcher's thread."""
+
+    def __init__(
+        self,
+        *,
+        locate: Callable[[str], beneath.Place | None],
+        judge: Judge,
+        transfers: Transfers,
+        decisions: Decisions,
+        crosscheck: Crosscheck,
+        journal: Journal,
+        commit: GroupCommit,
+        clock: Callable[[], float],
+    ) -> None:
+        self._locate = locate
+        self._judge = judge
+        self._transfers = transfers
+        self._decisions = decisions
+        self._crosscheck = crosscheck
+        self._journal = journal
+        self._commit = commit
+        self._clock = clock
+        #: Paths of transfers that hooks began and ended, where the log has yet to tell of them.
+        self._ended: set[str] = set()
+        #: While the journal is replayed: what is not over, with its position and record.
+        self._begun_before: dict[tuple[str, str], tuple[int, dict[str, Any]]] = {}
+
+    def begin(self, notification: Notification, answer: Respond) -> None:
+        """Remember that a session begins to write a file, and what is there now."""
+        self._judge.starts_heard = True
+        located = self._locate(notification.path) if notification.path else None
+        if located is None or not notification.session:
+            answer(Answer(Outcome.OK))
+            return
+        watch, subpath = located
+        path = os.path.join(watch.path, subpath)
+        before = None
+        try:
+            before = beneath.state(watch.path, subpath)
+        except (OSError, NotBelowWatch):
+            logger.debug("Nothing is at %r before its transfer.", path)
+
+        def durable(position: int) -> None:
+            self._open(Transfer(path, notification.session, before, position))
+            answer(Answer(Outcome.OK))
+
+        record = {"event": Kind.STARTED.value, "at": self._clock(), "path": path}
+        record |= {"session": notification.session, "user": notification.user}
+        record["before"] = before.encode() if before else None
+        self._commit.stage(record, durable, lambda reason: answer(Answer(Outcome.ERROR, reason)))
+
+    def complete(self, notification: Notification) -> None:
+        """Close a transfer of which a source says that it is complete."""
+        over = self._close(notification.session, notification.path)
+        if self._judge.starts_heard and self._judge.decisive is Source.LOG:
+            self._look_for_start(notification, begun=bool(over))
+
+    def fail(self, notification: Notification) -> None:
+        """Fail the transfer of which a source says so, or with no path all of its session."""
+        reason = notification.reason or "ProFTPD says that its transfer failed"
+        notification = replace(notification, reason=reason)
+        over = self._close(notification.session, notification.path)
+        for transfer in over:
+            failed = replace(notification, path=transfer.path)
+            self._fail(failed, transfer.before, self._patience_of(transfer.path))
+        if not over and notification.path:
+            self._fail(notification, None, self._patience_of(notification.path))
+
+    def end(self, session: str, reason: str) -> None:
+        """Take what a session has begun and not ended for failed."""
+        for transfer in self._close(session):
+            failed = Notification(Kind.FAILED, transfer.path, Source.HOOK, reason=reason)
+            self._fail(failed, transfer.before, LOG_LAG)
+
+    def look_for_dead(self) -> None:
+        """End the sessions that have died without a word."""
+        for session in self._transfers.dead():
+            self.end(session, "its session died")
+
+    def _open(self, transfer: Transfer) -> None:
+        self._journal.hold(transfer.position)
+        for over in self._transfers.open(transfer):
+            self._journal.release(over.position)
+
+    def _close(self, session: str, path: str = "") -> list[Transfer]:
+        """Close a session's transfer of a path, or with "" all of them; return them."""
+        if path:
+            located = self._locate(path)
+            path = os.path.join(located[0].path, located[1]) if located else path
+        over = self._transfers.close(session, path)
+        for transfer in over:
+            record = {"event": Kind.ENDED.value, "at": self._clock(), "path": transfer.path}
+
+            def durable(_: int, position: int = transfer.position) -> None:
+                self._journal.release(position)
+
+            self._commit.stage({**record, "session": session}, durable, lasting=True)
+        return over
+
+    def _look_for_start(self, notification: Notification, *, begun: bool) -> None:
+        """See whether hooks told of the start of a transfer that the log says is complete."""
+        if notification.source is Source.HOOK and begun:
+            if len(self._ended) >= RECENT:
+                self._ended.clear()  # a log that is not written
+            self._ended.add(notification.path)
+        elif notification.source is Source.LOG:
+            if not begun and notification.path not in self._ended:
+                self._judge.starts_missed = True
+                self._crosscheck.miss_start()
+            self._ended.discard(notification.path)
+
+    def _patience_of(self, path: str) -> float:
+        """Return for how many seconds a hook's word of failure waits for the transfer log's."""
+        located = self._locate(path)
+        return located[0].confirm if located is not None else 0.0
+
+    def _fail(self, notification: Notification, before: FileState | None, patience: float) -> None:
+        """Fail a file, unless the transfer that failed has not touched it.
+
+        Where this is not the word that decides, that one is waited for, `patience` seconds.
+        """
+        located = self._locate(notification.path)
+        if located is None or self._judge.excludes(*located) is not None:
+            return
+        watch, subpath = located
+        path = os.path.join(watch.path, subpath)
+        try:
+            look = beneath.look(watch.path, subpath)
+        except (OSError, NotBelowWatch) as e:
+            logger.debug("A failed transfer left nothing at %r: %s.", path, e)
+            return
+        noticed = self._decisions.held.get(path)
+        touched = not self._judge.was_decided(watch, subpath, look.state)
+        if noticed is not None and self._judge.confirms(noticed, look.state):
+            touched = False
+        # SFTP tells of the failure before it closes the file, and may write until then.
+        if not look.writing and (look.state == before or not touched):
+            return
+        if look.writing or notification.source is not self._judge.decisive:
+            hold = Hold("waiting for ProFTPD's transfer log", patience, look.state)
+            if look.writing:
+                hold = Hold(STILL_OPEN, WRITING, look.state)
+            reason = notification.reason
+            self._decisions.hold(path, notification, noticed, hold, nobody, reason)
+            return
+        noticed = self._decisions.held.pop(path)
+        if noticed is not None and noticed.id:
+            self._decisions.release(noticed, Fail(look.state, notification.reason))
+        self._decisions.fail(watch, subpath, look.state, notification, notification.reason)
+
+    # At start.
+
+    def replay(self, position: int, record: dict[str, Any]) -> None:
+        """Take up what was begun, by session and path, until it ends."""
+        match record["event"]:
+            case Kind.STARTED.value:
+                self._begun_before[record["session"], record["path"]] = position, record
+            case Kind.ENDED.value:
+                self._begun_before.pop((record["session"], record["path"]), None)
+
+    def take_up(self) -> None:
+        """Open again what was open when the journal ended."""
+        for (session, path), (position, record) in self._begun_before.items():
+            before = FileState.decode(record["before"]) if record["before"] else None
+            # Of one that ended while we were down nobody can say how.
+            if is_alive(session):
+                self._open(Transfer(path, session, before, position))
+        self._begun_before.clear()
