@@ -62,6 +62,7 @@ class Yard:
             log_format="text",
             drain=1.0,
             history=3600.0,
+            keep_failed=3600.0,
             watches={self.watch: WatchSettings(self.watch, str(self.ftp))},
             brokers={"b": BrokerSettings("b", "memory://")},
             tasks=(

@@ -164,6 +164,7 @@ def test_the_least_there_can_be_is_completed_by_defaults(write: Write, tmp_path:
         log_format="text",
         drain=10.0,
         history=604800.0,
+        keep_failed=2592000.0,
         watches={"in": WatchSettings("in", str(tmp_path / "in"))},
         brokers={"demo": BrokerSettings("demo", "redis://", {"task_serializer": "json"})},
         tasks=(TaskSettings("csv", ("*.csv",), "demo", "import_csv"),),

@@ -32,6 +32,7 @@ def settings(tmp_path: Path) -> Settings:
         log_format="text",
         drain=1.0,
         history=3600.0,
+        keep_failed=3600.0,
         watches={
             name: WatchSettings(name=name, path=str(tmp_path / name)) for name in ("ftp", "other")
         },
@@ -291,6 +292,20 @@ def test_a_failed_upload_stays_listed_and_is_not_sent_again(house: House) -> Non
         assert house.take() == []
         assert house.say(path, Source.SCAN).outcome is Outcome.DUPLICATE
         house.restart()
+
+
+def test_a_failed_upload_is_listed_for_as_long_as_keep_failed_says(house: House) -> None:
+    first = house.write("a.csv")
+    house.say(first)
+    house.settle(house.take()[0], State.FAILED, "cannot be serialized")
+    house.now += house.settings.keep_failed - 10
+    house.say(house.write("b.csv"))
+    assert [row["state"] for row in house.rows()] == ["failed", "waiting"]
+    house.now += 20
+    eventually(lambda: [row["state"] for row in house.rows()] == ["waiting"])
+    house.restart()
+    assert [row["state"] for row in house.rows()] == ["waiting"]
+    assert house.say(first, Source.SCAN).outcome is Outcome.DUPLICATE, "forgotten is not unknown"
 
 
 def test_an_overwritten_file_is_announced_once_as_what_it_holds_then(house: House) -> None:

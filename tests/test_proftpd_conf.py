@@ -119,6 +119,7 @@ def place(public_path: Path) -> Place:
         log_format="text",
         drain=1.0,
         history=1.0,
+        keep_failed=1.0,
         watches={"ftp": WatchSettings("ftp", "/srv/ftp", proftpd=True)},
         brokers={"b": BrokerSettings("b", "memory://")},
         tasks=(TaskSettings("csv", ("*.csv",), "b", "import_csv"),),

@@ -43,6 +43,7 @@ def settings(
         log_format="text",
         drain=10.0,
         history=0.0,
+        keep_failed=0.0,
         watches={watch.name: watch for watch in watches},
         brokers={"demo": BrokerSettings("demo", "redis://")},
         tasks=tasks,

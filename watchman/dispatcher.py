@@ -211,6 +211,7 @@ class Dispatcher:
         while self._decisions.missed:
             self._rescan(self._decisions.missed.pop(), "")
         self.pipeline.forget_renames()
+        self.pipeline.failures.forget(self._clock() - self._settings.keep_failed)
         self._marks.renew()
         retirable = self._journal.retirable()
         try:

@@ -35,6 +35,7 @@ SECTIONS: dict[str, dict[str, Option]] = {
         "log_format": Option(options.one_of("text", "json"), "text"),
         "drain": Option(options.duration, 10.0),
         "history": Option(options.duration, 7 * 86400.0),
+        "keep_failed": Option(options.duration, 30 * 86400.0),
     },
     "proftpd": {
         "transfer_log": Option(options.paths, relative=True),

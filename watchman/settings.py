@@ -100,6 +100,7 @@ class Settings:
     log_format: str
     drain: float
     history: float
+    keep_failed: float
     watches: Mapping[str, WatchSettings]
     brokers: Mapping[str, BrokerSettings]
     tasks: tuple[TaskSettings, ...]
