@@ -294,6 +294,32 @@ def test_a_failed_upload_stays_listed_and_is_not_sent_again(house: House) -> Non
         house.restart()
 
 
+def test_a_few_uploads_that_nobody_takes_do_not_keep_the_journal_of_all(tmp_path: Path) -> None:
+    house = House(tmp_path, segment_size=5_000)
+    house.open()
+    house.say(house.write("old.nc"))
+    house.say(house.write("bad.csv"))
+    house.settle(house.take()[0], State.FAILED, "cannot be serialized")
+    for n in range(200):
+        path = house.write(f"{n}.csv")
+        house.say(path)
+        house.settle(house.take()[0])
+    house.say(house.write("new.nc"))
+    journal = tmp_path / "spool" / "journal"
+    eventually(lambda: sum(file.stat().st_size for file in journal.iterdir()) < 25_000)
+    for _ in range(2):
+        waiting = [(Path(row["path"]).name, row["state"]) for row in house.rows()]
+        assert waiting == [("bad.csv", "failed"), ("old.nc", "waiting"), ("new.nc", "waiting")]
+        for n in range(200):
+            path = house.tmp_path / "ftp" / f"{n}.csv"
+            assert house.say(path, Source.SCAN).outcome is Outcome.DUPLICATE
+        house.restart()
+    assert [Path(upload.path).name for upload in house.take("c")] == ["old.nc", "new.nc"]
+    story = house.journal.records({str(house.tmp_path / "ftp" / "7.csv")}, ())
+    assert [record["event"] for record in story] == ["accepted"]
+    house.close()
+
+
 def test_a_failed_upload_is_listed_for_as_long_as_keep_failed_says(house: House) -> None:
     first = house.write("a.csv")
     house.say(first)

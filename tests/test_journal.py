@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from watchman.errors import JournalUnwritable
+from watchman.errors import JournalCorrupt, JournalUnwritable
 from watchman.journal import OFFSET_BITS, Journal
 
 
@@ -118,4 +118,94 @@ def test_the_story_of_a_path_spans_history_and_journal(tmp_path: Path) -> None:
         journal.write([{"event": "r", "path": f"/a/{n % 2}\udcff", "n": n}])
     journal.retire(history=3600)
     assert os.listdir(tmp_path / "history")
-    assert [record["n"] for record in journal.story("/a/0\udcff")] == [0, 2]
+    assert [record["n"] for record in journal.records({"/a/0\udcff"}, ())] == [0, 2]
+
+
+def test_what_is_held_outlives_the_rest_of_its_segments(tmp_path: Path) -> None:
+    journal, _ = open_journal(tmp_path, segment_size=1000)
+    positions = journal_of(journal, 100)
+    kept = positions[3::10]
+    for position in kept:
+        journal.hold(position)
+    before = size(tmp_path)
+    rewrite_all(journal)
+    assert size(tmp_path) < before / 3
+    assert [journal.read(position)["n"] for position in kept] == list(range(3, 100, 10))
+    # What was not held cannot be read; the history has it.
+    with pytest.raises(JournalCorrupt):
+        journal.read(positions[4])
+    assert [record["n"] for record in journal.records({"pad"}, ())] == list(range(100))
+
+    # A second time: positions are those of old.
+    for position in kept[::2]:
+        journal.release(position)
+    journal_of(journal, 100)
+    rewrite_all(journal)
+    assert [journal.read(position)["n"] for position in kept[1::2]] == [13, 33, 53, 73, 93]
+    journal.close()
+
+    journal, records = open_journal(tmp_path, segment_size=1000)
+    replayed = [record["n"] for _, record in records]
+    assert replayed[:5] == [13, 33, 53, 73, 93]
+    assert [journal.read(position)["n"] for position, _ in records] == replayed
+    assert len([*journal.records({"pad"}, ())]) == 200
+
+
+def test_a_segment_of_which_nothing_is_held_leaves_wherever_it_stands(tmp_path: Path) -> None:
+    journal, _ = open_journal(tmp_path, segment_size=1000)
+    positions = journal_of(journal, 100)
+    journal.hold(positions[0])
+    rewrite_all(journal)
+    assert [file.name for file in segments(tmp_path)[:-1]] == ["00000001.jsonl"]
+    journal.release(positions[0])
+    journal.retire(history=3600)
+    assert len(segments(tmp_path)) == 1
+    assert [record["n"] for record in journal.records({"pad"}, ())] == list(range(100))
+
+
+def test_a_journal_whose_records_are_mostly_held_is_left_as_it_is(tmp_path: Path) -> None:
+    journal, _ = open_journal(tmp_path, segment_size=1000)
+    for position in journal_of(journal, 100)[::2]:
+        journal.hold(position)
+    assert not journal.wasteful()
+
+
+def test_a_segment_that_cannot_be_rewritten_stays_whole(tmp_path: Path) -> None:
+    journal, _ = open_journal(tmp_path, segment_size=1000)
+    positions = journal_of(journal, 100)
+    kept = positions[2::10]
+    for position in kept:
+        journal.hold(position)
+    assert journal.wasteful()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50, hard))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            journal.compact()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [journal.read(position)["n"] for position in positions] == list(range(100))
+    journal.close()
+    _, records = open_journal(tmp_path, segment_size=1000)
+    assert [record["n"] for _, record in records] == list(range(100))
+    assert not list((tmp_path / "journal").glob("*.new"))
+
+
+def journal_of(journal: Journal, count: int) -> list[int]:
+    """Write records that fill some segments, a few in each batch."""
+    batches = [range(n, min(n + 3, count)) for n in range(0, count, 3)]
+    return [
+        position
+        for batch in batches
+        for position in journal.write([{"event": "r", "is": "pad", "n": n} for n in batch])
+    ]
+
+
+def rewrite_all(journal: Journal) -> None:
+    assert journal.wasteful()
+    while journal.wasteful():
+        journal.compact()
+
+
+def size(directory: Path) -> int:
+    return sum(file.stat().st_size for file in segments(directory))

@@ -150,7 +150,7 @@ def test_a_file_deleted_while_it_settles_is_gone(house: House) -> None:
     path.unlink()
     eventually(lambda: reasons(house) == {})
     assert house.take() == []
-    story = [record["event"] for record in house.journal.story(answer.detail)]
+    story = [record["event"] for record in house.journal.records({answer.detail}, ())]
     assert story == ["noticed", "gone"]
 
 

@@ -117,10 +117,12 @@ class Control:
 
     def _story(self, subject: str) -> dict[str, Any]:
         """Return the records about a path or an upload id, of the past too, oldest first."""
-        # An upload's later records name its id alone: look for the ids that the first ones name.
-        records = list(self._journal.story(subject))
-        ids = {record["id"] for record in records if "id" in record}
-        for upload_id in ids - {subject}:
-            records += [r for r in self._journal.story(upload_id) if r not in records]
+        # An upload's later records name its id alone.
+        ids: set[str] = set()
+        records = []
+        for record in self._journal.records({subject}, ids):
+            records.append(record)
+            if "id" in record:
+                ids.add(record["id"])
         records.sort(key=lambda record: record.get("at") or record.get("accepted") or time.time())
         return {"path": subject, "story": records}

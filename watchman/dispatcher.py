@@ -99,6 +99,8 @@ class Dispatcher:
             commit=self._commit,
             clock=clock,
         )
+        #: Whether the last try to clear ledgers and journal failed.
+        self._uncleared = False
         self._marks = Marks(journal=journal, commit=self._commit)
         #: By source: how often it spoke, and when last (epoch).
         self.heard: Counter[str] = Counter()
@@ -213,15 +215,25 @@ class Dispatcher:
         self.pipeline.forget_renames()
         self.pipeline.failures.forget(self._clock() - self._settings.keep_failed)
         self._marks.renew()
-        retirable = self._journal.retirable()
         try:
-            for ledger in self._ledgers.values():
-                if retirable or ledger.full():
-                    ledger.flush()
-            if retirable:
-                self._journal.retire(self._settings.history)
+            self._clear()
         except OSError as e:
-            logger.warning("Journal not cleared of what is settled: %s.", e)
+            if not self._uncleared:
+                logger.warning("Journal not cleared of what is settled: %s. Trying again.", e)
+            self._uncleared = True
+        else:
+            self._uncleared = False
+
+    def _clear(self) -> None:
+        """Have the ledgers hold what is decided, and the journal let go of what is settled."""
+        retirable, wasteful = self._journal.retirable(), self._journal.wasteful()
+        for ledger in self._ledgers.values():
+            if retirable or wasteful or ledger.full():
+                ledger.flush()
+        if retirable:
+            self._journal.retire(self._settings.history)
+        if wasteful:
+            self._journal.compact()
 
     def _hear(self, notification: Notification, answer: Respond) -> None:
         self.heard[notification.source.value] += 1

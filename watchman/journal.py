@@ -6,28 +6,25 @@ import contextlib
 import json
 import logging
 import os
-import threading
-import time
 import zlib
-from collections import OrderedDict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from watchman.errors import JournalCorrupt, JournalUnwritable
+from watchman.segments import OFFSET_BITS, Segments, fsync_directory
 
 logger = logging.getLogger(__name__)
 
 #: Bytes after which a segment is closed and the next one begun.
 SEGMENT_SIZE = 16 << 20
 
-#: Bits of a position that hold the offset; the segment's number stands above them.
-OFFSET_BITS = 40
+#: Segments' worth of bytes that the closed ones may have, while most of it is settled.
+WASTE = 4
 
-#: Segments kept open for reading.
-OPEN_SEGMENTS = 16
-
-SUFFIX = ".jsonl"
 CHECKSUM = b',"crc":"'
+
+#: What an upload's id stands behind in its records: no other text of them precedes it.
+ID = b'"id":"'
 
 
 def encode(record: dict[str, Any]) -> bytes:
@@ -45,20 +42,10 @@ def decode(line: bytes) -> dict[str, Any]:
     return record
 
 
-def fsync_directory(path: str) -> None:
-    """Make names just made or removed in a directory durable, see fsync(2)."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _matching(lines: Iterable[bytes], needles: Collection[bytes]) -> Iterator[dict[str, Any]]:
-    for line in lines:
-        if any(needle in line for needle in needles):
-            with contextlib.suppress(JournalCorrupt, ValueError):
-                yield decode(line)
+def id_of(line: bytes) -> str:
+    """Return the upload id in a record's line, "" where it has none; cheaper than to read it."""
+    _, found, after = line.partition(ID)
+    return after[: after.find(b'"')].decode("ascii") if found else ""
 
 
 class Journal:
@@ -70,16 +57,19 @@ class Journal:
 
     def __init__(self, directory: str, history: str, *, segment_size: int = SEGMENT_SIZE) -> None:
         self._directory = directory
-        self._history = history
+        self._segments = Segments(directory, history)
         self._segment_size = segment_size
         self._fd = -1
         self._segment = 0
         self._offset = 0
-        #: Unsettled records by segment. A segment without any, and none before it, may go.
-        self._held: dict[int, int] = {}
-        #: Guards `_readers`, and a descriptor against being closed while it is read.
-        self._reading = threading.Lock()
-        self._readers: OrderedDict[int, int] = OrderedDict()
+        #: Positions of unsettled records, by segment.
+        self._held: dict[int, set[int]] = {}
+        #: Bytes and records of closed segments.
+        self._closed: dict[int, tuple[int, int]] = {}
+        #: Records in the segment that is being written.
+        self._records = 0
+        #: Closed segments that are yet to be rewritten, the oldest first.
+        self._wasteful: list[int] = []
         #: Lines that replay could not read, other than a batch cut short by a crash.
         self.damaged = 0
 
@@ -89,14 +79,14 @@ class Journal:
         Only the end of the last segment may be cut: a batch that was being written in a crash,
         of which nobody was told. A bad line elsewhere is reported and counted in `damaged`.
         """
-        for directory in (self._directory, self._history):
-            os.makedirs(directory, mode=0o700, exist_ok=True)
-        segments = self._segments()
+        self._segments.make()
+        segments = self._segments.numbers()
         for segment in segments:
-            self._held.setdefault(segment, 0)
+            self._held.setdefault(segment, set())
+            records = 0
             good = 0
             bad: list[int] = []
-            with open(self._path(segment), "rb") as file:
+            with open(self._segments.path(segment), "rb") as file:
                 offset = 0
                 for line in file:
                     try:
@@ -106,10 +96,13 @@ class Journal:
                     else:
                         yield segment << OFFSET_BITS | offset, record
                         good = offset + len(line)
+                        records += 1
                     offset += len(line)
             self._cut(segment, good, offset, bad, last=segment == segments[-1])
+            self._closed[segment] = self._segments.size(segment), records
         self._segment = segments[-1] if segments else 0
-        if segments and os.path.getsize(self._path(self._segment)) < self._segment_size:
+        if segments and self._closed[self._segment][0] < self._segment_size:
+            _, self._records = self._closed.pop(self._segment)
             self._open(self._segment)
         else:
             self._begin()
@@ -117,14 +110,14 @@ class Journal:
     def _cut(self, segment: int, good: int, end: int, bad: list[int], *, last: bool) -> None:
         tail = [offset for offset in bad if offset >= good] if last else []
         if tail:
-            os.truncate(self._path(segment), good)
+            os.truncate(self._segments.path(segment), good)
             logger.info("Cut %d bytes of an unfinished batch off %s.", end - good, segment)
         for offset in bad[: len(bad) - len(tail)]:
             self.damaged += 1
             logger.error(
                 "Line at offset %d of %r cannot be read. Rescanning every watch for what it held.",
                 offset,
-                self._path(segment),
+                self._segments.path(segment),
             )
 
     def write(self, records: Sequence[dict[str, Any]]) -> list[int]:
@@ -159,6 +152,7 @@ class Journal:
                 raise
         start = self._segment << OFFSET_BITS | self._offset
         self._offset += len(batch)
+        self._records += batch.count(b"\n")
         return start
 
     def _abandon(self) -> None:
@@ -181,36 +175,15 @@ class Journal:
 
     def line(self, position: int) -> bytes:
         """Return the line of the record at a position, or raise JournalCorrupt or OSError."""
-        segment, offset = position >> OFFSET_BITS, position & ((1 << OFFSET_BITS) - 1)
-        size = 2048
-        while True:
-            with self._reading:
-                data = os.pread(self._reader(segment), size, offset)
-            end = data.find(b"\n") + 1
-            if end:
-                return data[:end]
-            if len(data) < size:
-                raise JournalCorrupt(f"no record at offset {offset} of {self._path(segment)}")
-            size *= 4
-
-    def _reader(self, segment: int) -> int:
-        fd = self._readers.get(segment, -1)
-        if fd < 0:
-            fd = os.open(self._path(segment), os.O_RDONLY | os.O_CLOEXEC)
-            self._readers[segment] = fd
-            if len(self._readers) > OPEN_SEGMENTS:
-                os.close(self._readers.popitem(last=False)[1])
-        self._readers.move_to_end(segment)
-        return fd
+        return self._segments.line(position)
 
     def hold(self, position: int) -> None:
-        """Keep the segment of a record: its upload is not settled."""
-        segment = position >> OFFSET_BITS
-        self._held[segment] = self._held.get(segment, 0) + 1
+        """Keep a record: its upload is not settled."""
+        self._held.setdefault(position >> OFFSET_BITS, set()).add(position)
 
     def release(self, position: int) -> None:
-        """Undo one `hold`."""
-        self._held[position >> OFFSET_BITS] -= 1
+        """Undo a `hold`."""
+        self._held[position >> OFFSET_BITS].discard(position)
 
     def is_current(self, position: int) -> bool:
         """Whether a record stands in the segment that is being written."""
@@ -229,58 +202,72 @@ class Journal:
         """
         while self.retirable():
             segment = min(self._held)
-            path = self._path(segment)
-            os.rename(path, os.path.join(self._history, os.path.basename(path)))
-            del self._held[segment]
-            with self._reading:
-                fd = self._readers.pop(segment, -1)
-                if fd >= 0:
-                    os.close(fd)
-        for name in os.listdir(self._history):
-            path = os.path.join(self._history, name)
-            if os.stat(path).st_mtime < time.time() - history:
-                os.unlink(path)
+            self._segments.retire(segment)
+            self._drop(segment)
+        self._segments.forget(history)
 
-    def story(self, subject: str) -> Iterator[dict[str, Any]]:
-        """Yield the records, of the past too, that name a path or an id; oldest first."""
-        return self.records({json.dumps(subject).encode("ascii")})
+    def wasteful(self) -> bool:
+        """Whether most of the closed segments is settled and yet they may not be retired.
 
-    def records(self, needles: Collection[bytes]) -> Iterator[dict[str, Any]]:
-        """Yield the records, of the past too, that hold one of `needles`; oldest first.
-
-        More may be added on the way.
+        A few uploads that nobody takes would else keep all that came after them.
         """
-        names = {*os.listdir(self._history), *os.listdir(self._directory)}
-        for name in sorted(name for name in names if name.endswith(SUFFIX)):
-            # First where it is while it is in use: it only ever goes from there to the history.
-            for directory in (self._directory, self._history):
-                with contextlib.suppress(FileNotFoundError):
-                    with open(os.path.join(directory, name), "rb") as file:
-                        yield from _matching(file, needles)
-                    break
+        if not self._wasteful:
+            held = sum(len(self._held[segment]) for segment in self._closed)
+            size = sum(size for size, _ in self._closed.values())
+            records = sum(records for _, records in self._closed.values())
+            if size >= WASTE * self._segment_size and held < records - held:
+                self._wasteful = sorted(self._closed)
+        return bool(self._wasteful)
+
+    def compact(self) -> None:
+        """Rewrite one wasteful segment: only what is held stays. Or raise OSError.
+
+        The decisions it holds must stand in the ledgers, durably. The oldest comes first, and the
+        later ones follow in turn: what one of these settles has left the earlier ones by then, and
+        what is settled meanwhile stands in a segment that is written to.
+        """
+        segment = self._wasteful[0]
+        if segment in self._held:  # else it was retired
+            held = self._held[segment]
+            self._segments.rewrite(segment, held)
+            if held:
+                self._closed[segment] = self._segments.size(segment), len(held)
+            else:
+                self._drop(segment)
+        self._wasteful.pop(0)
+
+    def _drop(self, segment: int) -> None:
+        del self._held[segment]
+        self._closed.pop(segment, None)
+
+    def records(self, needles: Collection[str], ids: Collection[str]) -> Iterator[dict[str, Any]]:
+        """Yield the records, of the past too, that hold one of `needles` or whose id is in `ids`.
+
+        The oldest first. Ids may be added on the way.
+        """
+        strings = [json.dumps(needle).encode("ascii") for needle in needles]
+        for line in self._segments.lines():
+            if id_of(line) in ids or any(string in line for string in strings):
+                with contextlib.suppress(JournalCorrupt, ValueError):
+                    yield decode(line)
 
     def close(self) -> None:
         """Close the segment being written; the next write begins a new one."""
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             os.close(fd)
+            self._closed[self._segment] = self._offset, self._records
 
     def _begin(self) -> None:
         self.close()
         # A segment retired meanwhile may have had the highest number.
-        self._segment = max([self._segment, *self._segments()]) + 1
+        self._segment = max([self._segment, *self._segments.numbers()]) + 1
+        self._records = 0
         self._open(self._segment)
 
     def _open(self, segment: int) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        self._fd = os.open(self._path(segment), flags, 0o600)
+        self._fd = os.open(self._segments.path(segment), flags, 0o600)
         self._offset = os.fstat(self._fd).st_size
-        self._held.setdefault(segment, 0)
+        self._held.setdefault(segment, set())
         fsync_directory(self._directory)
-
-    def _segments(self) -> list[int]:
-        names = os.listdir(self._directory)
-        return sorted(int(name[: -len(SUFFIX)]) for name in names if name.endswith(SUFFIX))
-
-    def _path(self, segment: int) -> str:
-        return os.path.join(self._directory, f"{segment:08}{SUFFIX}")

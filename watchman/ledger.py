@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO, NamedTuple
 
-from watchman.journal import fsync_directory
+from watchman.segments import fsync_directory
 from watchman.upload import FileState
 
 logger = logging.getLogger(__name__)

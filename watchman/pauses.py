@@ -7,7 +7,7 @@ import logging
 import os
 import time
 
-from watchman.journal import fsync_directory
+from watchman.segments import fsync_directory
 
 logger = logging.getLogger(__name__)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import queue
 import threading
@@ -120,8 +119,8 @@ def past_of(journal: Journal, paths: set[str]) -> dict[str, Past]:
     """Return the last upload of each path, from journal and history."""
     pasts: dict[str, Past] = {}
     by_id: dict[str, Past] = {}
-    needles = {json.dumps(path).encode("ascii") for path in paths}
-    for record in journal.records(needles):
+    ids: set[str] = set()
+    for record in journal.records(paths, ids):
         if "id" not in record:
             continue
         past = by_id.setdefault(record["id"], Past(record["id"], ""))
@@ -130,6 +129,6 @@ def past_of(journal: Journal, paths: set[str]) -> dict[str, Past]:
             past.original = record["original"]
             for path in paths & {record["path"], record["original"]}:
                 # What names its id alone comes later.
-                needles.add(json.dumps(record["id"]).encode("ascii"))
+                ids.add(record["id"])
                 pasts[path] = past
     return pasts

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Self
 
 from watchman.errors import JournalCorrupt, WatchmanError
-from watchman.journal import Journal, decode
+from watchman.journal import Journal, decode, id_of
 from watchman.pipeline import Group, Pipeline
 from watchman.upload import State, Upload
 
@@ -21,9 +21,6 @@ DOWN = ("down", "blocked")
 
 #: Records read between two moments at which others get their turn.
 BREATH = 1_000
-
-#: What an upload's id stands behind in its record: no other text precedes it.
-ID = b'"id":"'
 
 
 class Found(NamedTuple):
@@ -73,8 +70,7 @@ class Selection:
 
     def may_match(self, line: bytes) -> bool:
         """Whether a record's line may be of an upload that is meant; cheaper than to read it."""
-        start = line.find(ID) + len(ID)
-        return not self.ids or line[start : line.find(b'"', start)].decode() in self.ids
+        return not self.ids or id_of(line) in self.ids
 
     def matches(self, upload: Upload) -> bool:
         if self.ids:
