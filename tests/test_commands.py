@@ -139,11 +139,11 @@ class Daemon:
         if event != "explain":
             return self.answers[event]
         if fields.get("id", UPLOAD_ID) != UPLOAD_ID:
-            return [{"path": "", "story": []}]
+            return [{"path": "", "story": [], "earlier": 0, "now": []}]
         original = fields.get("path", self.answers.get("original"))
         accepted = {"event": "accepted", "accepted": 1.6e9, "id": UPLOAD_ID, "original": original}
         done = {"event": "done", "at": 1.6e9 + 1, "id": UPLOAD_ID}
-        return [{"path": original, "story": [accepted, done]}]
+        return [{"path": original, "story": [accepted, done], "earlier": 0, "now": []}]
 
 
 @pytest.fixture

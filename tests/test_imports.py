@@ -14,7 +14,7 @@ PACKAGE = ROOT / "watchman"
 #: What decides and remembers, between sources and sinks.
 INSIDE = {
     *("dispatcher", "judge", "held", "pipeline", "backlog", "journal", "groupcommit", "ledger"),
-    *("decisions", "endings", "marks", "failures"),
+    *("decisions", "endings", "marks", "failures", "segments", "stories"),
     *("unsettled", "interventions", "resubmissions", "pauses"),
 }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -16,6 +15,7 @@ from watchman.pauses import ALL, KINDS, Pauses
 from watchman.settings import Settings
 from watchman.sinks.sinks import Movers, Publishers
 from watchman.sources.finders import Finders
+from watchman.stories import Stories
 from watchman.unsettled import Unsettled
 
 Rows = Iterable[Mapping[str, Any] | None]
@@ -39,7 +39,6 @@ class Control:
         #: Replaced by a reload.
         self.settings = settings
         self._dispatcher = dispatcher
-        self._journal = journal
         self._pauses = pauses
         self._reload = reload
         sinks: dict[str, Publishers | Movers] = {"broker": publishers, "move": movers}
@@ -49,6 +48,7 @@ class Control:
             sinks=lambda: {kind: one.status() for kind, one in sinks.items()},
         )
         self._unsettled = unsettled
+        self._stories = Stories(journal=journal, unsettled=unsettled, held=dispatcher.held)
         self._interventions = Interventions(
             unsettled, dispatcher=dispatcher, hurry=lambda kind, name: sinks[kind].hurry(name)
         )
@@ -69,7 +69,7 @@ class Control:
             case "queue":
                 return self._queue(fields.get("limit", ""))
             case "explain":
-                return [self._story(fields.get("path") or fields.get("id", ""))]
+                return self._stories.tell(fields.get("path") or fields.get("id", ""))
             case "retry":
                 return self._interventions.retry(fields)
             case "drop":
@@ -114,15 +114,3 @@ class Control:
         paused = self._pauses.since()
         self._dispatcher.call(lambda: self._dispatcher.pipeline.pause(paused))
         return [{"name": name, "since": since} for name, since in paused.items()]
-
-    def _story(self, subject: str) -> dict[str, Any]:
-        """Return the records about a path or an upload id, of the past too, oldest first."""
-        # An upload's later records name its id alone.
-        ids: set[str] = set()
-        records = []
-        for record in self._journal.records({subject}, ids):
-            records.append(record)
-            if "id" in record:
-                ids.add(record["id"])
-        records.sort(key=lambda record: record.get("at") or record.get("accepted") or time.time())
-        return {"path": subject, "story": records}

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import zlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Container, Iterator, Sequence
 from typing import Any
 
 from watchman.errors import JournalCorrupt, JournalUnwritable
@@ -20,6 +20,9 @@ SEGMENT_SIZE = 16 << 20
 
 #: Segments' worth of bytes that the closed ones may have, while most of it is settled.
 WASTE = 4
+
+#: Lines read between two moments at which others get their turn.
+BREATH = 10_000
 
 CHECKSUM = b',"crc":"'
 
@@ -240,13 +243,17 @@ class Journal:
         del self._held[segment]
         self._closed.pop(segment, None)
 
-    def records(self, needles: Collection[str], ids: Collection[str]) -> Iterator[dict[str, Any]]:
+    def records(
+        self, needles: Collection[str], ids: Container[str]
+    ) -> Iterator[dict[str, Any] | None]:
         """Yield the records, of the past too, that hold one of `needles` or whose id is in `ids`.
 
-        The oldest first. Ids may be added on the way.
+        The oldest first, and None now and then while there are none. Ids may be added on the way.
         """
         strings = [json.dumps(needle).encode("ascii") for needle in needles]
-        for line in self._segments.lines():
+        for number, line in enumerate(self._segments.lines(), 1):
+            if number % BREATH == 0:
+                yield None
             if id_of(line) in ids or any(string in line for string in strings):
                 with contextlib.suppress(JournalCorrupt, ValueError):
                     yield decode(line)

@@ -9,15 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from watchman.journal import Journal
+from watchman.stories import SETTLED
 from watchman.upload import Answer, Notification, Outcome, Source, State
 
 logger = logging.getLogger(__name__)
 
 #: Notifications looked up in one reading of journal and history.
 BATCH = 128
-
-#: Events after which an upload is settled and its id may be used again.
-SETTLED = {state.value for state in (State.DONE, State.SUPERSEDED, State.GONE, State.DROPPED)}
 
 Respond = Callable[[Answer], None]
 Asked = tuple[Notification, Respond]
@@ -121,7 +119,7 @@ def past_of(journal: Journal, paths: set[str]) -> dict[str, Past]:
     by_id: dict[str, Past] = {}
     ids: set[str] = set()
     for record in journal.records(paths, ids):
-        if "id" not in record:
+        if record is None or "id" not in record:
             continue
         past = by_id.setdefault(record["id"], Past(record["id"], ""))
         past.event = record["event"]

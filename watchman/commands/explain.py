@@ -11,7 +11,7 @@ from typing import Any
 from watchman import beneath, client
 from watchman.commands import shell
 from watchman.commands.routes import Routes
-from watchman.commands.table import ago, clock
+from watchman.commands.table import ago, clock, count
 from watchman.errors import NotBelowWatch, RequestRefused, SocketUnavailable, WatchmanError
 from watchman.moves import destination_of
 from watchman.rules import Rules, fill
@@ -21,6 +21,9 @@ from watchman.wire import printable
 
 #: What the dispatcher draws for an upload: a UUID.
 UPLOAD_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+#: Seconds to wait for a story: there may be a week's history to read.
+TIMEOUT = 60.0
 
 HELP = "what would happen to a path, and why"
 DESCRIPTION = """\
@@ -164,23 +167,20 @@ def _steps(found: Mapping[str, Any]) -> Iterator[str]:
 
 def _past(settings: Settings, upload_id: str, explainer: Explainer) -> dict[str, Any]:
     """The story of an upload, and what would become of its path now."""
-    story = [
-        record
-        for answer in shell.ask(settings, "explain", {"id": upload_id})
-        for record in answer["story"]
-    ]
-    path = next((record["original"] for record in story if "original" in record), None)
+    [past] = shell.stream(settings, "explain", {"id": upload_id}, TIMEOUT)
+    paths = [record.get("original") or record.get("path") for record in past["story"]]
+    path = next(filter(None, paths), None)
     if path is None:
         raise RequestRefused(f"the daemon knows of no upload {upload_id}")
-    return explainer.explain(path) | {"id": upload_id, "story": story}
+    return explainer.explain(path) | past | {"id": upload_id, "path": path}
 
 
 def _story(settings: Settings, path: str) -> dict[str, Any]:
     try:
-        answers = client.request(settings.socket, "explain", {"path": path})
+        [past] = client.request(settings.socket, "explain", {"path": path}, TIMEOUT)
     except (SocketUnavailable, RequestRefused) as error:
         return {"story": None, "story_error": str(error)}
-    return {"story": [record for answer in answers for record in answer["story"]]}
+    return past
 
 
 def _report(found: Mapping[str, Any]) -> Iterator[str]:
@@ -192,8 +192,13 @@ def _report(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"  What has happened to it is not known: {printable(found['story_error'])}."
     elif not found["story"]:
         yield "  The daemon knows of no upload of it."
+    if found.get("earlier"):
+        yield f"  {count(found['earlier'], 'earlier upload')} of it, and then:"
     for record in found["story"] or ():
         yield f"    {printable(_told(record))}"
+    for row in found.get("now", ()):
+        reason = f": {row['reason']}" if row["reason"] else ""
+        yield f"  Now {printable(row['id'] or 'it')} is {row['state']}{printable(reason)}."
 
 
 def _details(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
