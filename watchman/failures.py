@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from itertools import islice
 from typing import Any, NamedTuple
 
 from watchman.groupcommit import GroupCommit
@@ -80,7 +81,7 @@ class Failures:
 
     def forget(self, before: float) -> None:
         """Settle what has failed before a moment (epoch) and nobody has cared for since."""
-        for upload_id, failure in list(self._failed.items())[:AT_ONCE]:
+        for upload_id, failure in list(islice(self._failed.items(), AT_ONCE)):
             if failure.at >= before:
                 return
             logger.info("Upload %s is listed no longer: %r.", upload_id, failure.path)

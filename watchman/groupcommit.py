@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from watchman.errors import JournalUnwritable
@@ -123,14 +124,20 @@ class GroupCommit:
 
     def _run(self) -> None:
         while not (self._stopping and self._inbox.empty()):
-            for work in self._collect(self._timer()):
-                try:
-                    work()
-                except Exception:
-                    logger.exception("Work left undone. What it was about waits for a rescan.")
+            patience = self._outlive(self._timer)
+            for work in self._collect(RETRY if patience is None else patience):
+                self._outlive(work)
             self._commit()
-            self._idle()
+            self._outlive(self._idle)
         self._commit()
+
+    def _outlive(self, work: Callable[[], T]) -> T | None:
+        """Do work; whatever it raises ends only that, for all else waits for this thread."""
+        try:
+            return work()
+        except Exception:
+            logger.exception("Work left undone. What it was about waits for a rescan.")
+            return None
 
     def _collect(self, patience: float) -> list[Work]:
         batch: list[Work] = []
@@ -156,7 +163,8 @@ class GroupCommit:
             self.unwritable_since = 0.0
         following = iter(positions)
         for change in changes:
-            change.durable(next(following) if change.record is not None else -1)
+            position = next(following) if change.record is not None else -1
+            self._outlive(partial(change.durable, position))
 
     def _take_back(self, changes: list[Change], reason: str) -> None:
         if not self.unwritable_since:
@@ -167,7 +175,8 @@ class GroupCommit:
         # The newest first: each one undoes what it did on top of those before it.
         for change in reversed(changes):
             if not change.lasting:
-                change.failed(f"the journal cannot be written: {reason}")
+                why = f"the journal cannot be written: {reason}"
+                self._outlive(partial(change.failed, why))
         self._changes = [change for change in changes if change.lasting]
         if not self._changes:
             # Somebody must find out when the disk has room again.

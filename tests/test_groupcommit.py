@@ -1,0 +1,86 @@
+"""The thread that decides: it outlives whatever goes wrong with one piece of work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.deadline import eventually
+from watchman.groupcommit import GroupCommit
+from watchman.journal import Journal
+
+
+class Faulty:
+    """Callables that raise, as often as they are told to."""
+
+    def __init__(self) -> None:
+        self.faults = 0
+        self.called = 0
+
+    def __call__(self, *_: object) -> float:
+        self.called += 1
+        if self.faults:
+            self.faults -= 1
+            raise RuntimeError("for the test")
+        return 0.01
+
+
+class Committing:
+    """A group commit whose timer and idle work may raise."""
+
+    def __init__(self, directory: Path) -> None:
+        self.timer, self.idle = Faulty(), Faulty()
+        self.journal = Journal(str(directory / "journal"), str(directory / "history"))
+        list(self.journal.replay())
+        self.commit = GroupCommit(self.journal, timer=self.timer, idle=lambda: self.idle() and None)
+        self.commit.start()
+
+    def works(self) -> bool:
+        """Whether what is staged still becomes durable."""
+        return self.commit.call(lambda: self.commit.stage({"event": "probed"}) is None)
+
+
+@pytest.fixture
+def committing(tmp_path: Path) -> Iterator[Committing]:
+    one = Committing(tmp_path)
+    yield one
+    one.commit.stop()
+    one.commit.join()
+    one.journal.close()
+
+
+@pytest.mark.parametrize("part", ["timer", "idle"])
+def test_the_thread_outlives_a_timer_and_idle_work_that_raise(
+    committing: Committing, part: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    faulty: Faulty = getattr(committing, part)
+    before, faulty.faults = faulty.called, 1
+    eventually(lambda: faulty.called > before + 1)
+    assert committing.works()
+    assert "for the test" in caplog.text
+
+
+def test_the_thread_outlives_work_that_raises(
+    committing: Committing, caplog: pytest.LogCaptureFixture
+) -> None:
+    faulty = Faulty()
+    faulty.faults = 1
+    committing.commit.bring(faulty)
+    assert committing.works()
+    assert "for the test" in caplog.text
+
+
+def test_what_follows_on_one_record_raising_is_done_for_the_others(committing: Committing) -> None:
+    faulty, done = Faulty(), []
+    faulty.faults = 1
+
+    def work() -> None:
+        committing.commit.stage({"event": "a"}, faulty)
+        committing.commit.stage({"event": "b"}, done.append)
+
+    committing.commit.call(work)
+    assert faulty.called == len(done) == 1
+    assert committing.journal.read(done[0])["event"] == "b"
+    assert committing.works()
