@@ -2,9 +2,15 @@
 
 import os
 import resource
+import shutil
+import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from watchman.errors import JournalCorrupt, JournalUnwritable
 from watchman.journal import OFFSET_BITS, Journal
@@ -209,3 +215,86 @@ def rewrite_all(journal: Journal) -> None:
 
 def size(directory: Path) -> int:
     return sum(file.stat().st_size for file in segments(directory))
+
+
+class Compacting(RuleBasedStateMachine):
+    """Records of uploads that are accepted and settled, and a journal that keeps itself small."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.directory = Path(tempfile.mkdtemp(prefix="watchman-"))
+        self.count = 0
+        self.waiting: dict[str, int] = {}
+        self.open()
+
+    def open(self) -> list[str]:
+        """Replay as the pipeline does; return what waits, in order."""
+        self.journal = Journal(
+            str(self.directory / "journal"), str(self.directory / "history"), segment_size=300
+        )
+        found: dict[str, int] = {}
+        for position, record in self.journal.replay():
+            found.pop(record["id"], None)
+            if record["event"] == "accepted":
+                found[record["id"]] = position
+        for position in found.values():
+            self.journal.hold(position)
+        self.waiting = found
+        return list(found)
+
+    @rule(count=st.integers(1, 12))
+    def accept(self, count: int) -> None:
+        ids = [str(self.count + n) for n in range(count)]
+        self.count += count
+        for upload_id, position in zip(
+            ids, self.journal.write(written("accepted", ids)), strict=True
+        ):
+            self.journal.hold(position)
+            self.waiting[upload_id] = position
+
+    @rule(data=st.data())
+    def settle(self, data: st.DataObject) -> None:
+        ids = data.draw(st.lists(st.sampled_from(sorted(self.waiting) or ["none"]), unique=True))
+        ids = [upload_id for upload_id in ids if upload_id in self.waiting]
+        self.journal.write(written("done", ids))
+        for upload_id in ids:
+            self.journal.release(self.waiting.pop(upload_id))
+
+    @rule()
+    def settle_most(self) -> None:
+        ids = [upload_id for upload_id in self.waiting if int(upload_id) % 7]
+        self.journal.write(written("done", ids))
+        for upload_id in ids:
+            self.journal.release(self.waiting.pop(upload_id))
+
+    @rule()
+    def clear(self) -> None:
+        if self.journal.retirable():
+            self.journal.retire(history=3600)
+        if self.journal.wasteful():
+            self.journal.compact()
+
+    @rule()
+    def crash(self) -> None:
+        before = list(self.waiting)
+        self.journal.close()
+        assert self.open() == before
+
+    @invariant()
+    def what_waits_can_be_read(self) -> None:
+        for upload_id, position in self.waiting.items():
+            assert self.journal.read(position)["id"] == upload_id
+
+    def teardown(self) -> None:
+        self.journal.close()
+        told = [r["id"] for r in self.journal.records({"accepted"}, ()) if r is not None]
+        assert told == [str(n) for n in range(self.count)]
+        shutil.rmtree(self.directory)
+
+
+def written(event: str, ids: Iterable[str]) -> list[dict[str, str]]:
+    return [{"event": event, "id": upload_id} for upload_id in ids]
+
+
+TestCompacting = Compacting.TestCase
+TestCompacting.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

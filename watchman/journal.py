@@ -260,6 +260,7 @@ class Journal:
 
     def close(self) -> None:
         """Close the segment being written; the next write begins a new one."""
+        self._segments.close()
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             os.close(fd)

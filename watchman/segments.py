@@ -140,6 +140,12 @@ class Segments:
         os.utime(path)
         fsync_directory(self._history)
 
+    def close(self) -> None:
+        """Let go of what is open; it is opened again when it is needed."""
+        with self._reading:
+            for segment in list(self._readers):
+                self._close(segment)
+
     def _close(self, segment: int) -> None:
         fd = self._readers.pop(segment, -1)
         if fd >= 0:
