@@ -4,6 +4,8 @@ PYTHON = python3
 VENV = .venv
 # Given to pytest, as in: make test PYTEST="-k journal"
 PYTEST =
+# How many tests run side by side; they wait more than they work.
+JOBS = 4
 # Which measurements, as in: make bench BENCH=transferlog
 BENCH =
 
@@ -35,7 +37,7 @@ test:
 	"$(VENV)/bin/ruff" check .
 	"$(VENV)/bin/ruff" format --check .
 	"$(VENV)/bin/mypy"
-	CI=1 exec "$(VENV)/bin/python" -m pytest $(PYTEST)
+	CI=1 exec "$(VENV)/bin/python" -m pytest -n $(JOBS) --dist loadfile $(PYTEST)
 
 test-all:
 	@for python in python3.11 python3.12 python3.13; do

@@ -51,6 +51,7 @@ setup(
             "mypy == 2.4.*",
             "pytest >= 9",
             "pytest-timeout >= 2.4",
+            "pytest-xdist >= 3.8",
             "ruff == 0.17.*",
             "supervisor >= 4.3",
         ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -30,11 +31,18 @@ RABBITMQ_SCRIPTS = next(iter(Path("/usr/lib/rabbitmq/lib").glob("rabbitmq_server
 READY = 60.0
 
 
+#: Where ports are taken from: below those that the kernel gives to clients, so that no connection
+#: has one by the time its server starts. See ip_local_port_range in ip(7).
+PORTS = range(10_000, 32_000)
+
+
 def free_port() -> int:
     """A TCP port of the loopback interface that nobody listens on now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    while True:
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            port = random.choice(PORTS)
+            sock.bind(("127.0.0.1", port))
+            return port
 
 
 class Server:
