@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import struct
 import sys
 from typing import Any, NamedTuple
@@ -68,7 +69,8 @@ class Inotify:
 
     def __init__(self) -> None:
         self._calls: Any = _Calls()
-        self._fd = -1
+        self._fd = self._wake = -1
+        self._poll = select.poll()
 
     def open(self) -> None:
         """Make the instance; raises InotifyUnavailable."""
@@ -81,14 +83,29 @@ class Inotify:
                 " If too many programs use it, raise sysctl fs.inotify.max_user_instances."
             )
         self._fd = fd
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        for one in (self._fd, self._wake):
+            self._poll.register(one, select.POLLIN)
 
     def fileno(self) -> int:
         return self._fd
 
     def close(self) -> None:
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        """Close it, unless it is; nobody may be waiting."""
+        for fd in (self._fd, self._wake):
+            if fd >= 0:
+                self._poll.unregister(fd)
+                os.close(fd)
+        self._fd = self._wake = -1
+
+    def wait(self, timeout: float) -> None:
+        """Return when there are events, after `timeout` seconds, or at once when woken before."""
+        self._poll.poll(1000 * timeout)
+
+    def wake(self) -> None:
+        """End every wait from now on, if it is open; from any thread."""
+        if self._wake >= 0:
+            os.eventfd_write(self._wake, 1)
 
     def watch(self, directory: int, mask: int = MASK) -> int:
         """Watch an open directory; the watch descriptor, the same for the same inode."""

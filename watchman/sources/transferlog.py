@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import select
 import threading
 import time
 from collections import Counter
@@ -150,7 +149,6 @@ class TransferLog:
         self._stopping = threading.Event()
         #: Set when all was read once, or could not be.
         self._begun = threading.Event()
-        self._wake = -1
         self._thread = threading.Thread(target=self._run, name="transferlog", daemon=True)
 
     def start(self) -> None:
@@ -160,32 +158,25 @@ class TransferLog:
             if log.path in marked:
                 log.resume(marked[log.path])
         self._inotify.open()
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread.start()
         self._begun.wait()
 
     def stop(self) -> None:
         self._stopping.set()
-        if self._wake >= 0:
-            os.eventfd_write(self._wake, 1)
+        self._inotify.wake()
 
     def join(self) -> None:
-        if self._wake >= 0:
+        if self._thread.ident is not None:
             self._thread.join()
-            self._inotify.close()
-            for log in self._logs:
-                log.files.close()
-            os.close(self._wake)
-            self._wake = -1
+        self._inotify.close()
+        for log in self._logs:
+            log.files.close()
 
     def status(self) -> dict[str, dict[str, Any]]:
         """Return by log: records and refused lines, when last read (epoch), and what is wrong."""
         return {log.path: log.status() for log in self._logs}
 
     def _run(self) -> None:
-        poll = select.poll()
-        poll.register(self._inotify.fileno(), select.POLLIN)
-        poll.register(self._wake, select.POLLIN)
         while not self._stopping.is_set():
             try:
                 self._watch()
@@ -194,7 +185,7 @@ class TransferLog:
             except Exception:
                 logger.exception("Reading the transfer log failed. Trying again.")
             self._begun.set()
-            poll.poll(1000 * LOOK)
+            self._inotify.wait(LOOK)
             self._inotify.read()
 
     def _watch(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import select
 import stat
 import threading
 import time
@@ -74,41 +73,33 @@ class Watcher:
         self._next_look = self._next_retry = 0.0
         self._retry_in = RETRY
         self._stopping = threading.Event()
-        self._wake = -1
         self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
 
     def start(self) -> None:
         """Begin; returns before the watches are set. Raises InotifyUnavailable."""
         self._inotify.open()
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread.start()
 
     def stop(self) -> None:
         self._stopping.set()
-        if self._wake >= 0:
-            os.eventfd_write(self._wake, 1)
+        self._inotify.wake()
 
     def join(self) -> None:
         """Wait for the end, after stop()."""
-        if self._wake >= 0:
+        if self._thread.ident is not None:
             self._thread.join()
-            self._coverage.close()
-            self._inotify.close()
-            wake, self._wake = self._wake, -1
-            os.close(wake)
+        self._coverage.close()
+        self._inotify.close()
 
     def status(self) -> dict[str, dict[str, Any]]:
         """Per watch: state, directories, unwatched, error; from any thread."""
         return self._coverage.status()
 
     def _run(self) -> None:
-        poll = select.poll()
-        poll.register(self._inotify.fileno(), select.POLLIN)
-        poll.register(self._wake, select.POLLIN)
         self._next_retry = self._clock() + RETRY
         while not self._stopping.is_set():
             try:
-                poll.poll(1000 * self._patience())
+                self._inotify.wait(self._patience())
                 self._take_turn()
             except Exception:
                 logger.exception("Reading events failed. Every watch is compared with the disk.")
