@@ -441,6 +441,15 @@ class Dispatcher:
                 ledger.forget(subpath, upload.source_state.inode)
             elif ledger.get(subpath, state) != Decision(state.size, state.ctime):
                 ledger.put(subpath, state)
+            if ledger.full():
+                self._flush_early(ledger)
+
+    def _flush_early(self, ledger: Ledger) -> None:
+        """While the journal is replayed, which may hold a million decisions."""
+        try:
+            ledger.flush()
+        except OSError as e:
+            logger.warning("Ledger kept in memory, it cannot be written: %s.", e.strerror)
 
     def _replay_other(self, position: int, record: dict[str, Any]) -> None:
         if record["event"] == READ:

@@ -15,8 +15,8 @@ from watchman.upload import FileState
 
 logger = logging.getLogger(__name__)
 
-#: Decisions kept in memory before they are merged into the file.
-DELTA = 50_000
+#: Decisions kept in memory, some 250 bytes each, before they are merged into the file.
+DELTA = 20_000
 
 #: Set in the size of a file that was there before its watch: nobody decided on a write of it.
 EXISTING = 1 << 63
@@ -62,6 +62,8 @@ class Ledger:
         #: Held while the file is being replaced.
         self._writing = threading.Lock()
         self._delta: dict[bytes, Decision] = {}
+        #: How many decisions in memory ask for a flush: more after one that failed.
+        self._limit = DELTA
         self._file: LedgerFile | None = None
         #: Files without a decision whose ctime is before this (ns) were there before the watch.
         self._baseline = 0
@@ -160,12 +162,14 @@ class Ledger:
 
     def full(self) -> bool:
         """Whether enough has come together for a `flush`."""
-        return len(self._delta) >= DELTA
+        return len(self._delta) >= self._limit
 
     def flush(self) -> None:
         """Merge what is in memory into the file. Durable on return, or OSError."""
         if self._delta or self._file is None:
+            self._limit = len(self._delta) + DELTA
             self._merge()
+            self._limit = DELTA
 
     def _merge(self) -> None:
         # In the thread that decides: nothing is added meanwhile.
