@@ -14,7 +14,7 @@ PACKAGE = ROOT / "watchman"
 #: What decides and remembers, between sources and sinks.
 INSIDE = {
     *("dispatcher", "judge", "held", "pipeline", "backlog", "journal", "groupcommit", "ledger"),
-    *("ledgerfile", "decisions", "endings", "marks", "failures"),
+    *("ledgerfile", "positions", "decisions", "endings", "marks", "failures"),
     *("unsettled", "interventions", "resubmissions", "pauses"),
 }
 
