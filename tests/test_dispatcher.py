@@ -11,14 +11,26 @@ from typing import Any
 
 import pytest
 
+from tests import bulk
 from tests.deadline import eventually
+from watchman import ledger as ledger_module
 from watchman.dispatcher import Dispatcher
 from watchman.journal import Journal
 from watchman.judge import QUIET
 from watchman.ledger import Ledger
 from watchman.settings import BrokerSettings, ProftpdSettings, Settings, TaskSettings, WatchSettings
 from watchman.unsettled import Selection, Unsettled
-from watchman.upload import Answer, Kind, Notification, Outcome, Report, Source, State, Upload
+from watchman.upload import (
+    Answer,
+    Kind,
+    Notification,
+    Outcome,
+    Report,
+    Source,
+    State,
+    Task,
+    Upload,
+)
 
 
 def settings(tmp_path: Path) -> Settings:
@@ -531,5 +543,18 @@ def test_what_is_dropped_survives_the_retirement_of_its_segment(tmp_path: Path) 
         house.restart()
         assert house.rows() == []
         assert house.take() == []
+    finally:
+        house.close()
+
+
+def test_a_replay_keeps_few_decisions_in_memory(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    numbers = range(ledger_module.DELTA + 1)
+    paths = bulk.create(tmp_path / "ftp", numbers)
+    bulk.write_journal(tmp_path / "spool", paths, lambda _: Task("csv", "b", "t"), watch="ftp")
+    house.open()
+    try:
+        assert not house.ledgers["ftp"].full()
+        assert house.dispatcher.pipeline.waiting() == len(numbers)
     finally:
         house.close()

@@ -14,8 +14,8 @@ PACKAGE = ROOT / "watchman"
 #: What decides and remembers, between sources and sinks.
 INSIDE = {
     *("dispatcher", "judge", "held", "pipeline", "backlog", "journal", "groupcommit", "ledger"),
-    *("decisions", "endings", "marks", "failures", "segments", "stories"),
-    *("unsettled", "interventions", "resubmissions", "pauses"),
+    *("segments", "ledgerfile", "positions", "decisions", "endings", "marks", "failures"),
+    *("unsettled", "interventions", "resubmissions", "pauses", "stories"),
 }
 
 #: Who wires all of it up, and answers for all of it.

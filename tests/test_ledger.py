@@ -199,3 +199,62 @@ def test_a_scan_under_way_does_not_bring_back_what_is_forgotten(tmp_path: Path) 
     assert ledger.get("a", state(1)) is None
     ledger.close()
     assert open_ledger(tmp_path).get("a", state(1)) is None
+
+
+def test_a_scan_that_changes_nothing_leaves_the_file_alone(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path)
+    for n in range(1_000):
+        ledger.put(str(n), state(n))
+    ledger.flush()
+    scan(ledger, {str(n): state(n) for n in range(1_000)})
+    before = (tmp_path / "ledger").stat()
+    scan(ledger, {str(n): state(n) for n in range(1_000)})
+    assert (tmp_path / "ledger").stat() == before
+    scan(ledger, {str(n): state(n) for n in range(999)})
+    assert (tmp_path / "ledger").stat().st_size == before.st_size - 24
+    assert ledger.get("999", state(999)) is None
+
+
+def test_what_is_decided_and_flushed_during_a_scan_outdoes_what_the_scan_saw(
+    tmp_path: Path,
+) -> None:
+    ledger = open_ledger(tmp_path, baseline=1_000)
+    sweep = ledger.sweep()
+    assert sweep.known("a", state(1, size=5, ctime=999))
+    ledger.put("a", state(1, size=6, ctime=2_000, mtime=2_000))
+    ledger.flush()
+    sweep.finish(complete=True)
+    assert ledger.known("a", state(1, size=6, ctime=2_000, mtime=2_000))
+
+
+def test_decisions_are_as_in_a_plain_dict_whatever_is_done(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path)
+    plain: dict[int, FileState] = {}
+    chance = random.Random(5)
+    for _ in range(400):
+        some = chance.sample(range(3_000), 100)
+        match chance.randrange(6):
+            case 0:
+                for n in some:
+                    ledger.forget(str(n), n)
+                    plain.pop(n, None)
+            case 1:
+                ledger.flush()
+            case 2:
+                ledger.close()
+                ledger = open_ledger(tmp_path)
+            case 3:
+                # What is in memory stays there: the journal has it, too.
+                ledger.flush()
+                for n in some:
+                    plain.pop(n, None)
+                for _ in range(2):  # the first one makes sure of the root
+                    scan(ledger, {str(n): seen for n, seen in plain.items()})
+            case _:
+                for n in some:
+                    plain[n] = state(n, ctime=chance.randrange(1 << 60))
+                    ledger.put(str(n), plain[n])
+        for n in some:
+            decided = Decision(1, plain[n].ctime) if n in plain else None
+            assert ledger.get(str(n), state(n)) == decided
+    assert len(plain) > 100

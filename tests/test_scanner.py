@@ -14,7 +14,7 @@ from tests.deadline import eventually
 from tests.watching import Clock, Heard, MemoryLedger, excluded, tree_too_deep
 from watchman.settings import WatchSettings
 from watchman.sources import scanner
-from watchman.sources.scanner import Scanner
+from watchman.sources.scanner import FULL, PROGRESS, STEP, Scanner
 from watchman.upload import FileState, Kind, Notification, Source
 
 
@@ -26,7 +26,12 @@ class Scanning(Heard):
         self.ledgers = {watch.name: MemoryLedger() for watch in watches}
         clocks = {} if clock is None else {"clock": clock}
         self.scanner = Scanner(
-            watches, submit=self.submit, excluded=excluded, ledgers=self.ledgers, **clocks
+            watches,
+            submit=self.submit,
+            takes=self.takes,
+            excluded=excluded,
+            ledgers=self.ledgers,
+            **clocks,
         )
         self.scanner.start()
 
@@ -404,7 +409,14 @@ def test_a_fault_of_a_collaborator_ends_the_scan_and_it_is_tried_again(
 
     clock = Clock(time.monotonic)
     watches = [WatchSettings("in", str(root))]
-    tried = Scanner(watches, submit=submit, excluded=excluded, ledgers=ledgers, clock=clock)
+    tried = Scanner(
+        watches,
+        submit=submit,
+        takes=lambda *_: True,
+        excluded=excluded,
+        ledgers=ledgers,
+        clock=clock,
+    )
     tried.start()
     try:
         tried.request("in")
@@ -429,3 +441,45 @@ def test_a_scan_says_what_it_found(
     before = time.time()
     assert before - 60 < float(str(scanning.status()["last_scan"])) <= before
     assert scanning.status()["scanning"] is False
+
+
+def test_a_long_scan_says_how_far_it_is(
+    start: Start, root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    for n in range(STEP):
+        (root / f"{n}").touch()
+    clock = Clock(time.monotonic)
+    scanning = start(WatchSettings("in", str(root)), clock=clock)
+    scanning.has_room.clear()
+    scanning.scanner.request("in")
+    eventually(lambda: scanning.status()["scanning"])
+    clock.advance(PROGRESS)
+    scanning.has_room.set()
+    eventually(lambda: scanning.status()["last_scan"])
+    assert f"Scanning watch in: {STEP} files seen" in caplog.text
+
+
+def test_a_scan_that_finds_more_than_is_taken_begins_again_later(
+    start: Start, root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    (root / "sub").mkdir()
+    for n in range(10):
+        (root / f"sub/{n}").touch()
+    clock = Clock(time.monotonic)
+    scanning = start(WatchSettings("in", str(root)), clock=clock)
+    scanning.room = 4
+    assert not scanning.scan()
+    assert len(scanning.paths()) == 4
+    assert scanning.status()["error"]
+    for _ in range(3):
+        # Neither of its own accord nor when asked, nor for a part of it.
+        scanning.scanner.request("in", "sub")
+        clock.advance(FULL)
+    first = list(scanning.notifications)
+    scanning.ledgers["in"].decide(root, *(n.path.removeprefix(f"{root}/") for n in first))
+    scanning.room = 100
+    eventually(lambda: clock.advance(FULL) or scanning.status()["last_scan"])
+    assert len(scanning.notifications) == len(scanning.paths()) == 10
+    assert caplog.text.count("waits at") == 1

@@ -106,10 +106,15 @@ class Heard:
         #: While it is not set, submit() waits, as for a full inbox.
         self.has_room = threading.Event()
         self.has_room.set()
+        #: Finds that are taken.
+        self.room = 1 << 30
 
     def submit(self, notification: Notification) -> None:
         self.has_room.wait()
         self.notifications.append(notification)
+
+    def takes(self, _watch: str, _path: str) -> bool:
+        return len(self.notifications) < self.room
 
     def paths(self, source: Source | None = None) -> set[str]:
         """Of files that are complete or renamed to there."""
@@ -132,7 +137,13 @@ class Watching(Heard):
         super().__init__()
         self.rescans: list[tuple[str, str]] = []
         self.ledgers = {watch.name: MemoryLedger() for watch in watches}
-        self.scanner = Scanner(watches, submit=self.submit, excluded=excluded, ledgers=self.ledgers)
+        self.scanner = Scanner(
+            watches,
+            submit=self.submit,
+            takes=self.takes,
+            excluded=excluded,
+            ledgers=self.ledgers,
+        )
         clocks = {} if clock is None else {"clock": clock}
         self.watcher = Watcher(
             watches, submit=self.submit, rescan=self._rescan, excluded=excluded, **clocks

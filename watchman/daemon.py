@@ -100,6 +100,8 @@ class Daemon:
             )
             finders = Finders(
                 submit=dispatcher.submit,
+                submit_find=dispatcher.submit_find,
+                takes=dispatcher.held.takes,
                 submit_lines=dispatcher.submit_lines,
                 marked=dispatcher.marked,
             )

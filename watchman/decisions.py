@@ -77,8 +77,12 @@ class Decisions:
         verdict: Hold,
         answer: Respond,
         failure: str = "",
+        watch: str = "",
     ) -> None:
-        """Hold a file; what ProFTPD says of it is durable, as nobody may say it again."""
+        """Hold a file; what ProFTPD says of it is durable, as nobody may say it again.
+
+        `watch` is that of a file that a scan has found.
+        """
         word = verdict.word or notification
         if verdict.word is None and before is not None and notification.source not in PROFTPD:
             word = before.notification  # it could not be looked at
@@ -90,6 +94,7 @@ class Decisions:
             reason=verdict.reason,
             wait=verdict.wait,
             failure=failure,
+            watch=watch,
         )
         logger.debug(
             "Noticed %r: %s. Looking again in %.1f seconds.", path, verdict.reason, verdict.wait

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import threading
 import time
 import uuid
 from collections import Counter
@@ -40,6 +41,9 @@ from watchman.settings import MoveSettings, Settings, WatchSettings
 from watchman.upload import Answer, Kind, Notification, Outcome, Source, State, Upload
 
 logger = logging.getLogger(__name__)
+
+#: Finds of scans that wait to be decided about, at the most.
+FINDS = 200
 
 T = TypeVar("T")
 
@@ -99,6 +103,7 @@ class Dispatcher:
             commit=self._commit,
             clock=clock,
         )
+        self._finds = threading.Semaphore(FINDS)
         #: Whether the last try to clear ledgers and journal failed.
         self._uncleared = False
         self._marks = Marks(journal=journal, commit=self._commit)
@@ -133,6 +138,14 @@ class Dispatcher:
         `answer` is called in the dispatcher's thread once the decision is durable.
         """
         self._commit.bring(partial(self._hear, notification, answer or nobody))
+
+    def submit_find(self, notification: Notification) -> None:
+        """Take what a scan has found, which waits its turn: there may be a million of them.
+
+        Few at once, for whoever speaks meanwhile is heard after those.
+        """
+        self._finds.acquire()
+        self._commit.bring(partial(self._hear_find, notification))
 
     def submit_lines(self, log: str, notifications: Sequence[Notification], mark: Any) -> bool:
         """Take what lines of a transfer log say, and a mark of where it was read to.
@@ -235,6 +248,10 @@ class Dispatcher:
         if wasteful:
             self._journal.compact()
 
+    def _hear_find(self, notification: Notification) -> None:
+        self._finds.release()
+        self._hear(notification, nobody)
+
     def _hear(self, notification: Notification, answer: Respond) -> None:
         self.heard[notification.source.value] += 1
         self.last_heard[notification.source.value] = self._clock()
@@ -286,7 +303,8 @@ class Dispatcher:
             case PassOver(state):
                 self._decisions.pass_over(path, state, notification.source, answer)
             case Hold():
-                self._decisions.hold(path, notification, noticed, verdict, answer)
+                found_in = watch.name if notification.source is Source.SCAN else ""
+                self._decisions.hold(path, notification, noticed, verdict, answer, watch=found_in)
             case Fail(state, reason):
                 if noticed is None or not noticed.failure:
                     self.crosscheck.miss(watch.name, notification.source, hinted=False)
@@ -441,6 +459,15 @@ class Dispatcher:
                 ledger.forget(subpath, upload.source_state.inode)
             elif ledger.get(subpath, state) != Decision(state.size, state.ctime):
                 ledger.put(subpath, state)
+            if ledger.full():
+                self._flush_early(ledger)
+
+    def _flush_early(self, ledger: Ledger) -> None:
+        """While the journal is replayed, which may hold a million decisions."""
+        try:
+            ledger.flush()
+        except OSError as e:
+            logger.warning("Ledger kept in memory, it cannot be written: %s.", e.strerror)
 
     def _replay_other(self, position: int, record: dict[str, Any]) -> None:
         if record["event"] == READ:

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import heapq
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from watchman.upload import FileState, Kind, Notification, Source, State
+
+#: Files of a watch that a scan has found and that are held, at the most: some 800 bytes each. A
+#: scan that finds more goes on when half of them are decided.
+FOUND = 50_000
+
+#: Files looked at again before others get their turn.
+AT_ONCE = 100
 
 
 @dataclass(slots=True)
@@ -17,7 +25,8 @@ class Noticed:
 
     `failure` is why it has failed, should it only be waited for until it is closed, or for another
     word until `fail_at` (monotonic). `hooked` if a hook has called it complete. One that was
-    answered OK has an `id`, and a record in the journal at `position`.
+    answered OK has an `id`, and a record in the journal at `position`. `found_in` is the watch
+    whose scan was the first to find it, "" if another told of it.
     """
 
     notification: Notification
@@ -33,6 +42,7 @@ class Noticed:
     hooked: bool = False
     id: str = ""
     position: int = -1
+    found_in: str = ""
 
     def was_rewritten(self, state: FileState | None) -> bool:
         """Whether a file was written since it was held; times and rights may be set anew."""
@@ -48,6 +58,8 @@ class Held:
     def __init__(self) -> None:
         self._noticed: dict[str, Noticed] = {}
         self._due: list[tuple[float, str]] = []
+        #: How many of them scans have found, by watch.
+        self._found: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return len(self._noticed)
@@ -62,11 +74,16 @@ class Held:
         reason: str,
         wait: float,
         failure: str = "",
+        watch: str = "",
     ) -> Noticed:
-        """Hold a file for `wait` seconds, or until it is spoken of; `before` is how it was held."""
+        """Hold a file for `wait` seconds, or until it is spoken of; `before` is how it was held.
+
+        `watch` is that of a file that a scan has found.
+        """
         now = time.monotonic()
         same = before is not None and before.state == state
         hooked = before is not None and before.hooked and not before.was_rewritten(state)
+        self.pop(path)
         noticed = self._noticed[path] = Noticed(
             notification=notification,
             path=path,
@@ -81,13 +98,18 @@ class Held:
             hooked=hooked or _is_hooks_word(notification),
             id=before.id if before else "",
             position=before.position if before else -1,
+            found_in=before.found_in if before else watch,
         )
+        self._found[noticed.found_in] += 1
         heapq.heappush(self._due, (noticed.due, path))
         return noticed
 
     def pop(self, path: str) -> Noticed | None:
         """Hold a file no longer; return how it was held."""
-        return self._noticed.pop(path, None)
+        noticed = self._noticed.pop(path, None)
+        if noticed is not None:
+            self._found[noticed.found_in] -= 1
+        return noticed
 
     def get(self, path: str) -> Noticed | None:
         """Return how a file is held."""
@@ -95,16 +117,26 @@ class Held:
 
     def remove(self, is_over: Callable[[str], bool]) -> list[Noticed]:
         """Hold files no longer whose path is one that `is_over`; return how they were held."""
-        return [self._noticed.pop(path) for path in list(self._noticed) if is_over(path)]
+        over = [path for path in self._noticed if is_over(path)]
+        return [noticed for path in over if (noticed := self.pop(path))]
+
+    def takes(self, watch: str, path: str = "") -> bool:
+        """Whether a scan may find one more file, or with "" whether it is worth its beginning.
+
+        From any thread.
+        """
+        if not path:
+            return self._found[watch] <= FOUND // 2
+        return self._found[watch] < FOUND or path in self._noticed
 
     def below(self, directory: str) -> list[str]:
         """Return the paths of held files below a directory."""
         return [path for path in self._noticed if path.startswith(directory + "/")]
 
     def due(self, now: float) -> list[Noticed]:
-        """Return what is due; each once."""
-        found = []
-        while self._due and self._due[0][0] <= now:
+        """Return some of what is due; each once."""
+        found: list[Noticed] = []
+        while self._due and self._due[0][0] <= now and len(found) < AT_ONCE:
             due, path = heapq.heappop(self._due)
             noticed = self._noticed.get(path)
             if noticed is not None and noticed.due == due:
@@ -113,7 +145,7 @@ class Held:
 
     def patience(self, now: float) -> float:
         """Return the seconds until something is due, a second at most."""
-        return min(self._due[0][0] - now, 1.0) if self._due else 1.0
+        return max(0.0, min(self._due[0][0] - now, 1.0)) if self._due else 1.0
 
     def rows(self) -> list[dict[str, Any]]:
         """Return what is held as `watchman queue` shows it; for any thread."""

@@ -11,6 +11,7 @@ from collections.abc import Collection, Container, Iterator, Sequence
 from typing import Any
 
 from watchman.errors import JournalCorrupt, JournalUnwritable
+from watchman.positions import Positions
 from watchman.segments import OFFSET_BITS, Segments, fsync_directory
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ class Journal:
         self._segment = 0
         self._offset = 0
         #: Positions of unsettled records, by segment.
-        self._held: dict[int, set[int]] = {}
+        self._held: dict[int, Positions] = {}
         #: Bytes and records of closed segments.
         self._closed: dict[int, tuple[int, int]] = {}
         #: Records in the segment that is being written.
@@ -85,7 +86,7 @@ class Journal:
         self._segments.make()
         segments = self._segments.numbers()
         for segment in segments:
-            self._held.setdefault(segment, set())
+            self._held.setdefault(segment, Positions())
             records = 0
             good = 0
             bad: list[int] = []
@@ -182,7 +183,7 @@ class Journal:
 
     def hold(self, position: int) -> None:
         """Keep a record: its upload is not settled."""
-        self._held.setdefault(position >> OFFSET_BITS, set()).add(position)
+        self._held.setdefault(position >> OFFSET_BITS, Positions()).add(position)
 
     def release(self, position: int) -> None:
         """Undo a `hold`."""
@@ -277,5 +278,5 @@ class Journal:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         self._fd = os.open(self._segments.path(segment), flags, 0o600)
         self._offset = os.fstat(self._fd).st_size
-        self._held.setdefault(segment, set())
+        self._held.setdefault(segment, Positions())
         fsync_directory(self._directory)

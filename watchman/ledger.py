@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
 import logging
-import mmap
 import os
-import struct
+import sys
 import threading
-from collections.abc import Iterator, Sequence
-from typing import BinaryIO, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
-from watchman.segments import fsync_directory
+from watchman.ledgerfile import ENTRY, Changes, Draft, LedgerFile
 from watchman.upload import FileState
 
 logger = logging.getLogger(__name__)
 
-#: Decisions kept in memory before they are merged into the file.
-DELTA = 50_000
-
-#: Key, size with EXISTING, ctime in nanoseconds. Big-endian, so that bytes sort as keys do.
-ENTRY = struct.Struct(">QQq")
+#: Decisions kept in memory, some 250 bytes each, before they are merged into the file.
+DELTA = 20_000
 
 #: Set in the size of a file that was there before its watch: nobody decided on a write of it.
 EXISTING = 1 << 63
 
-MAGIC = "watchman ledger 1"
+_ENCODING, _ERRORS = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
 
 
 class Decision(NamedTuple):
@@ -42,15 +36,14 @@ class Decision(NamedTuple):
 FORGOTTEN = Decision(0, 0)
 
 
-def key(subpath: str, inode: int) -> int:
+def key(subpath: str, inode: int) -> bytes:
     """Return the 64-bit key of a file.
 
     Of its name only, not of its directory: to rename a directory changes nothing of the files in
     it, not even their ctime.
     """
-    name = os.fsencode(subpath.rpartition("/")[2])
-    digest = hashlib.blake2b(inode.to_bytes(8, "big") + name, digest_size=8).digest()
-    return int.from_bytes(digest, "big")
+    name = subpath.rpartition("/")[2].encode(_ENCODING, _ERRORS)
+    return hashlib.blake2b(inode.to_bytes(8, "big") + name, digest_size=8).digest()
 
 
 class Ledger:
@@ -63,17 +56,19 @@ class Ledger:
     def __init__(self, path: str, watch_path: str) -> None:
         self._path = path
         self._watch_path = watch_path
-        #: Guards everything below: the scanner asks while the dispatcher decides.
+        #: Guards what is below but is held for a moment only: the scanner asks while the dispatcher
+        #: decides, and while a hook waits for that.
         self._lock = threading.RLock()
-        self._delta: dict[int, Decision] = {}
-        self._map: mmap.mmap | None = None
-        self._start = 0
-        self._count = 0
+        #: Held while the file is being replaced.
+        self._writing = threading.Lock()
+        self._delta: dict[bytes, Decision] = {}
+        #: How many decisions in memory ask for a flush: more after one that failed.
+        self._limit = DELTA
+        self._file: LedgerFile | None = None
         #: Files without a decision whose ctime is before this (ns) were there before the watch.
         self._baseline = 0
         #: Counts what makes a scan under way unfit to prune: a directory may have moved past it.
         self._disturbances = 0
-        self._flushes = 0
         #: The inode of the watch's root when a whole scan last saw files there. Not its device:
         #: those are numbered anew at a boot.
         self._root = 0
@@ -81,11 +76,11 @@ class Ledger:
     def open(self) -> bool:
         """Read the file; return False where there is none yet: the watch's first sight."""
         try:
-            with open(self._path, "rb") as file:
-                header = json.loads(file.readline())
-                if header["magic"] != MAGIC or header["watch"] != self._watch_path:
-                    raise ValueError(f"not the ledger of {self._watch_path!r}")
-                self._adopt(file, file.tell())
+            file = LedgerFile.open(self._path)
+            header = file.header
+            if header["watch"] != self._watch_path:
+                raise ValueError(f"not the ledger of {self._watch_path!r}")
+            self._baseline, self._root = header["baseline"], header["root"]
         except FileNotFoundError:
             return False
         except (ValueError, KeyError, TypeError) as e:
@@ -93,25 +88,26 @@ class Ledger:
             os.replace(self._path, aside)
             logger.error("Ledger set aside as %r, it cannot be read: %s.", aside, e)
             return False
-        self._baseline = header["baseline"]
-        self._root = header["root"]
+        self._file = file
         return True
 
     def begin(self, baseline: int) -> None:
         """From now on take a file without a decision and with a ctime before `baseline` (ns) as
         one that needs none. Durable on return; over when a whole scan has written them down.
         """
-        with self._lock:
-            self._baseline = baseline
-            self._write(self._merged())
+        self._baseline = baseline
+        self._merge()
 
     def get(self, subpath: str, state: FileState) -> Decision | None:
         """Return the last decision about a file of that name and inode."""
         return self._get(key(subpath, state.inode), state)
 
-    def _get(self, wanted: int, state: FileState) -> Decision | None:
+    def _get(self, wanted: bytes, state: FileState) -> Decision | None:
         with self._lock:
-            decision = self._delta.get(wanted) or self._find(wanted)
+            decision = self._delta.get(wanted)
+            if decision is None and self._file is not None:
+                entry = self._file.get(wanted)
+                decision = None if entry is None else unpack(*entry[1:])
             if decision is FORGOTTEN:
                 decision = None
             if decision is None and state.ctime < self._baseline:
@@ -138,7 +134,7 @@ class Ledger:
         wanted = key(subpath, inode)
         with self._lock:
             self._delta.pop(wanted, None)
-            if self._find(wanted) is not None:
+            if self._file is not None and self._file.get(wanted) is not None:
                 self._delta[wanted] = FORGOTTEN
 
     def known(self, subpath: str, state: FileState) -> bool:
@@ -148,7 +144,7 @@ class Ledger:
         """
         return self._known(key(subpath, state.inode), state) is not None
 
-    def _known(self, wanted: int, state: FileState) -> Decision | None:
+    def _known(self, wanted: bytes, state: FileState) -> Decision | None:
         decision = self._get(wanted, state)
         if decision is None or state.rewritten_since(decision.size, decision.ctime):
             return None
@@ -162,147 +158,134 @@ class Ledger:
     def sweep(self) -> Sweep:
         """Begin a scan of the whole watch."""
         with self._lock:
-            return Sweep(self, self._disturbances, self._flushes, _inode(self._watch_path))
+            return Sweep(self, self._file, self._disturbances, _inode(self._watch_path))
 
     def full(self) -> bool:
         """Whether enough has come together for a `flush`."""
-        return len(self._delta) >= DELTA
+        return len(self._delta) >= self._limit
 
     def flush(self) -> None:
         """Merge what is in memory into the file. Durable on return, or OSError."""
-        with self._lock:
-            if self._delta or self._map is None:
-                self._write(self._merged())
-                self._delta.clear()
-                self._flushes += 1
+        if self._delta or self._file is None:
+            self._limit = len(self._delta) + DELTA
+            self._merge()
+            self._limit = DELTA
 
-    def finish(self, seen: Sequence[bytearray], disturbances: int, flushes: int, root: int) -> None:
-        """Make the file hold what a whole scan has `seen`, and what came since; or OSError."""
-        with self._lock:
-            if disturbances != self._disturbances or root != _inode(self._watch_path):
-                return
-            before = self._baseline, self._root
+    def _merge(self) -> None:
+        # In the thread that decides: nothing is added meanwhile.
+        with self._writing:
+            merged: list[dict[bytes, bytes]] = [{} for _ in range(256)]
+            for wanted, decision in self._delta.items():
+                entry = b"" if decision is FORGOTTEN else pack(wanted, decision)
+                merged[wanted[0]][wanted] = entry
+            draft = self._draft(merged)
+            with self._lock:
+                self._file = draft.commit()
+                self._delta.clear()
+
+    def _draft(self, changes: Changes, kept: bytearray | None = None, **header: Any) -> Draft:
+        entries = self._file.changed(changes, kept) if self._file else map(_joined, changes)
+        before = {"watch": self._watch_path, "baseline": self._baseline, "root": self._root}
+        return Draft(self._path, before | header, entries)
+
+    def _finish(self, sweep: Sweep) -> None:
+        """Make the file hold what a whole scan has seen, and what came since; or OSError."""
+        with self._writing:
+            root = sweep.root if sweep.saw_files else self._root
             # Decisions made and flushed during the scan stand in the file only: keep it all. So
             # too when this is another root than before, as an empty mount point.
-            prune = flushes == self._flushes and root == self._root
-            self._baseline = 0
-            if any(seen):
-                self._root = root
-            try:
-                self._write(self._merged(seen, prune=prune))
-            except OSError:
-                self._baseline, self._root = before
-                raise
+            kept = None
+            if sweep.file is self._file and sweep.root == self._root:
+                kept = sweep.seen
+            if self._is_disturbed(sweep) or (
+                (kept is None or kept.count(0) == 0)
+                and not any(sweep.existing)
+                and (self._baseline, self._root) == (0, root)
+            ):
+                return
+            draft = self._draft(self._missing_of(sweep), kept, baseline=0, root=root)
+            with self._lock:
+                if self._is_disturbed(sweep):
+                    draft.discard()
+                    return
+                self._file = draft.commit()
+                self._baseline, self._root = 0, root
+
+    def _missing_of(self, sweep: Sweep) -> Iterator[dict[bytes, bytes]]:
+        """Yield the entries of a sweep that the file lacks; not newer ones of what came since."""
+        for entries in sweep.existing:
+            part = _by_key(bytes(entries))
+            if self._file is not None and self._file.count:
+                part = {key: part[key] for key in part if self._file.get(key) is None}
+            yield part
+
+    def _is_disturbed(self, sweep: Sweep) -> bool:
+        return sweep.disturbances != self._disturbances or sweep.root != _inode(self._watch_path)
 
     def close(self) -> None:
         """Write everything down and let go of the file."""
-        with self._lock:
-            self.flush()
-            if self._map is not None:
-                self._map.close()
-                self._map = None
-                self._count = 0
-
-    def _find(self, wanted: int) -> Decision | None:
-        """Search by interpolation: keys are hashes, so a key tells where about it stands."""
-        entries, low, high = self._map, 0, self._count - 1
-        first, last = 0, (1 << 64) - 1
-        while entries is not None and low <= high and first <= wanted <= last:
-            middle = low + (wanted - first) * (high - low) // max(last - first, 1)
-            found, size, ctime = ENTRY.unpack_from(entries, self._start + middle * ENTRY.size)
-            if found == wanted:
-                return Decision(size & ~EXISTING, ctime, bool(size & EXISTING))
-            if found < wanted:
-                low, first = middle + 1, found + 1
-            else:
-                high, last = middle - 1, found - 1
-        return None
-
-    def _merged(self, seen: Sequence[bytearray] = (), *, prune: bool = False) -> Iterator[bytes]:
-        """Yield file, `seen` and memory together, sorted, in parts by the key's first byte.
-
-        With `prune` what stands in the file alone is left out, and memory, which stays.
-        """
-        parts: list[dict[bytes, bytes]] = [{} for _ in range(256)]
-        for wanted, decision in self._delta.items() if not prune else ():
-            entry = pack(wanted, decision)
-            parts[entry[0]][entry[:8]] = b"" if decision is FORGOTTEN else entry
-        end = self._start + self._count * ENTRY.size if not prune else 0
-        at = self._start
-        for first, newest in enumerate(parts):
-            entries = {}
-            while self._map is not None and at < end and self._map[at] == first:
-                entries[self._map[at : at + 8]] = self._map[at : at + ENTRY.size]
-                at += ENTRY.size
-            if seen:
-                entries |= _by_key(bytes(seen[first]))
-            yield b"".join(sorted((entries | newest).values()))
-
-    def _write(self, entries: Iterator[bytes]) -> None:
-        """Replace the file: written and synced under another name, then renamed."""
-        temporary = self._path + ".new"
-        header = {
-            "magic": MAGIC,
-            "watch": self._watch_path,
-            "baseline": self._baseline,
-            "root": self._root,
-        }
-        try:
-            with open(temporary, "w+b", opener=_owner_only) as file:
-                file.write(json.dumps(header).encode("ascii") + b"\n")
-                start = file.tell()
-                for part in entries:
-                    file.write(part)
-                file.flush()
-                os.fsync(file.fileno())
-                os.rename(temporary, self._path)
-                fsync_directory(os.path.dirname(self._path))
-                self._adopt(file, start)
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
-
-    def _adopt(self, file: BinaryIO, start: int) -> None:
-        if self._map is not None:
-            self._map.close()
-        self._start = start
-        size = os.fstat(file.fileno()).st_size
-        if (size - start) % ENTRY.size:
-            raise ValueError("it ends within an entry")
-        self._count = (size - start) // ENTRY.size
-        self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self.flush()
+        self._file = None
 
 
 class Sweep:
     """One scan of a whole watch: what it sees unchanged is what the ledger keeps."""
 
-    def __init__(self, ledger: Ledger, disturbances: int, flushes: int, root: int) -> None:
+    def __init__(
+        self, ledger: Ledger, file: LedgerFile | None, disturbances: int, root: int
+    ) -> None:
         self._ledger = ledger
-        self._began = disturbances, flushes, root
-        self._seen = [bytearray() for _ in range(256)]
+        #: The ledger's file as the scan began, and for each of its entries whether it was seen.
+        self.file = file
+        self.seen = bytearray(file.count if file is not None else 0)
+        #: Entries of files that were there before the watch, by their first byte.
+        self.existing = [bytearray() for _ in range(256)]
+        self.disturbances = disturbances
+        self.root = root
+        self.saw_files = False
 
     def known(self, subpath: str, state: FileState) -> bool:
         """As `Ledger.known`, and keep the file's decision."""
         wanted = key(subpath, state.inode)
+        file, ledger = self.file, self._ledger
+        entry = file.get(wanted) if file is not None else None
+        if entry is not None and wanted not in ledger._delta and file is ledger._file:
+            # What most files are, and cheap: as decided.
+            index, size, ctime = entry
+            if state.ctime == ctime and state.size == size & ~EXISTING:
+                self.seen[index] = self.saw_files = True
+                return True
         decision = self._ledger._known(wanted, state)
         if decision is None:
             return False
-        self._seen[wanted >> 56] += pack(wanted, decision)
+        self.saw_files = True
+        if entry is not None:
+            self.seen[entry[0]] = True
+        elif decision.existing:
+            self.existing[wanted[0]] += pack(wanted, decision)
         return True
 
     def finish(self, *, complete: bool) -> None:
         """Drop the decisions about files that a complete scan did not see."""
         if complete:
             try:
-                self._ledger.finish(self._seen, *self._began)
+                self._ledger._finish(self)
             except OSError as e:
                 logger.warning("Ledger kept as it was, it cannot be written: %s.", e.strerror)
 
 
-def pack(wanted: int, decision: Decision) -> bytes:
+def pack(wanted: bytes, decision: Decision) -> bytes:
     """Return the entry of a decision."""
     return ENTRY.pack(wanted, decision.size | decision.existing << 63, decision.ctime)
+
+
+def unpack(size: int, ctime: int) -> Decision:
+    """Return the decision of an entry's values."""
+    return Decision(size & ~EXISTING, ctime, bool(size & EXISTING))
+
+
+def _joined(changes: Mapping[bytes, bytes]) -> bytes:
+    return b"".join(changes[wanted] for wanted in sorted(changes))
 
 
 def _by_key(entries: bytes) -> dict[bytes, bytes]:
@@ -317,7 +300,3 @@ def _inode(path: str) -> int:
         return os.stat(path).st_ino
     except OSError:
         return 0
-
-
-def _owner_only(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_CLOEXEC, 0o600)

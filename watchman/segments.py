@@ -9,9 +9,10 @@ import threading
 import time
 from array import array
 from collections import OrderedDict
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 
 from watchman.errors import JournalCorrupt
+from watchman.positions import Positions
 
 #: Bits of a position that hold the offset; the segment's number stands above them.
 OFFSET_BITS = 40
@@ -96,7 +97,7 @@ class Segments:
         self._readers.move_to_end(segment)
         return fd
 
-    def rewrite(self, segment: int, kept: Collection[int]) -> None:
+    def rewrite(self, segment: int, kept: Positions) -> None:
         """Leave nothing of a segment but the lines at some positions; durable on return.
 
         All of it goes to the history, and with nothing kept the segment is over. Raises OSError,

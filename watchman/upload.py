@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 
 class Source(StrEnum):
@@ -85,9 +85,11 @@ class Notification:
     old_id: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class FileState:
-    """A regular file as lstat(2) saw it; times in nanoseconds since the epoch."""
+class FileState(NamedTuple):
+    """A regular file as lstat(2) saw it; times in nanoseconds since the epoch.
+
+    A tuple, for a scan makes one of each file: that takes half the time of a frozen dataclass.
+    """
 
     device: int
     inode: int
@@ -111,7 +113,7 @@ class FileState:
         return self.size != size or ctime < self.mtime <= self.ctime
 
     def encode(self) -> list[int]:
-        return [self.device, self.inode, self.size, self.ctime, self.mtime]
+        return list(self)
 
     @classmethod
     def decode(cls, values: list[int]) -> Self:

@@ -23,11 +23,15 @@ class Finders:
         self,
         *,
         submit: Callable[[Notification], None],
+        submit_find: Callable[[Notification], None],
+        takes: Callable[[str, str], bool],
         submit_lines: Submit,
         marked: Callable[[], Mapping[str, Any]],
     ) -> None:
-        """`submit_lines` and `marked` are the transfer log's, see there."""
+        """`submit_lines` and `marked` are the transfer log's, see there; `takes` the scanner's."""
         self._submit = submit
+        self._submit_find = submit_find
+        self._takes = takes
         self._submit_lines = submit_lines
         self._marked = marked
 
@@ -39,11 +43,17 @@ class Finders:
         ledgers: Mapping[str, Ledger],
     ) -> None:
         """Say what to look at; while stopped."""
-        watches, submit = settings.watches.values(), self._submit
+        watches = settings.watches.values()
         self._names = frozenset(settings.watches)
-        self._scanner = Scanner(watches, submit=submit, excluded=excluded, ledgers=ledgers)
+        self._scanner = Scanner(
+            watches,
+            submit=self._submit_find,
+            takes=self._takes,
+            excluded=excluded,
+            ledgers=ledgers,
+        )
         self._watcher = Watcher(
-            watches, submit=submit, rescan=self._scanner.request, excluded=excluded
+            watches, submit=self._submit, rescan=self._scanner.request, excluded=excluded
         )
         paths, token = settings.proftpd.transfer_log, settings.proftpd.token
         self._has_log = bool(paths)

@@ -9,7 +9,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from watchman.settings import WatchSettings
@@ -25,6 +25,9 @@ PROGRESS = 10.0
 
 #: Seconds after which what could not be read is scanned again.
 RETRY = 60.0
+
+#: Seconds until it is asked again whether finds are taken.
+FULL = 1.0
 
 #: Seconds of work, and then of rest, in a scan that nobody waits for.
 WORK = REST = 0.05
@@ -53,6 +56,10 @@ class _Stopped(Exception):
     """The scanner was told to stop in the middle of a scan."""
 
 
+class _Full(Exception):
+    """No find of this watch is taken any more at present."""
+
+
 @dataclass
 class _Progress:
     """How a watch's scans of the whole go."""
@@ -79,16 +86,17 @@ class _Scan:
     found: int = 0
     errors: int = 0
     error: str | None = None
-    began: float = field(default_factory=time.monotonic)
-    said: float = field(default_factory=time.monotonic)
-    rested: float = field(default_factory=time.monotonic)
+    began: float = 0.0
+    said: float = 0.0
+    rested: float = 0.0
 
 
 class Scanner:
     """A thread that walks what is requested, and each watch every `rescan` seconds.
 
     It submits every regular file that its watch's ledger does not know. No symlink is followed, nor
-    is anything opened but directories.
+    is anything opened but directories. `takes(watch, path)` tells whether there is room for a find,
+    and with "" whether for as many as make a scan worth its beginning.
     """
 
     def __init__(
@@ -96,6 +104,7 @@ class Scanner:
         watches: Iterable[WatchSettings],
         *,
         submit: Callable[[Notification], None],
+        takes: Callable[[str, str], bool],
         excluded: Callable[[WatchSettings, str], object],
         ledgers: Mapping[str, Ledger],
         clock: Callable[[], float] = time.monotonic,
@@ -106,10 +115,12 @@ class Scanner:
             for name, watch in self._watches.items()
         }
         self._submit = submit
+        self._takes = takes
         self._excluded = excluded
         self._ledgers = ledgers
         self._progress = {name: _Progress() for name in self._watches}
         periods = {name: watch.rescan for name, watch in self._watches.items()}
+        self._clock = clock
         self._schedule = Schedule(periods, clock=clock)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="scanner", daemon=True)
@@ -149,6 +160,9 @@ class Scanner:
             self._serve(request)
 
     def _serve(self, request: Request) -> None:
+        if not self._takes(request.watch, ""):
+            self._schedule.postpone(request.watch, "", FULL)
+            return
         try:
             if request.subpath:
                 self._scan_subtree(request)
@@ -156,6 +170,9 @@ class Scanner:
                 self._scan_watch(request)
         except _Stopped:
             logger.debug("Scan of watch %s interrupted.", request.watch)
+        except _Full:
+            # All of it: there may be as many subtrees as directories.
+            self._schedule.postpone(request.watch, "", FULL)
         except Exception:
             logger.exception(
                 "Scan of %r in watch %s failed. Trying again in %d seconds.",
@@ -196,7 +213,7 @@ class Scanner:
             "Scanned watch %s: %d files in %.1f seconds, %d of them new%s.",
             request.watch,
             scan.files,
-            time.monotonic() - scan.began,
+            self._clock() - scan.began,
             scan.found,
             f", {scan.errors} errors" if scan.errors else "",
         )
@@ -231,7 +248,17 @@ class Scanner:
         others = (w for w in self._watches.values() if w.name != request.watch)
         foreign = frozenset(found for other in others if (found := _identity(other)))
         watch = self._watches[request.watch]
-        return _Scan(watch, not request.subpath, request.periodic, known, foreign)
+        whole, now = not request.subpath, self._clock()
+        return _Scan(
+            watch,
+            whole,
+            request.periodic,
+            known,
+            foreign,
+            began=now,
+            said=now,
+            rested=now,
+        )
 
     def _walk(self, scan: _Scan, fd: int, subpath: str) -> None:
         def failed(above: str, name: str, error: OSError) -> None:
@@ -285,6 +312,16 @@ class Scanner:
         if too_long(path):
             self._failed(scan, subpath, OSError(errno.ENAMETOOLONG, "the path is too long"))
             return
+        if not self._takes(scan.watch.name, path):
+            scan.error = "more was found than is held at once"
+            logger.info(
+                "Scan of watch %s waits at %d files: %d of them are new, and many are held. It"
+                " begins again when half of those are decided.",
+                scan.watch.name,
+                scan.files,
+                scan.found,
+            )
+            raise _Full
         scan.found += 1
         self._submit(Notification(Kind.COMPLETED, path, Source.SCAN))
 
@@ -314,7 +351,7 @@ class Scanner:
         if not scan.whole:
             return
         self._progress[scan.watch.name].files = scan.files
-        now = time.monotonic()
+        now = self._clock()
         if now - scan.said >= PROGRESS:
             scan.said = now
             logger.info(
@@ -328,7 +365,7 @@ class Scanner:
         if scan.gentle and now - scan.rested >= WORK:
             scan.gentle = not self._schedule.is_waiting(scan.watch.name)
             self._stopping.wait(REST)
-            scan.rested = time.monotonic()
+            scan.rested = self._clock()
 
 
 def _identity(watch: WatchSettings) -> tuple[int, int] | None:
