@@ -233,8 +233,9 @@ def test_a_file_that_gives_no_lease_must_be_quiet_for_a_while(tmp_path: Path) ->
             file = home / "ftp" / "a.csv"
             (home / "ready").touch()
             eventually(file.exists)
-            began = time.monotonic()
             assert house.say(file).outcome is Outcome.IGNORED
+            began = time.monotonic()
+            (home / "looked").touch()
             assert len(house.take(patience=5)) == 1
             assert time.monotonic() - began >= QUIET / 2
             house.close()
@@ -244,6 +245,8 @@ def test_a_file_that_gives_no_lease_must_be_quiet_for_a_while(tmp_path: Path) ->
     eventually((home / "ready").exists)
     (home / "root's").write_text("1,2,3")
     (home / "root's").rename(home / "ftp" / "a.csv")
+    # However long the other process takes, it does not find the file quiet before it has looked.
+    eventually(lambda: (home / "ftp" / "a.csv").chmod(0o644) or (home / "looked").exists())
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
@@ -481,6 +484,28 @@ def test_a_full_disk_is_answered_with_an_error_and_made_good_by_a_rescan(house: 
     assert house.say(path, Source.SCAN).outcome is Outcome.OK
     house.restart()
     assert [upload.path for upload in house.take()] == [str(path)]
+
+
+def test_a_ledger_holds_no_decision_before_the_journal_does(tmp_path: Path) -> None:
+    """Else one that the disk then has no room for would be taken for a done one."""
+    house = House(tmp_path, segment_size=1)  # a segment, and so a file, for each batch
+    house.open()
+    path = house.write("a.csv", "1")
+    house.say(path)
+    (upload,) = house.take()
+    house.write("newer", "12").rename(path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Room for the record of the one that is superseded, and not for the newer one's.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, hard))
+    try:
+        house.dispatcher.pipeline.report(Report(upload, State.SUPERSEDED, "overwritten"))
+        eventually(house.dispatcher.unwritable)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert house.dispatcher.pipeline.settled["superseded"] == 1
+    eventually(lambda: house.rescans == ["ftp"])
+    assert house.say(path, Source.SCAN).outcome is Outcome.OK
+    house.close()
 
 
 def test_settled_segments_leave_the_journal_and_their_decisions_stay(tmp_path: Path) -> None:

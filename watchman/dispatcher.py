@@ -206,10 +206,8 @@ class Dispatcher:
                 self._decisions.release(noticed, Ignore("its watch left the INI file"))
         for ledger in before:
             if not any(ledger is kept for kept in ledgers.values()):
-                try:
-                    ledger.close()
-                except OSError as e:
-                    logger.warning("Ledger of a watch that was removed is not up to date: %s.", e)
+                # Once the journal has what was decided until now.
+                self._commit.stage(None, partial(_close, ledger), lasting=True)
 
     def _look_again(self) -> float:
         """Look at held files that are due, and for sessions that died; return when next, in s."""
@@ -221,13 +219,11 @@ class Dispatcher:
 
     def _keep_house(self) -> None:
         """Do what need not be done at once."""
-        if self._commit.unwritable_since:
+        if self._commit.unwritable_since or self._commit.has_staged():
+            # A ledger must not hold what the journal does not yet.
             return
         while self._decisions.missed:
             self._rescan(self._decisions.missed.pop(), "")
-        self.pipeline.forget_renames()
-        self.pipeline.failures.forget(self._clock() - self._settings.keep_failed)
-        self._marks.renew()
         try:
             self._clear()
         except OSError as e:
@@ -236,6 +232,9 @@ class Dispatcher:
             self._uncleared = True
         else:
             self._uncleared = False
+        self.pipeline.forget_renames()
+        self.pipeline.failures.forget(self._clock() - self._settings.keep_failed)
+        self._marks.renew()
 
     def _clear(self) -> None:
         """Have the ledgers hold what is decided, and the journal let go of what is settled."""
@@ -474,3 +473,10 @@ class Dispatcher:
             self._marks.keep(record["log"], record["mark"], position)
         self._decisions.replay(position, record)
         self._endings.replay(position, record)
+
+
+def _close(ledger: Ledger, _: int) -> None:
+    try:
+        ledger.close()
+    except OSError as e:
+        logger.warning("Ledger of a watch that was removed is not up to date: %s.", e)
