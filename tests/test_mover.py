@@ -5,7 +5,6 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -414,7 +413,7 @@ def test_what_was_decided_about_a_moved_file_is_forgotten_over_restarts(yard: Ya
     yard.say(path)
     (upload,) = yard.take()
     for _ in range(2):
-        assert yard.ledger.get("a.csv", replace(upload.state, inode=inode)) is None
+        assert yard.ledger.get("a.csv", upload.state._replace(inode=inode)) is None
         yard.restart()
 
 
