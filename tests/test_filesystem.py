@@ -2,9 +2,11 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from kombu.exceptions import ChannelError
 from tests.backlog import Uploads, upload
 from tests.brokers import ROOT
 from tests.deadline import eventually
+from tests.needs import need
 from watchman.settings import BrokerSettings
 from watchman.sinks.celeryapp import embedded_options
 from watchman.sinks.filesystem import STALE
@@ -129,6 +132,60 @@ def test_nothing_but_the_message_is_left_of_a_write(tmp_path: Path) -> None:
     assert names[0].endswith(".work.msg")
     assert names[1:] == ["control"]
     assert [path.name for path in (tmp_path / "control").iterdir()] == ["work.exchange"]
+
+
+def traced(folder: Path, *options: str) -> tuple[int, list[str]]:
+    """Put a message under strace; return the exit code and the calls that were about the folder."""
+    log = folder.parent / "strace.log"
+    paths = [word for path in (folder, folder / "control") for word in ("-P", str(path))]
+    producer = [sys.executable, "-c", PRODUCER, str(folder), "0", "1"]
+    strace = ["strace", "-o", str(log), *paths, *options]
+    ended = subprocess.run([*strace, *producer], cwd=ROOT, check=False)
+    return ended.returncode, log.read_text().splitlines()
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_writer_killed_at_any_call_leaves_a_whole_message_or_nothing(tmp_path: Path) -> None:
+    need("strace")
+    folder = tmp_path / "broker"
+    (folder / "control").mkdir(parents=True)
+    code, made = traced(folder)
+    counted = Counter(line.partition("(")[0] for line in made)
+    assert (code, counted["linkat"]) == (0, 2)
+    for call, when in [("fsync", counted["fsync"]), ("linkat", 1), ("linkat", 2), ("openat", 5)]:
+        shutil.rmtree(folder)
+        (folder / "control").mkdir(parents=True)
+        code, _ = traced(folder, "-e", f"inject={call}:signal=SIGKILL:when={when}")
+        assert code == -signal.SIGKILL
+        for name in names(folder):
+            assert name == "control/work.exchange" or (name[0] != "." and name.endswith(".msg"))
+        whole = sum(name.endswith(".msg") for name in names(folder))
+        with stock(folder) as connection:
+            assert bodies(connection) == [{"number": 0}] * whole
+
+
+def test_a_filesystem_without_unnamed_files_is_written_to_all_the_same(tmp_path: Path) -> None:
+    need("strace")
+    folder = tmp_path / "broker"
+    (folder / "control").mkdir(parents=True)
+    _, made = traced(folder)
+    opened = [line for line in made if line.startswith("openat(")]
+    tries = [n for n, line in enumerate(opened, 1) if "O_TMPFILE" in line]
+    shutil.rmtree(folder)
+    (folder / "control").mkdir(parents=True)
+    # What follows on the first refusal is one call more.
+    first, second = tries[0], tries[1] + 1
+    inject = f"inject=openat:error=EOPNOTSUPP:when={first}..{second}+{second - first}"
+    code, made = traced(folder, "-e", inject)
+    assert code == 0
+    assert sum("O_TMPFILE" in line and "INJECTED" in line for line in made) == 2
+    found = names(folder)
+    assert found[1:] == ["control/work.exchange"]
+    with stock(folder) as connection:
+        assert bodies(connection) == [{"number": 0}]
 
 
 def test_bindings_of_stock_and_own_connections_stand_together(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -84,3 +86,39 @@ def test_what_follows_on_one_record_raising_is_done_for_the_others(committing: C
     assert faulty.called == len(done) == 1
     assert committing.journal.read(done[0])["event"] == "b"
     assert committing.works()
+
+
+def test_what_a_sink_reports_is_done_before_what_sources_have_brought(tmp_path: Path) -> None:
+    one = Committing(tmp_path)
+    blocked, free = threading.Event(), threading.Event()
+    done: list[str] = []
+    one.commit.bring(lambda: blocked.set() or free.wait(10))
+    assert blocked.wait(10)
+    for n in range(100):
+        one.commit.bring(partial(done.append, f"source {n}"))
+    one.commit.bring_first(lambda: done.append("sink 0"))
+    one.commit.bring_first(lambda: done.append("sink 1"))
+    free.set()
+    one.commit.stop()
+    one.commit.join()
+    one.journal.close()
+    assert done == ["sink 0", "sink 1", *(f"source {n}" for n in range(100))]
+
+
+def test_idle_work_finds_all_durable_that_was_staged(tmp_path: Path) -> None:
+    journal = Journal(str(tmp_path / "journal"), str(tmp_path / "history"))
+    list(journal.replay())
+    steps: list[str] = []
+    commit = GroupCommit(journal, timer=lambda: 1.0, idle=lambda: steps.append("idle"))
+
+    def follow(_: int) -> None:
+        steps.append("first")
+        commit.stage({"event": "b"}, lambda _: steps.append("second"))
+
+    commit.bring(lambda: commit.stage({"event": "a"}, follow))
+    commit.start()
+    eventually(lambda: "second" in steps)
+    commit.stop()
+    commit.join()
+    journal.close()
+    assert "idle" not in steps[steps.index("first") : steps.index("second")]

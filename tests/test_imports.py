@@ -15,7 +15,7 @@ PACKAGE = ROOT / "watchman"
 INSIDE = {
     *("dispatcher", "judge", "held", "pipeline", "backlog", "journal", "groupcommit", "ledger"),
     *("segments", "ledgerfile", "positions", "decisions", "endings", "marks", "failures"),
-    *("unsettled", "interventions", "resubmissions", "pauses", "stories"),
+    *("unsettled", "interventions", "resubmissions", "pauses", "stories", "inbox"),
 }
 
 #: Who wires all of it up, and answers for all of it.

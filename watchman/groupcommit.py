@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import queue
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +12,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from watchman.errors import JournalUnwritable
+from watchman.inbox import Inbox, Work
 from watchman.journal import Journal
 
 logger = logging.getLogger(__name__)
@@ -21,13 +20,13 @@ logger = logging.getLogger(__name__)
 #: Pieces of work that wait before those who bring more must wait.
 INBOX = 10_000
 
-#: Pieces of work before one commit.
-BATCH = 1_000
+#: Seconds of work before a commit: whoever waits for one waits no longer than that, and what has
+#: been sent is sent again after a crash if that was not written down.
+SLICE = 0.05
 
 #: Seconds between two tries to write a journal that could not be written.
 RETRY = 1.0
 
-Work = Callable[[], None]
 T = TypeVar("T")
 
 
@@ -54,11 +53,11 @@ class GroupCommit:
 
     def __init__(self, journal: Journal, *, timer: Callable[[], float], idle: Work) -> None:
         #: `timer` does what is due and says in how many seconds it wants to be called again;
-        #: `idle` is called after each commit. Both in the thread.
+        #: `idle` is called when all that was staged is durable. Both in the thread.
         self._timer = timer
         self._idle = idle
         self._journal = journal
-        self._inbox: queue.Queue[Work] = queue.Queue(INBOX)
+        self._inbox = Inbox(INBOX)
         self._thread = threading.Thread(target=self._run, name="dispatcher")
         self._stopping = False
         self._changes: list[Change] = []
@@ -81,6 +80,12 @@ class GroupCommit:
     def bring(self, work: Work) -> None:
         """Bring work; wait while there is too much of it."""
         self._inbox.put(work)
+
+    def bring_first(self, work: Work) -> None:
+        """Bring work that is done before what was brought otherwise: it says what became of what
+        was handed out, and is not to be forgotten in a crash because much else has come in.
+        """
+        self._inbox.put_first(work)
 
     def call(self, work: Callable[[], T]) -> T:
         """Have work done in the thread; return its result once what is staged then is durable.
@@ -129,11 +134,23 @@ class GroupCommit:
     def _run(self) -> None:
         while not (self._stopping and self._inbox.empty()):
             patience = self._outlive(self._timer)
-            for work in self._collect(RETRY if patience is None else patience):
-                self._outlive(work)
+            self._work(RETRY if patience is None else patience)
             self._commit()
-            self._outlive(self._idle)
+            # What follows on a record may have staged more: not durable yet, and idle work is to
+            # find all of it so.
+            if not self._changes:
+                self._outlive(self._idle)
         self._commit()
+
+    def _work(self, patience: float) -> None:
+        """Do what there is to do, for a while; wait for it at most `patience` seconds."""
+        if self._changes:
+            patience = min(patience, RETRY if self.unwritable_since else 0.0)
+        work = self._inbox.take(max(patience, 0.0001))
+        until = time.monotonic() + SLICE
+        while work is not None:
+            self._outlive(work)
+            work = self._inbox.take(0.0) if time.monotonic() < until else None
 
     def _outlive(self, work: Callable[[], T]) -> T | None:
         """Do work; whatever it raises ends only that, for all else waits for this thread."""
@@ -142,16 +159,6 @@ class GroupCommit:
         except Exception:
             logger.exception("Work left undone. What it was about waits for a rescan.")
             return None
-
-    def _collect(self, patience: float) -> list[Work]:
-        batch: list[Work] = []
-        if self._changes:
-            patience = min(patience, RETRY if self.unwritable_since else 0.0)
-        with contextlib.suppress(queue.Empty):
-            batch.append(self._inbox.get(timeout=max(patience, 0.0001)))
-            while len(batch) < BATCH:
-                batch.append(self._inbox.get_nowait())
-        return batch
 
     def _commit(self) -> None:
         changes, self._changes = self._changes, []

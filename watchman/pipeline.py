@@ -149,7 +149,7 @@ class Pipeline:
                 self._stage_anew(state, upload, written.append)
             self._commit.stage(None, lambda _: done.set(), lasting=True)
 
-        self._commit.bring(stage)
+        self._commit.bring_first(stage)
         done.wait()
         return written
 
@@ -182,9 +182,9 @@ class Pipeline:
         if report.state is State.DEFERRED:
             backlog.put_back(report.upload.position, report.lane, report.delay, report.reason)
         elif report.state is State.RENAMED:
-            self._commit.bring(lambda: self._rename(report, backlog))
+            self._commit.bring_first(lambda: self._rename(report, backlog))
         else:
-            self._commit.bring(lambda: self._settle(report, backlog))
+            self._commit.bring_first(lambda: self._settle(report, backlog))
 
     def _pause_of(self, upload: Upload) -> str:
         """Return what is paused that holds an upload back, or ""."""

@@ -6,6 +6,7 @@ Stock workers consume from it with `broker_url = filesystem://` and, as transpor
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import time
@@ -17,8 +18,12 @@ from kombu.exceptions import ChannelError
 from kombu.transport import filesystem, virtual
 from kombu.utils.json import dumps, loads
 
-#: Seconds after which an unfinished write is taken for one that a crash has left behind.
+#: Seconds after which an unfinished write is taken for one that a crash has left behind, where
+#: the filesystem knows no files without a name.
 STALE = 3600.0
+
+#: What a kernel or a filesystem answers that does not know O_TMPFILE, see open(2).
+NO_UNNAMED = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT)
 
 
 class Channel(filesystem.Channel):
@@ -42,15 +47,11 @@ class Channel(filesystem.Channel):
         """Put a message onto a queue; it is on disk on return."""
         if "/" in queue or "\0" in queue:
             raise ValueError(f"the queue's name becomes part of a file name: {queue!r}")
-        # Consumers take the names in sorted order. They look for QUEUE.msg after the first dot,
-        # which no name that ends in .tmp can match.
+        # Consumers take the names in sorted order.
         self._last = max(self._last + 1, time.time_ns())
         name = f"{self._last:020d}_{uuid.uuid4()}.{queue}.msg"
-        temporary = os.path.join(self.folder, f".{name}.tmp")
         try:
-            _write(temporary, dumps(payload).encode())
-            os.rename(temporary, os.path.join(self.folder, name))
-            _sync(self.folder)
+            _create(self.folder, name, dumps(payload).encode())
         except OSError as e:
             raise ChannelError(f"cannot write to {self.folder!r}: {e.strerror}") from e
 
@@ -61,16 +62,11 @@ class Channel(filesystem.Channel):
         """
         binding = [routing_key or "", pattern or "", queue or ""]
         file = self._exchange_file(exchange)
-        temporary = f"{file}.{uuid.uuid4()}.tmp"
         try:
-            _write(temporary, dumps([binding]).encode())
             try:
-                os.link(temporary, file)
+                _create(str(file.parent), file.name, dumps([binding]).encode())
             except FileExistsError:
                 _add(file, binding)
-            finally:
-                os.unlink(temporary)
-            _sync(self.control_folder)
         except OSError as e:
             raise ChannelError(f"cannot write to {self.control_folder}: {e.strerror}") from e
 
@@ -120,12 +116,34 @@ def _add(file: Path, binding: list[str]) -> None:
             os.fsync(opened)
 
 
-def _write(path: str, content: bytes) -> None:
-    with open(path, "xb", buffering=0) as file:
-        view = memoryview(content)
-        while view:
-            view = view[file.write(view) :]
-        os.fsync(file)
+def _create(folder: str, name: str, content: bytes) -> None:
+    """Make a file that is there at once and whole, and durable on return. Or FileExistsError."""
+    directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    temporary = ""
+    try:
+        try:
+            # Without a name nothing is left of it by a crash.
+            fd = os.open(".", os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o666, dir_fd=directory)
+            source = f"/proc/self/fd/{fd}"
+        except OSError as e:
+            if e.errno not in NO_UNNAMED:
+                raise
+            # Consumers look for QUEUE.msg after the first dot, which no name that ends in .tmp
+            # can match.
+            source = temporary = f".{name}.tmp"
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            fd = os.open(temporary, flags, 0o666, dir_fd=directory)
+        with open(fd, "wb", buffering=0) as file:
+            view = memoryview(content)
+            while view:
+                view = view[file.write(view) :]
+            os.fsync(file)
+            os.link(source, name, src_dir_fd=directory, dst_dir_fd=directory)
+        os.fsync(directory)
+    finally:
+        if temporary:
+            os.unlink(temporary, dir_fd=directory)
+        os.close(directory)
 
 
 def _sync(directory: str | os.PathLike[str]) -> None:
