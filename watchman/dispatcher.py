@@ -219,8 +219,7 @@ class Dispatcher:
 
     def _keep_house(self) -> None:
         """Do what need not be done at once."""
-        if self._commit.unwritable_since or self._commit.has_staged():
-            # A ledger must not hold what the journal does not yet.
+        if self._commit.unwritable_since:
             return
         while self._decisions.missed:
             self._rescan(self._decisions.missed.pop(), "")

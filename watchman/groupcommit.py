@@ -113,10 +113,6 @@ class GroupCommit:
         self.bring(answered)
         return done.result()
 
-    def has_staged(self) -> bool:
-        """Whether something waits for the next commit; only the thread may ask."""
-        return bool(self._changes)
-
     def stage(
         self,
         record: dict[str, Any] | None,
