@@ -292,6 +292,45 @@ def test_the_logs_failure_overrules_a_hooks_good_word(logged: House, session: Se
     assert logged.take(patience=2) == []
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_transfer_that_failed_and_was_repeated_at_once_is_one_upload(
+    logged: House, session: Session, restarted: bool
+) -> None:
+    """Both lines may be read when the second one is over, as after a while without watchman."""
+    path = logged.write("a.csv")
+    log(logged, Kind.FAILED, path, session, size=3)
+    assert failed(logged) == {str(path): "426 failed"}
+    if restarted:
+        logged.restart()
+    # A line about something else than what is there now changes nothing.
+    assert log(logged, Kind.COMPLETED, path, session, size=5).outcome is Outcome.DUPLICATE
+    assert log(logged, Kind.COMPLETED, path, session, size=6).outcome is Outcome.OK
+    assert failed(logged) == {}
+    assert [upload.path for upload in logged.take()] == [str(path)]
+    assert log(logged, Kind.COMPLETED, path, session, size=6).outcome is Outcome.DUPLICATE
+
+
+def test_a_hooks_good_word_overrules_a_failure_only_of_a_transfer_begun_since(
+    house: House, session: Session
+) -> None:
+    """Of two files by SFTP at once hooks may name the wrong one."""
+    path = house.write("a.csv")
+    tell(house, Kind.FAILED, path, session)
+    assert tell(house, Kind.COMPLETED, path, session).outcome is Outcome.DUPLICATE
+    assert list(failed(house)) == [str(path)]
+    tell(house, Kind.STARTED, path, session)
+    assert tell(house, Kind.COMPLETED, path, session).outcome is Outcome.OK
+    assert failed(house) == {}
+
+
+def test_a_late_good_word_is_better_than_none(house: House, session: Session) -> None:
+    path = house.write("a.csv", watch="strict")
+    house.say(path)
+    eventually(lambda: failed(house))
+    assert tell(house, Kind.COMPLETED, path, session).outcome is Outcome.OK
+    assert failed(house) == {}
+
+
 @pytest.mark.parametrize("late", [False, True])
 def test_the_logs_good_line_overrules_the_end_of_the_session(
     logged: House, session: Session, late: bool

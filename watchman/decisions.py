@@ -209,7 +209,8 @@ class Decisions:
         if not self._judge.matches(path):
             return
         upload = self._pipeline.plan(self._upload(watch, path, state, notification))
-        self._judge.remember(upload, failed=notification.source is not self._judge.decisive)
+        unsure = notification.source is not self._judge.decisive
+        self._judge.remember(upload, failed=True, unsure=unsure)
         self._pipeline.failures.forgive(path)
 
         def failed(_: str) -> None:

@@ -447,8 +447,8 @@ class Dispatcher:
         """See to it that the newer write is decided about, should nobody have spoken of it."""
         self._complete(Notification(Kind.COMPLETED, upload.path, Source.SCAN), nobody)
 
-    def _replay_decision(self, upload: Upload) -> None:
-        self.judge.remember(upload)
+    def _replay_decision(self, upload: Upload, has_failed: bool) -> None:
+        self.judge.remember(upload, failed=has_failed)
         located = self.rules.locate(upload.source_path)
         if located is not None:
             watch, subpath = located

@@ -58,6 +58,7 @@ class Endings:
             return
         watch, subpath = located
         path = os.path.join(watch.path, subpath)
+        self._judge.begin(path)
         before = None
         try:
             before = beneath.state(watch.path, subpath)

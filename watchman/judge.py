@@ -39,13 +39,19 @@ PROFTPD = frozenset({Source.HOOK, Source.LOG})
 
 @dataclass(slots=True)
 class Recent:
-    """What a ledger has no room for: the upload's id, when it was decided (epoch), who spoke."""
+    """What a ledger has no room for: the upload's id, when it was decided (epoch), who spoke.
+
+    `failed` by the word that decides, or `unsure` without it; `begun` if a session has begun to
+    write the file again since.
+    """
 
     id: str
     inode: int
     decided: float
     sources: set[Source]
     failed: bool = False
+    unsure: bool = False
+    begun: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,14 +133,19 @@ class Judge:
         self._rules = rules
         self._ledgers = ledgers
 
-    def remember(self, upload: Upload, *, failed: bool = False) -> None:
+    def remember(self, upload: Upload, *, failed: bool = False, unsure: bool = False) -> None:
         """Remember a decision beyond what its ledger holds, among the latest."""
         inode = (upload.source_state or upload.state).inode
-        recent = Recent(upload.id, inode, upload.accepted, {upload.source}, failed)
+        recent = Recent(upload.id, inode, upload.accepted, {upload.source}, failed, unsure)
         self._recent.pop(upload.source_path, None)
         self._recent[upload.source_path] = recent
         if len(self._recent) > RECENT:
             self._recent.popitem(last=False)
+
+    def begin(self, path: str) -> None:
+        """Remember that a session begins to write a file."""
+        if path in self._recent:
+            self._recent[path].begun = True
 
     def recent(self, path: str, state: FileState | None) -> Recent | None:
         """Return what is remembered of the last decision about a file, one that left as well."""
@@ -180,7 +191,7 @@ class Judge:
             return Ignore(str(e))
         except OSError as e:
             return Hold(e.strerror or str(e), BARRED)
-        if not self._is_new(watch, subpath, look.state, notification.source):
+        if not self._is_new(watch, subpath, look.state, notification):
             return PassOver(look.state)
         word = notification
         if noticed is not None and not self._decides(notification, look.state):
@@ -283,8 +294,11 @@ class Judge:
         wait = watch.settle - quiet
         return Hold("settling", wait, look.state) if wait > 0 else None
 
-    def _is_new(self, watch: WatchSettings, subpath: str, state: FileState, source: Source) -> bool:
+    def _is_new(
+        self, watch: WatchSettings, subpath: str, state: FileState, notification: Notification
+    ) -> bool:
         """Whether a file holds a write that nobody has decided about yet."""
+        source = notification.source
         decision = self._ledgers[watch.name].get(subpath, state)
         if decision is None:
             return not self._came_with_its_directory(watch, subpath, state)
@@ -296,8 +310,8 @@ class Judge:
             # Open for writing since before the watch began, and closed now.
             return True
         recent = self.recent(os.path.join(watch.path, subpath), state)
-        if recent is not None and recent.failed and source is self.decisive is Source.LOG:
-            return True  # a hook's word made it fail, and the log knows better
+        if recent is not None and self._is_better(notification, recent, state):
+            return True
         if state.ctime == decision.ctime:
             return False
         # Only ctime differs: MFMT or chmod after the write, or a write that kept the mtime.
@@ -306,6 +320,16 @@ class Judge:
         if source in PROFTPD:
             return source in recent.sources
         return self._clock() - recent.decided > watch.confirm
+
+    def _is_better(self, notification: Notification, recent: Recent, state: FileState) -> bool:
+        """Whether it tells of a whole file that was taken for what a failed transfer has left.
+
+        It is that of the next transfer then, which was over when word came of the one before. The
+        log tells of them in turn; hooks mix up what one SFTP session writes at the same time.
+        """
+        if not recent.failed or not self._decides(notification, state):
+            return False
+        return recent.unsure or recent.begun or notification.source is Source.LOG
 
     def _came_with_its_directory(
         self, watch: WatchSettings, subpath: str, state: FileState

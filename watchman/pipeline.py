@@ -430,12 +430,13 @@ class Pipeline:
 
     def replay(
         self,
-        decided: Callable[[Upload], None],
+        decided: Callable[[Upload, bool], None],
         other: Callable[[int, dict[str, Any]], None],
     ) -> None:
         """Take up what the journal says was not settled.
 
-        Tell of each decision on the way, and of each record, should it be more than an upload's.
+        Tell of each decision on the way, and whether it was that the upload has failed; and of each
+        record, should it be more than an upload's.
         """
         # By where they wait, so that no record need be read twice: there may be a million.
         live: dict[tuple[str, str], dict[int, int]] = {}
@@ -449,8 +450,9 @@ class Pipeline:
                     positions.pop(number, None)
             if "state" in record:
                 upload = Upload.decode(record, position)
-                decided(upload)
-                if record["event"] == State.FAILED.value:
+                has_failed = record["event"] == State.FAILED.value
+                decided(upload, has_failed)
+                if has_failed:
                     failed[upload.id] = position
                 elif upload.move or upload.task is not None:
                     live.setdefault(self._place_of(upload), {})[number] = position
