@@ -180,7 +180,7 @@ class Judge:
             return Ignore(str(e))
         except OSError as e:
             return Hold(e.strerror or str(e), BARRED)
-        if not self._is_new(watch, subpath, look.state, notification.source):
+        if not self._is_new(watch, subpath, look.state, notification):
             return PassOver(look.state)
         word = notification
         if noticed is not None and not self._decides(notification, look.state):
@@ -283,14 +283,17 @@ class Judge:
         wait = watch.settle - quiet
         return Hold("settling", wait, look.state) if wait > 0 else None
 
-    def _is_new(self, watch: WatchSettings, subpath: str, state: FileState, source: Source) -> bool:
+    def _is_new(
+        self, watch: WatchSettings, subpath: str, state: FileState, notification: Notification
+    ) -> bool:
         """Whether a file holds a write that nobody has decided about yet."""
+        source = notification.source
         decision = self._ledgers[watch.name].get(subpath, state)
         if decision is None:
             return not self._came_with_its_directory(watch, subpath, state)
         if state.rewritten_since(decision.size, decision.ctime):
             return True
-        if source is Source.SCAN:
+        if source is Source.SCAN or notification.is_link:
             return False
         if decision.existing:
             # Open for writing since before the watch began, and closed now.
