@@ -63,9 +63,14 @@ def create(root: Path, numbers: range) -> Iterator[str]:
 
 
 def write_journal(
-    spool: Path, paths: Iterable[str], task: Callable[[str], Task], *, watch: str = "in"
+    spool: Path,
+    paths: Iterable[str],
+    task: Callable[[str], Task],
+    *,
+    watch: str = "in",
+    done: bool = False,
 ) -> list[str]:
-    """Fill a journal with an accepted upload for each file, and return their ids."""
+    """Fill a journal with an accepted upload for each file, `done` or not; return their ids."""
     spool.mkdir(mode=0o700, exist_ok=True)
     journal = Journal(str(spool / "journal"), str(spool / "history"))
     assert not list(journal.replay())
@@ -73,6 +78,8 @@ def write_journal(
     while batch := [accepted(path, task(path), watch) for path in islice(paths, BATCH)]:
         journal.write([{"event": State.ACCEPTED.value, **upload.encode()} for upload in batch])
         ids += [upload.id for upload in batch]
+        if done:
+            journal.write([{"event": State.DONE.value, "at": 0.0, "id": u.id} for u in batch])
     journal.close()
     return ids
 

@@ -483,3 +483,36 @@ def test_a_scan_that_finds_more_than_is_taken_begins_again_later(
     eventually(lambda: clock.advance(FULL) or scanning.status()["last_scan"])
     assert len(scanning.notifications) == len(scanning.paths()) == 10
     assert caplog.text.count("waits at") == 1
+
+
+def test_stop_waits_for_no_subtree_that_is_still_to_be_scanned(root: Path) -> None:
+    for n in range(100):
+        (root / f"{n}").mkdir()
+        (root / f"{n}/f").touch()
+    (root / "f").touch()
+    found: list[Notification] = []
+    tickets = threading.Semaphore(0)
+
+    def submit(notification: Notification) -> None:
+        tickets.acquire()
+        found.append(notification)
+
+    scanner = Scanner(
+        [WatchSettings("in", str(root))],
+        submit=submit,
+        takes=lambda *_: True,
+        excluded=excluded,
+        ledgers={"in": MemoryLedger()},
+    )
+    scanner.start()
+    scanner.request("in")
+    eventually(lambda: scanner.status()["in"]["scanning"])
+    for n in range(100):
+        scanner.request("in", f"{n}")
+    for count in (1, 2):
+        tickets.release()
+        eventually(lambda count=count: len(found) == count)
+    scanner.stop()
+    tickets.release(1_000)
+    scanner.join()
+    assert len(found) <= 4

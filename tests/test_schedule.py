@@ -2,7 +2,7 @@ import threading
 import time
 
 from tests.watching import Clock
-from watchman.sources.schedule import Request, Schedule
+from watchman.sources.schedule import MOST, Request, Schedule
 
 
 def test_requests_are_served_in_order_and_equal_ones_once() -> None:
@@ -96,3 +96,13 @@ def test_take_waits_for_a_request_and_ends_when_closed() -> None:
     thread.join(5)
     assert taken[-1] is None
     assert not thread.is_alive()
+
+
+def test_beyond_many_requests_whole_watches_are_asked_for() -> None:
+    schedule = Schedule({"in": 0, "out": 0})
+    for n in range(MOST + 1_000):
+        schedule.request("in", str(n))
+    schedule.request("out", "a")
+    taken = [schedule.take() for _ in range(2)]
+    assert taken == [Request("in", ""), Request("out", "")]
+    assert schedule.take_subtree() is None

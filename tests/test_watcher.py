@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pyinotify
@@ -153,7 +154,8 @@ def test_a_hard_link_is_complete_and_other_kinds_of_files_are_not(
     (root / "dangling").symlink_to(tmp_path / "nothing")
     os.mkfifo(root / "fifo")
     (root / "link").hardlink_to(tmp_path / "a")
-    eventually(lambda: watching.notifications == [completed(root / "link")])
+    link = replace(completed(root / "link"), is_link=True)
+    eventually(lambda: watching.notifications == [link])
 
 
 def test_symlinked_directories_are_not_followed(start: Start, root: Path, tmp_path: Path) -> None:

@@ -304,7 +304,7 @@ class Judge:
             return not self._came_with_its_directory(watch, subpath, state)
         if state.rewritten_since(decision.size, decision.ctime):
             return True
-        if source is Source.SCAN:
+        if source is Source.SCAN or notification.is_link:
             return False
         if decision.existing:
             # Open for writing since before the watch began, and closed now.

@@ -65,7 +65,8 @@ class Notification:
     """What a source says of a path: a hint, the file itself is looked at.
 
     `path` is absolute, from `os.fsdecode`. `old_path` is where a RENAMED file or directory came
-    from. `size` in bytes is what ProFTPD says the file holds. `resubmit_as` and `same_id` are
+    from. `size` in bytes is what ProFTPD says the file holds. `is_link` says that the path is one
+    more name of a file, which tells nothing of a write. `resubmit_as` and `same_id` are
     watchman-send's `--as` and `--same-id`; `old_id` is the upload id that the latter found.
     """
 
@@ -80,6 +81,7 @@ class Notification:
     session: str = ""
     reason: str = ""
     is_directory: bool = False
+    is_link: bool = False
     resubmit_as: str = ""
     same_id: bool = False
     old_id: str = ""

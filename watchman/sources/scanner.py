@@ -32,6 +32,10 @@ FULL = 1.0
 #: Seconds of work, and then of rest, in a scan that nobody waits for.
 WORK = REST = 0.05
 
+#: Subtrees that are served before a whole scan goes on: it, too, gets somewhere while directories
+#: are made without end.
+SUBTREES = 20
+
 #: Files between two looks at the clock and at requests.
 STEP = 500
 
@@ -360,8 +364,13 @@ class Scanner:
                 scan.files,
                 scan.files / (now - scan.began),
             )
-        while request := self._schedule.take_subtree():
+        for _ in range(SUBTREES):
+            request = self._schedule.take_subtree()
+            if request is None:
+                break
             self._serve(request)
+            if self._stopping.is_set():
+                raise _Stopped
         if scan.gentle and now - scan.rested >= WORK:
             scan.gentle = not self._schedule.is_waiting(scan.watch.name)
             self._stopping.wait(REST)

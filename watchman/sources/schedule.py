@@ -7,6 +7,10 @@ import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+#: Requests that wait, at the most: there may be as many as directories. Beyond them whole watches
+#: are asked for.
+MOST = 10_000
+
 
 class Request(NamedTuple):
     """A subtree to scan, the whole watch if `subpath` is empty; `periodic` if nobody waits."""
@@ -38,6 +42,8 @@ class Schedule:
     def request(self, watch: str, subpath: str = "") -> None:
         """Ask for a scan as soon as possible. One that is under way does not count for it."""
         with self._changed:
+            if len(self._waiting) >= MOST:
+                subpath = ""
             if not self._is_covered(watch, subpath):
                 self._waiting[watch, subpath] = None
                 self._changed.notify_all()

@@ -183,10 +183,11 @@ class Watcher:
             self._remember(cookie, path, excluded=excluded, node=None)
             return
         move = self._moves.pop(cookie, None) if mask & inotify.MOVED_TO else None
-        if excluded or (mask & inotify.CREATE and not _is_linked(path)):
+        is_link = bool(mask & inotify.CREATE)
+        if excluded or (is_link and not _is_linked(path)):
             return
         if move is None or move.excluded:
-            self._submit(Notification(Kind.COMPLETED, path, Source.INOTIFY))
+            self._submit(Notification(Kind.COMPLETED, path, Source.INOTIFY, is_link=is_link))
         else:
             self._submit(Notification(Kind.RENAMED, path, Source.INOTIFY, old_path=move.path))
 
