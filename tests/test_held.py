@@ -68,19 +68,15 @@ def house(tmp_path: Path) -> Iterator[House]:
 def test_a_hooks_word_passes_what_scans_have_found_and_what_is_due(house: House) -> None:
     found = list(bulk.create(Path(house.settings.watches["ftp"].path), range(2_000)))
     path = house.write("hooked.csv")
-    scan, between = house.dispatcher.heard, []
-
-    def answer(answer: Answer) -> None:
-        assert answer.outcome is Outcome.OK
-        between.append(scan["scan"])
-
+    answers: list[Answer] = []
     for n, file in enumerate(found):
         house.dispatcher.submit_find(Notification(Kind.COMPLETED, file, Source.SCAN))
         if n == 1_000:
-            before = scan["scan"]
-            house.dispatcher.submit(Notification(Kind.COMPLETED, str(path), Source.HOOK), answer)
-    eventually(lambda: between)
-    assert between[0] - before <= 2 * FINDS
+            # No more than these are before it, and the one that is being heard.
+            assert house.dispatcher.heard["scan"] >= n - FINDS
+            hook = Notification(Kind.COMPLETED, str(path), Source.HOOK)
+            house.dispatcher.submit(hook, answers.append)
+    assert eventually(lambda: answers)[0].outcome is Outcome.OK
     taken = []
     eventually(lambda: taken.extend(house.take()) or len(taken) == 2_001)
     assert {upload.path for upload in taken} == {str(path), *found}

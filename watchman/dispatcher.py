@@ -20,7 +20,7 @@ from watchman.crosscheck import Crosscheck
 from watchman.decisions import Decisions, Respond, nobody
 from watchman.endings import Endings
 from watchman.errors import JournalUnwritable, NotBelowWatch
-from watchman.groupcommit import GroupCommit
+from watchman.groupcommit import SLICE, GroupCommit
 from watchman.journal import Journal
 from watchman.judge import (
     PROFTPD,
@@ -243,8 +243,10 @@ class Dispatcher:
                 ledger.flush()
         if retirable:
             self._journal.retire(self._settings.history)
-        if wasteful:
+        until = time.monotonic() + SLICE
+        while wasteful:
             self._journal.compact()
+            wasteful = self._journal.wasteful() and time.monotonic() < until
 
     def _hear_find(self, notification: Notification) -> None:
         self._finds.release()
