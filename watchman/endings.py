@@ -119,7 +119,7 @@ class Endings:
             def durable(_: int, position: int = transfer.position) -> None:
                 self._journal.release(position)
 
-            self._commit.stage({**record, "session": session}, durable, lasting=True)
+            self._commit.stage({**record, "session": transfer.session}, durable, lasting=True)
         return over
 
     def _look_for_start(self, notification: Notification, *, begun: bool) -> None:
