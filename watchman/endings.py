@@ -10,12 +10,12 @@ from typing import Any
 
 from watchman import beneath
 from watchman.crosscheck import Crosscheck
-from watchman.decisions import LOG_LAG, Decisions, Respond, nobody
+from watchman.decisions import Decisions, Respond, nobody
 from watchman.errors import NotBelowWatch
 from watchman.groupcommit import GroupCommit
 from watchman.journal import Journal
 from watchman.judge import RECENT, STILL_OPEN, WRITING, Fail, Hold, Judge
-from watchman.sessions import Transfer, Transfers, is_alive
+from watchman.sessions import LOG_LAG, Transfer, Transfers, is_alive
 from watchman.upload import Answer, FileState, Kind, Notification, Outcome, Source
 
 logger = logging.getLogger(__name__)
@@ -51,11 +51,16 @@ class Endings:
 
     def begin(self, notification: Notification, answer: Respond) -> None:
         """Remember that a session begins to write a file, and what is there now."""
-        self._judge.starts_heard = True
         located = self._locate(notification.path) if notification.path else None
+        if not notification.session:
+            # Nobody sees how it ends, nor what else it begins.
+            self._judge.starts_missed = True
+        elif not notification.path:
+            self._transfers.doubt(notification.session)
         if located is None or not notification.session:
             answer(Answer(Outcome.OK))
             return
+        self._judge.starts_heard = True
         watch, subpath = located
         path = os.path.join(watch.path, subpath)
         self._judge.begin(path)
@@ -93,7 +98,7 @@ class Endings:
 
     def end(self, session: str, reason: str) -> None:
         """Take what a session has begun and not ended for failed."""
-        for transfer in self._close(session):
+        for transfer in self._closed(self._transfers.end(session)):
             failed = Notification(Kind.FAILED, transfer.path, Source.HOOK, reason=reason)
             self._fail(failed, transfer.before, LOG_LAG)
 
@@ -112,7 +117,10 @@ class Endings:
         if path:
             located = self._locate(path)
             path = os.path.join(located[0].path, located[1]) if located else path
-        over = self._transfers.close(session, path)
+        return self._closed(self._transfers.close(session, path))
+
+    def _closed(self, over: list[Transfer]) -> list[Transfer]:
+        """Write down that transfers are over."""
         for transfer in over:
             record = {"event": Kind.ENDED.value, "at": self._clock(), "path": transfer.path}
 
@@ -129,7 +137,8 @@ class Endings:
                 self._ended.clear()  # a log that is not written
             self._ended.add(notification.path)
         elif notification.source is Source.LOG:
-            if not begun and notification.path not in self._ended:
+            begun = begun or notification.path in self._ended or self._transfers.unsure()
+            if not begun and self._locate(notification.path) is not None:
                 self._judge.starts_missed = True
                 self._crosscheck.miss_start()
             self._ended.discard(notification.path)
@@ -179,7 +188,10 @@ class Endings:
         """Take up what was begun, by session and path, until it ends."""
         match record["event"]:
             case Kind.STARTED.value:
-                self._begun_before[record["session"], record["path"]] = position, record
+                # Of several by the same session the first: it knows what was there before.
+                self._begun_before.setdefault(
+                    (record["session"], record["path"]), (position, record)
+                )
             case Kind.ENDED.value:
                 self._begun_before.pop((record["session"], record["path"]), None)
 

@@ -281,7 +281,8 @@ class Judge:
 
     def _tells_of_every_start(self) -> bool:
         """Whether what ProFTPD has not begun is not ProFTPD's: hooks and log have agreed so far."""
-        return self.decisive is Source.LOG and self.starts_heard and not self.starts_missed
+        agreed = self.starts_heard and not self.starts_missed
+        return self.decisive is Source.LOG and agreed and not self._transfers.unsure()
 
     def _unsettled(
         self, watch: WatchSettings, noticed: Noticed | None, look: beneath.Look
