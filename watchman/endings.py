@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +20,10 @@ from watchman.sessions import LOG_LAG, Transfer, Transfers, is_alive
 from watchman.upload import Answer, FileState, Kind, Notification, Outcome, Source
 
 logger = logging.getLogger(__name__)
+
+#: Seconds between two looks at whether sessions live, while there are some: what a dead one has
+#: left is to be listed within two seconds, of which the transfer log is given LOG_LAG.
+LOOK = 0.5
 
 
 class Endings:
@@ -46,6 +51,8 @@ class Endings:
         self._clock = clock
         #: Paths of transfers that hooks began and ended, where the log has yet to tell of them.
         self._ended: set[str] = set()
+        #: Whether the transfer log was read to its end since we began.
+        self._caught_up = False
         #: While the journal is replayed: what is not over, with its position and record.
         self._begun_before: dict[tuple[str, str], tuple[int, dict[str, Any]]] = {}
 
@@ -102,10 +109,15 @@ class Endings:
             failed = Notification(Kind.FAILED, transfer.path, Source.HOOK, reason=reason)
             self._fail(failed, transfer.before, LOG_LAG)
 
-    def look_for_dead(self) -> None:
-        """End the sessions that have died without a word."""
-        for session in self._transfers.dead():
-            self.end(session, "its session died")
+    def look_for_dead(self) -> float:
+        """End the sessions that have died without a word, once the log had its say.
+
+        Return in how many seconds to look again.
+        """
+        if self._caught_up or self._judge.decisive is Source.HOOK:
+            for session in self._transfers.dead():
+                self.end(session, "its session died")
+        return LOOK if self._transfers else math.inf
 
     def _open(self, transfer: Transfer) -> None:
         self._journal.hold(transfer.position)
@@ -184,6 +196,10 @@ class Endings:
 
     # At start.
 
+    def catch_up(self) -> None:
+        """Take what the transfer log has not told of now for what it never will."""
+        self._caught_up = True
+
     def replay(self, position: int, record: dict[str, Any]) -> None:
         """Take up what was begun, by session and path, until it ends."""
         match record["event"]:
@@ -195,11 +211,17 @@ class Endings:
             case Kind.ENDED.value:
                 self._begun_before.pop((record["session"], record["path"]), None)
 
-    def take_up(self) -> None:
-        """Open again what was open when the journal ended."""
+    def take_up(self, *, logged: bool) -> None:
+        """Open again what was open when the journal ended.
+
+        `logged`: a log goes on where it was read to, so it tells of all that ended since.
+        """
         for (session, path), (position, record) in self._begun_before.items():
             before = FileState.decode(record["before"]) if record["before"] else None
-            # Of one that ended while we were down nobody can say how.
-            if is_alive(session):
-                self._open(Transfer(path, session, before, position))
+            transfer = Transfer(path, session, before, position)
+            if logged or is_alive(session):
+                self._open(transfer)
+            else:
+                # It ended while we were down, and nobody can say how.
+                self._closed([transfer])
         self._begun_before.clear()
