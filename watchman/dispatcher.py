@@ -275,8 +275,11 @@ class Dispatcher:
             case Kind.RENAMED:
                 self._rename(notification, answer)
             case Kind.COMPLETED:
-                self._endings.complete(notification)
-                self._complete(notification, answer)
+                path = self._endings.complete(notification)
+                if path:
+                    self._complete(replace(notification, path=path), answer)
+                else:
+                    answer(Answer(Outcome.IGNORED, "no path"))
 
     def _hear_of(self, notification: Notification) -> None:
         located = self._locate(notification.path)

@@ -86,11 +86,21 @@ class Endings:
         record["before"] = before.encode() if before else None
         self._commit.stage(record, durable, lambda reason: answer(Answer(Outcome.ERROR, reason)))
 
-    def complete(self, notification: Notification) -> None:
-        """Close a transfer of which a source says that it is complete."""
+    def complete(self, notification: Notification) -> str:
+        """Close a transfer of which a source says that it is complete; return of which path.
+
+        mod_exec does not tell it where SFTP did something else meanwhile: then it is the one that
+        the session has begun, or "" if there is no such, or more than one.
+        """
+        if not notification.path:
+            path = self._transfers.only(notification.session)
+            notification = replace(notification, path=path)
+            if not path:
+                return ""
         over = self._close(notification.session, notification.path)
         if self._judge.starts_heard and self._judge.decisive is Source.LOG:
             self._look_for_start(notification, begun=bool(over))
+        return notification.path
 
     def fail(self, notification: Notification) -> None:
         """Fail the transfer of which a source says so, or with no path all of its session."""
