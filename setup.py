@@ -49,6 +49,7 @@ setup(
             "docutils >= 0.21",
             "hypothesis >= 6.100",
             "mypy == 2.4.*",
+            "paramiko >= 5",
             "pytest >= 9",
             "pytest-timeout >= 2.4",
             "pytest-xdist >= 3.8",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import signal
 import subprocess
@@ -116,20 +117,21 @@ def published(broker: Path) -> list[dict[str, Any]]:
 
     Each as {"id", "task", "args", "kwargs", "queue", "watchman", "headers"}.
     """
-    tasks = []
-    for file in sorted(broker.glob("*.msg")):
-        message = json.loads(file.read_text())
-        args, kwargs, _ = json.loads(base64.b64decode(message["body"]))
-        headers = message["headers"]
-        tasks.append(
-            {
-                "id": headers["id"],
-                "task": headers["task"],
-                "args": args,
-                "kwargs": kwargs,
-                "queue": file.name.split(".", 1)[1].removesuffix(".msg"),
-                "watchman": headers.get("watchman"),
-                "headers": headers,
-            }
-        )
-    return tasks
+    return [_message(file) for file in sorted(broker.glob("*.msg"))]
+
+
+@functools.lru_cache(maxsize=10_000)
+def _message(file: Path) -> dict[str, Any]:
+    """What is in a file of the embedded broker; it is never written again."""
+    message = json.loads(file.read_text())
+    args, kwargs, _ = json.loads(base64.b64decode(message["body"]))
+    headers = message["headers"]
+    return {
+        "id": headers["id"],
+        "task": headers["task"],
+        "args": args,
+        "kwargs": kwargs,
+        "queue": file.name.split(".", 1)[1].removesuffix(".msg"),
+        "watchman": headers.get("watchman"),
+        "headers": headers,
+    }

@@ -12,8 +12,8 @@ import socket
 import struct
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.brokers import ROOT, Server, free_port
@@ -114,7 +114,8 @@ class Options:
 
     Durations in seconds; `max_store_file_size` as ProFTPD spells it ("10 Kb"). DefaultRoot works
     for root only. `log` is the transfer log in a directory that is there, `token` its secret; with
-    it hooks may be told to tell of sessions alone.
+    it hooks may be told to tell of sessions alone. `users` are others beside USER, the same to the
+    system, and their homes.
     """
 
     hooks: bool = True
@@ -129,6 +130,7 @@ class Options:
     sftp: bool = False
     directives: str = ""
     outside: str = ""
+    users: Mapping[str, Path] = field(default_factory=dict)
 
 
 class ProftpdServer(Server):
@@ -170,8 +172,11 @@ class ProftpdServer(Server):
         self.own(self.home)
         shutil.copy(SHIPPED / "watchman-hook", self.hook)
         self.hook.chmod(0o755)
-        passwd = f"{USER}:{PASSWORD_HASH}:{UID}:{GID}::{self.home}:/bin/false\n"
-        self.write("passwd", passwd, mode=0o600)
+        users = {USER: self.home, **self.options.users}
+        passwd = [
+            f"{u}:{PASSWORD_HASH}:{UID}:{GID}::{home}:/bin/false\n" for u, home in users.items()
+        ]
+        self.write("passwd", "".join(passwd), mode=0o600)
         self.write("group", f"{USER}:x:{GID}:\n", mode=0o600)
         self.write("watchman.conf", self.included())
         if self.options.tls:
@@ -260,8 +265,19 @@ class ProftpdServer(Server):
         assert done.returncode == 0, f"{command}: {done.stderr}"
         return done.stdout
 
-    def sftp(self, batch: str) -> subprocess.CompletedProcess[str]:
+    def sftp(self, batch: str, user: str = USER) -> subprocess.CompletedProcess[str]:
         """OpenSSH's sftp with the user's key, on the commands in `batch`."""
+        return subprocess.run(
+            [*self.openssh("sftp"), "-b", "-", f"{user}@127.0.0.1"],
+            input=batch,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def openssh(self, program: str) -> list[str]:
+        """The command line of its sftp or scp with the user's key, up to what is to be done."""
         options = {
             "IdentityFile": self.user_key,
             "IdentitiesOnly": "yes",
@@ -270,16 +286,8 @@ class ProftpdServer(Server):
             "PubkeyAcceptedAlgorithms": "+ssh-rsa",
             "HostKeyAlgorithms": "+ssh-rsa",
         }
-        command = ["sftp", "-F", "none", "-P", str(self.sftp_port), "-b", "-"]
-        command += [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
-        return subprocess.run(
-            [*command, f"{USER}@127.0.0.1"],
-            input=batch,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        words = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
+        return [program, "-F", "none", "-q", "-P", str(self.sftp_port), *words]
 
     def sessions(self) -> list[int]:
         """The processes of the sessions there are."""
@@ -329,10 +337,12 @@ def _hexadecimal(host: str, port: int) -> str:
 
 
 def _open_files(pid: int) -> set[str]:
+    """Nothing where the process has ended meanwhile."""
     names = set()
-    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(OSError):
-            names.add(os.readlink(descriptor))
+    with contextlib.suppress(FileNotFoundError):
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                names.add(os.readlink(descriptor))
     return names
 
 

@@ -18,7 +18,7 @@ import pytest
 from tests.daemon import published
 from tests.needs import need
 from tests.proftpd import PASSWORD, USER, public_directory
-from tests.test_matrix import Scene, scene
+from tests.scene import Scene, scene
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 

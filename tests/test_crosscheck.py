@@ -12,8 +12,8 @@ import pytest
 
 from tests.deadline import eventually
 from tests.proftpd import public_directory
+from tests.scene import scene
 from tests.test_dispatcher import House
-from tests.test_matrix import scene
 from watchman.crosscheck import NEVER, NO_MORE, UNSTARTED
 from watchman.judge import PROFTPD
 from watchman.sessions import session_of

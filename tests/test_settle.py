@@ -150,8 +150,11 @@ def test_a_file_deleted_while_it_settles_is_gone(house: House) -> None:
     path.unlink()
     eventually(lambda: reasons(house) == {})
     assert house.take() == []
-    story = [record["event"] for record in house.journal.records({answer.detail}, ())]
-    assert story == ["noticed", "gone"]
+
+    def story() -> list[str]:
+        return [record["event"] for record in house.journal.records({answer.detail}, ())]
+
+    eventually(lambda: story() == ["noticed", "gone"])
 
 
 def test_a_transfer_that_fails_without_touching_a_settling_file_does_it_no_harm(

@@ -10,7 +10,7 @@ import pytest
 
 from tests.deadline import eventually
 from tests.test_dispatcher import House
-from watchman.sessions import session_of
+from watchman.sessions import LOG_LAG, session_of
 from watchman.settings import ProftpdSettings, WatchSettings
 from watchman.upload import Answer, Kind, Notification, Outcome, Source
 
@@ -243,6 +243,19 @@ def test_a_session_that_lives_on_has_not_failed(house: House, session: Session) 
     assert tell(house, Kind.COMPLETED, path, session).outcome is Outcome.OK
 
 
+def test_a_session_that_dies_has_failed_within_two_seconds_though_a_log_is_waited_for(
+    logged: House, session: Session
+) -> None:
+    path = logged.tmp_path / "ftp" / "a.csv"
+    tell(logged, Kind.STARTED, path, session)
+    logged.write("a.csv")
+    logged.say(path)
+    began = time.monotonic()
+    session.kill()
+    eventually(lambda: failed(logged))
+    assert time.monotonic() - began < 2
+
+
 @pytest.fixture
 def logged(tmp_path: Path) -> Iterator[House]:
     """As `house`, with a transfer log beside the hooks."""
@@ -252,6 +265,8 @@ def logged(tmp_path: Path) -> Iterator[House]:
         proftpd=ProftpdSettings(("/var/log/uploads.log",), "secret"),
     )
     house.open()
+    house.dispatcher.caught_up()
+    house.ledgers["ftp"].scanned = True
     yield house
     house.close()
 
@@ -365,6 +380,170 @@ def test_a_write_that_proftpd_has_not_begun_is_not_waited_for(
     # A session whose hooks do not run, as a chrooted one: from now on all must be waited for.
     log(logged, Kind.COMPLETED, logged.write("chrooted.csv"), session, size=6)
     assert logged.say(logged.write("more.csv")).outcome is Outcome.IGNORED
+
+
+def test_a_file_that_was_open_when_a_scan_came_by_is_waited_for(
+    logged: House, session: Session
+) -> None:
+    """Its transfer may have begun before we listened."""
+    path = logged.tmp_path / "ftp" / "a.csv"
+    with path.open("w") as file:
+        file.write("half")
+        file.flush()
+        assert logged.say(path, Source.SCAN).outcome is Outcome.IGNORED
+        tell(logged, Kind.STARTED, logged.tmp_path / "ftp" / "other.csv", session)
+    assert logged.say(path) == Answer(Outcome.IGNORED, "waiting for ProFTPD's word")
+    log(logged, Kind.FAILED, path, session)
+    assert failed(logged) == {str(path): "426 failed"}
+
+
+def test_nothing_is_taken_for_no_transfer_before_the_first_scan(
+    logged: House, session: Session
+) -> None:
+    logged.ledgers["ftp"].scanned = False
+    tell(logged, Kind.STARTED, logged.tmp_path / "ftp" / "other.csv", session)
+    path = logged.write("a.csv")
+    assert logged.say(path).outcome is Outcome.IGNORED
+    logged.ledgers["ftp"].sweep().finish(complete=True)
+    assert logged.say(path).outcome is Outcome.OK
+
+
+@pytest.mark.parametrize("name", ["", "a.csv"])
+def test_what_a_session_began_without_its_name_is_waited_for(
+    logged: House, session: Session, name: str
+) -> None:
+    """STOU, or several files at once by SFTP, all of which have the first one's name."""
+    first, second = (logged.tmp_path / "ftp" / name for name in ("a.csv", "b.csv"))
+    tell(logged, Kind.STARTED, first, session)
+    logged.write("a.csv")
+    tell(logged, Kind.STARTED, logged.tmp_path / "ftp" / name if name else "", session)
+    logged.write("b.csv")
+    assert logged.say(second).outcome is Outcome.IGNORED
+    log(logged, Kind.COMPLETED, first, session, size=6)
+    # Its session is over before anybody tells of the second file.
+    tell(logged, Kind.ENDED, "", session)
+    assert logged.say(second).outcome is Outcome.IGNORED
+    log(logged, Kind.FAILED, second, session)
+    assert failed(logged) == {str(second): "426 failed"}
+    assert [upload.path for upload in logged.take()] == [str(first)]
+    # It was no sign of sessions whose hooks do not run.
+    time.sleep(LOG_LAG)
+    tell(logged, Kind.STARTED, first, session)
+    assert logged.say(logged.write("ours.csv")).outcome is Outcome.OK
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_transfer_that_is_told_of_twice_fails_as_it_was_before_the_first(
+    house: House, session: Session, restart: bool
+) -> None:
+    """As when SFTP writes two files at once: the second start comes in the midst of the first."""
+    path = house.tmp_path / "ftp" / "a.csv"
+    tell(house, Kind.STARTED, path, session)
+    house.write("a.csv")
+    tell(house, Kind.STARTED, path, session)
+    if restart:
+        house.restart()
+    session.kill()
+    assert list(eventually(lambda: failed(house))) == [str(path)]
+
+
+def test_transfers_whose_sessions_nobody_can_see_are_waited_for(logged: House) -> None:
+    """As of a ProFTPD in another pid namespace."""
+    session = Session()
+    session.kill()
+    session.name = ""
+    path = logged.tmp_path / "ftp" / "a.csv"
+    assert tell(logged, Kind.STARTED, path, session) == Answer(Outcome.OK)
+    assert logged.say(logged.write("a.csv")).outcome is Outcome.IGNORED
+
+
+def test_what_the_log_tells_of_other_places_is_no_sign_of_hooks_that_do_not_run(
+    logged: House, session: Session
+) -> None:
+    tell(logged, Kind.STARTED, logged.tmp_path / "ftp" / "a.csv", session)
+    log(logged, Kind.COMPLETED, Path("/elsewhere/a.csv"), session, size=6)
+    assert logged.say(logged.write("ours.csv")).outcome is Outcome.OK
+
+
+def test_a_hooks_good_word_without_a_name_is_of_the_only_transfer(
+    house: House, session: Session
+) -> None:
+    """mod_exec forgets the name when a session reads or renames something while it writes."""
+    path = house.tmp_path / "ftp" / "a.csv"
+    tell(house, Kind.STARTED, path, session)
+    house.write("a.csv")
+    assert tell(house, Kind.COMPLETED, "", session).outcome is Outcome.OK
+    assert [upload.path for upload in house.take()] == [str(path)]
+    assert tell(house, Kind.COMPLETED, "", session) == Answer(Outcome.IGNORED, "no path")
+    tell(house, Kind.STARTED, house.write("b.csv"), session)
+    tell(house, Kind.STARTED, house.write("c.csv"), session)
+    assert tell(house, Kind.COMPLETED, "", session) == Answer(Outcome.IGNORED, "no path")
+    assert house.take() == []
+
+
+def read(house: House) -> None:
+    """The log has been read, up to here."""
+    assert house.dispatcher.submit_lines("/var/log/uploads.log", [], "mark")
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_a_session_that_died_while_nobody_listened_has_failed_if_the_log_is_silent(
+    logged: House, session: Session, marked: bool
+) -> None:
+    if marked:
+        read(logged)
+    path = logged.tmp_path / "ftp" / "a.csv"
+    tell(logged, Kind.STARTED, path, session)
+    logged.write("a.csv")
+    logged.close()
+    session.kill()
+    logged.open()
+    logged.say(path, Source.SCAN)
+    assert failed(logged) == {}
+    logged.dispatcher.caught_up()
+    if marked:
+        assert eventually(lambda: failed(logged)) == {str(path): "its session died"}
+    else:
+        # A log that was not read before does not tell of what was then.
+        (upload,) = logged.take(patience=5)
+        logged.settle(upload)
+    logged.restart()
+    logged.dispatcher.caught_up()
+    assert logged.say(path, Source.SCAN).outcome is Outcome.DUPLICATE
+    assert logged.take() == []
+    assert list(failed(logged)) == ([str(path)] if marked else [])
+
+
+def test_the_logs_word_counts_of_a_session_that_died_while_nobody_listened(
+    logged: House, session: Session
+) -> None:
+    read(logged)
+    path = logged.tmp_path / "ftp" / "a.csv"
+    tell(logged, Kind.STARTED, path, session)
+    logged.write("a.csv")
+    logged.close()
+    session.kill()
+    logged.open()
+    # However long it takes to read it.
+    assert logged.take(patience=1.5) == []
+    assert failed(logged) == {}
+    assert log(logged, Kind.COMPLETED, path, session, size=6).outcome is Outcome.OK
+    logged.dispatcher.caught_up()
+    assert len(logged.take()) == 1
+    assert failed(logged) == {}
+
+
+def test_a_transfer_of_which_the_log_has_told_is_over_for_good(
+    logged: House, session: Session
+) -> None:
+    path = logged.tmp_path / "ftp" / "a.csv"
+    tell(logged, Kind.STARTED, path, session)
+    log(logged, Kind.COMPLETED, logged.write("a.csv"), session, size=6)
+    (upload,) = logged.take()
+    logged.settle(upload)
+    logged.restart()
+    path.write_text("by another program")
+    assert logged.say(path) == Answer(Outcome.IGNORED, "waiting for ProFTPD's word")
 
 
 def test_a_session_in_another_pid_namespace_is_no_session() -> None:

@@ -104,6 +104,7 @@ class Daemon:
                 takes=dispatcher.held.takes,
                 submit_lines=dispatcher.submit_lines,
                 marked=dispatcher.marked,
+                caught_up=dispatcher.caught_up,
             )
             finders.look(settings, excluded=dispatcher.rules.excluded, ledgers=ledgers)
             resubmissions = Resubmissions(

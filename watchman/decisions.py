@@ -15,13 +15,11 @@ from watchman.journal import Journal
 from watchman.judge import PROFTPD, Fail, Hold, Ignore, Judge, PassOver
 from watchman.ledger import Ledger
 from watchman.pipeline import Pipeline
+from watchman.sessions import LOG_LAG
 from watchman.settings import WatchSettings
 from watchman.upload import Answer, FileState, Kind, Notification, Outcome, Source, State, Upload
 
 logger = logging.getLogger(__name__)
-
-#: Seconds within which the transfer log was read, after the session that wrote it has ended.
-LOG_LAG = 1.0
 
 Respond = Callable[[Answer], None]
 

@@ -115,7 +115,8 @@ class Dispatcher:
         """Replay the journal, then begin to decide."""
         self.pipeline.replay(self._replay_decision, self._replay_other)
         self._decisions.take_up()
-        self._endings.take_up()
+        logs = self._settings.proftpd.transfer_log
+        self._endings.take_up(logged=bool(logs) and self.marked().keys() >= set(logs))
         self._marks.forget(self._settings.proftpd.transfer_log)
         self._commit.start()
 
@@ -166,6 +167,10 @@ class Dispatcher:
         self._commit.bring(work)
         return written.get()
 
+    def caught_up(self) -> None:
+        """Be told that the transfer logs were read to their end, what was submitted included."""
+        self._commit.bring(self._endings.catch_up)
+
     def marked(self) -> dict[str, Any]:
         """Return the last mark by transfer log."""
         return self._marks.values()
@@ -214,8 +219,7 @@ class Dispatcher:
         now = time.monotonic()
         for noticed in self.held.due(now):
             self._complete(noticed.notification, nobody)
-        self._endings.look_for_dead()
-        return self.held.patience(now)
+        return min(self._endings.look_for_dead(), self.held.patience(now))
 
     def _keep_house(self) -> None:
         """Do what need not be done at once."""
@@ -273,8 +277,11 @@ class Dispatcher:
             case Kind.RENAMED:
                 self._rename(notification, answer)
             case Kind.COMPLETED:
-                self._endings.complete(notification)
-                self._complete(notification, answer)
+                path = self._endings.complete(notification)
+                if path:
+                    self._complete(replace(notification, path=path), answer)
+                else:
+                    answer(Answer(Outcome.IGNORED, "no path"))
 
     def _hear_of(self, notification: Notification) -> None:
         located = self._locate(notification.path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,15 +11,19 @@ from typing import Any
 
 from watchman import beneath
 from watchman.crosscheck import Crosscheck
-from watchman.decisions import LOG_LAG, Decisions, Respond, nobody
+from watchman.decisions import Decisions, Respond, nobody
 from watchman.errors import NotBelowWatch
 from watchman.groupcommit import GroupCommit
 from watchman.journal import Journal
 from watchman.judge import RECENT, STILL_OPEN, WRITING, Fail, Hold, Judge
-from watchman.sessions import Transfer, Transfers, is_alive
+from watchman.sessions import LOG_LAG, Transfer, Transfers, is_alive
 from watchman.upload import Answer, FileState, Kind, Notification, Outcome, Source
 
 logger = logging.getLogger(__name__)
+
+#: Seconds between two looks at whether sessions live, while there are some: what a dead one has
+#: left is to be listed within two seconds, of which the transfer log is given LOG_LAG.
+LOOK = 0.5
 
 
 class Endings:
@@ -46,16 +51,23 @@ class Endings:
         self._clock = clock
         #: Paths of transfers that hooks began and ended, where the log has yet to tell of them.
         self._ended: set[str] = set()
+        #: Whether the transfer log was read to its end since we began.
+        self._caught_up = False
         #: While the journal is replayed: what is not over, with its position and record.
         self._begun_before: dict[tuple[str, str], tuple[int, dict[str, Any]]] = {}
 
     def begin(self, notification: Notification, answer: Respond) -> None:
         """Remember that a session begins to write a file, and what is there now."""
-        self._judge.starts_heard = True
         located = self._locate(notification.path) if notification.path else None
+        if not notification.session:
+            # Nobody sees how it ends, nor what else it begins.
+            self._judge.starts_missed = True
+        elif not notification.path:
+            self._transfers.doubt(notification.session)
         if located is None or not notification.session:
             answer(Answer(Outcome.OK))
             return
+        self._judge.starts_heard = True
         watch, subpath = located
         path = os.path.join(watch.path, subpath)
         self._judge.begin(path)
@@ -74,11 +86,21 @@ class Endings:
         record["before"] = before.encode() if before else None
         self._commit.stage(record, durable, lambda reason: answer(Answer(Outcome.ERROR, reason)))
 
-    def complete(self, notification: Notification) -> None:
-        """Close a transfer of which a source says that it is complete."""
+    def complete(self, notification: Notification) -> str:
+        """Close a transfer of which a source says that it is complete; return of which path.
+
+        mod_exec does not tell it where SFTP did something else meanwhile: then it is the one that
+        the session has begun, or "" if there is no such, or more than one.
+        """
+        if not notification.path:
+            path = self._transfers.only(notification.session)
+            notification = replace(notification, path=path)
+            if not path:
+                return ""
         over = self._close(notification.session, notification.path)
         if self._judge.starts_heard and self._judge.decisive is Source.LOG:
             self._look_for_start(notification, begun=bool(over))
+        return notification.path
 
     def fail(self, notification: Notification) -> None:
         """Fail the transfer of which a source says so, or with no path all of its session."""
@@ -93,14 +115,19 @@ class Endings:
 
     def end(self, session: str, reason: str) -> None:
         """Take what a session has begun and not ended for failed."""
-        for transfer in self._close(session):
+        for transfer in self._closed(self._transfers.end(session)):
             failed = Notification(Kind.FAILED, transfer.path, Source.HOOK, reason=reason)
             self._fail(failed, transfer.before, LOG_LAG)
 
-    def look_for_dead(self) -> None:
-        """End the sessions that have died without a word."""
-        for session in self._transfers.dead():
-            self.end(session, "its session died")
+    def look_for_dead(self) -> float:
+        """End the sessions that have died without a word, once the log had its say.
+
+        Return in how many seconds to look again.
+        """
+        if self._caught_up or self._judge.decisive is Source.HOOK:
+            for session in self._transfers.dead():
+                self.end(session, "its session died")
+        return LOOK if self._transfers else math.inf
 
     def _open(self, transfer: Transfer) -> None:
         self._journal.hold(transfer.position)
@@ -112,14 +139,17 @@ class Endings:
         if path:
             located = self._locate(path)
             path = os.path.join(located[0].path, located[1]) if located else path
-        over = self._transfers.close(session, path)
+        return self._closed(self._transfers.close(session, path))
+
+    def _closed(self, over: list[Transfer]) -> list[Transfer]:
+        """Write down that transfers are over."""
         for transfer in over:
             record = {"event": Kind.ENDED.value, "at": self._clock(), "path": transfer.path}
 
             def durable(_: int, position: int = transfer.position) -> None:
                 self._journal.release(position)
 
-            self._commit.stage({**record, "session": session}, durable, lasting=True)
+            self._commit.stage({**record, "session": transfer.session}, durable, lasting=True)
         return over
 
     def _look_for_start(self, notification: Notification, *, begun: bool) -> None:
@@ -129,7 +159,8 @@ class Endings:
                 self._ended.clear()  # a log that is not written
             self._ended.add(notification.path)
         elif notification.source is Source.LOG:
-            if not begun and notification.path not in self._ended:
+            begun = begun or notification.path in self._ended or self._transfers.unsure()
+            if not begun and self._locate(notification.path) is not None:
                 self._judge.starts_missed = True
                 self._crosscheck.miss_start()
             self._ended.discard(notification.path)
@@ -175,19 +206,32 @@ class Endings:
 
     # At start.
 
+    def catch_up(self) -> None:
+        """Take what the transfer log has not told of now for what it never will."""
+        self._caught_up = True
+
     def replay(self, position: int, record: dict[str, Any]) -> None:
         """Take up what was begun, by session and path, until it ends."""
         match record["event"]:
             case Kind.STARTED.value:
-                self._begun_before[record["session"], record["path"]] = position, record
+                # Of several by the same session the first: it knows what was there before.
+                self._begun_before.setdefault(
+                    (record["session"], record["path"]), (position, record)
+                )
             case Kind.ENDED.value:
                 self._begun_before.pop((record["session"], record["path"]), None)
 
-    def take_up(self) -> None:
-        """Open again what was open when the journal ended."""
+    def take_up(self, *, logged: bool) -> None:
+        """Open again what was open when the journal ended.
+
+        `logged`: a log goes on where it was read to, so it tells of all that ended since.
+        """
         for (session, path), (position, record) in self._begun_before.items():
             before = FileState.decode(record["before"]) if record["before"] else None
-            # Of one that ended while we were down nobody can say how.
-            if is_alive(session):
-                self._open(Transfer(path, session, before, position))
+            transfer = Transfer(path, session, before, position)
+            if logged or is_alive(session):
+                self._open(transfer)
+            else:
+                # It ended while we were down, and nobody can say how.
+                self._closed([transfer])
         self._begun_before.clear()

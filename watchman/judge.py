@@ -264,7 +264,10 @@ class Judge:
             return Hold("ProFTPD is receiving it", WRITING_MOST, state)
         if not watch.proftpd and notification.source not in PROFTPD:
             return None
-        if notification.source is Source.INOTIFY and self._tells_of_every_start():
+        # What a scan was the first to find may have been begun while nobody listened.
+        found = not self._ledgers[watch.name].scanned or (noticed is not None and noticed.found_in)
+        by_inotify = notification.source is Source.INOTIFY and not found
+        if by_inotify and self._tells_of_every_start():
             return None
         wait = watch.confirm - _unchanged(noticed, state)
         if wait > 0:
@@ -281,7 +284,8 @@ class Judge:
 
     def _tells_of_every_start(self) -> bool:
         """Whether what ProFTPD has not begun is not ProFTPD's: hooks and log have agreed so far."""
-        return self.decisive is Source.LOG and self.starts_heard and not self.starts_missed
+        agreed = self.starts_heard and not self.starts_missed
+        return self.decisive is Source.LOG and agreed and not self._transfers.unsure()
 
     def _unsettled(
         self, watch: WatchSettings, noticed: Noticed | None, look: beneath.Look

@@ -69,6 +69,8 @@ class Ledger:
         self._baseline = 0
         #: Counts what makes a scan under way unfit to prune: a directory may have moved past it.
         self._disturbances = 0
+        #: Whether a complete scan of the watch is over since we began.
+        self.scanned = False
         #: The inode of the watch's root when a whole scan last saw files there. Not its device:
         #: those are numbered anew at a boot.
         self._root = 0
@@ -268,6 +270,7 @@ class Sweep:
     def finish(self, *, complete: bool) -> None:
         """Drop the decisions about files that a complete scan did not see."""
         if complete:
+            self._ledger.scanned = True
             try:
                 self._ledger._finish(self)
             except OSError as e:

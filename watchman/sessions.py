@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import time
 from dataclasses import dataclass, field
 
 from watchman.upload import FileState
 
 #: Where a process's parent and start time stand in /proc/PID/stat behind its name, see proc(5).
 PARENT, START_TIME = 1, 19
+
+#: Seconds within which the transfer log was read, after the session that wrote it has ended.
+LOG_LAG = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,7 @@ class Transfer:
 class _Session:
     pidfd: int
     transfers: dict[str, Transfer] = field(default_factory=dict)
+    unsure: bool = False
 
 
 def session_of(hook: int) -> str:
@@ -66,22 +71,40 @@ class Transfers:
         self._paths: dict[str, set[str]] = {}
         self._poll = select.poll()
         self._by_pidfd: dict[int, str] = {}
+        self._unsure_until = 0.0
+
+    def __len__(self) -> int:
+        return len(self._sessions)
 
     def open(self, transfer: Transfer) -> list[Transfer]:
-        """Remember a transfer; return what is over by that: an earlier one of its own path.
+        """Remember a transfer; return what need not be: it, where its path was begun before.
 
         A session that has died meanwhile is told of by the next `dead`.
         """
-        over = self.close(transfer.session, transfer.path)
-        session = self._sessions.get(transfer.session)
-        if session is None:
-            session = self._sessions[transfer.session] = _Session(_open(transfer.session))
-            if session.pidfd >= 0:
-                self._poll.register(session.pidfd, select.POLLIN)
-                self._by_pidfd[session.pidfd] = transfer.session
+        session = self._session(transfer.session)
+        if transfer.path in session.transfers:
+            # mod_exec gives the name of the first of several files that SFTP writes at once. What
+            # that was like before is known from then only.
+            session.unsure = True
+            return [transfer]
         session.transfers[transfer.path] = transfer
         self._paths.setdefault(transfer.path, set()).add(transfer.session)
-        return over
+        return []
+
+    def doubt(self, name: str) -> None:
+        """Remember that a session has begun to write a file of which it did not tell the name."""
+        self._session(name).unsure = True
+
+    def unsure(self) -> bool:
+        """Whether files may be written that no session is known to have begun."""
+        sessions = self._sessions.values()
+        return time.monotonic() < self._unsure_until or any(s.unsure for s in sessions)
+
+    def only(self, name: str) -> str:
+        """Return the path of the only transfer that a session has begun and not ended, or ""."""
+        session = self._sessions.get(name)
+        paths = list(session.transfers) if session is not None else []
+        return paths[0] if len(paths) == 1 else ""
 
     def is_open(self, path: str) -> bool:
         """Whether a session has begun to write a file and not ended."""
@@ -103,9 +126,18 @@ class Transfers:
             self._paths[transfer.path].discard(name)
             if not self._paths[transfer.path]:
                 del self._paths[transfer.path]
-        if not session.transfers:
-            del self._sessions[name]
-            self._let_go(session)
+        if not session.transfers and not session.unsure:
+            self._forget(name)
+        return over
+
+    def end(self, name: str) -> list[Transfer]:
+        """Forget a session; return the transfers that it has begun and not ended."""
+        over = self.close(name)
+        session = self._sessions.get(name)
+        if session is not None:
+            # The log may tell of its files a little later.
+            self._unsure_until = time.monotonic() + LOG_LAG
+            self._forget(name)
         return over
 
     def dead(self) -> list[str]:
@@ -113,7 +145,17 @@ class Transfers:
         gone = [name for name, session in self._sessions.items() if session.pidfd < 0]
         return gone + [self._by_pidfd[fd] for fd, _ in self._poll.poll(0)]
 
-    def _let_go(self, session: _Session) -> None:
+    def _session(self, name: str) -> _Session:
+        session = self._sessions.get(name)
+        if session is None:
+            session = self._sessions[name] = _Session(_open(name))
+            if session.pidfd >= 0:
+                self._poll.register(session.pidfd, select.POLLIN)
+                self._by_pidfd[session.pidfd] = name
+        return session
+
+    def _forget(self, name: str) -> None:
+        session = self._sessions.pop(name)
         if session.pidfd >= 0:
             self._poll.unregister(session.pidfd)
             del self._by_pidfd[session.pidfd]

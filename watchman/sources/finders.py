@@ -27,13 +27,18 @@ class Finders:
         takes: Callable[[str, str], bool],
         submit_lines: Submit,
         marked: Callable[[], Mapping[str, Any]],
+        caught_up: Callable[[], None],
     ) -> None:
-        """`submit_lines` and `marked` are the transfer log's, see there; `takes` the scanner's."""
+        """`submit_lines` and `marked` are the transfer log's, see there; `takes` the scanner's.
+
+        `caught_up` is called when the log was read to its end.
+        """
         self._submit = submit
         self._submit_find = submit_find
         self._takes = takes
         self._submit_lines = submit_lines
         self._marked = marked
+        self._caught_up = caught_up
 
     def look(
         self,
@@ -64,6 +69,7 @@ class Finders:
         # The log is read to its end before a scan decides about what it tells of.
         if self._has_log:
             self._log.start()
+            self._caught_up()
         self._watcher.start()
         self._scanner.start()
 

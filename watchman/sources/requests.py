@@ -68,9 +68,10 @@ def _upload(kind: Kind, *, required: tuple[str, ...] = (), optional: tuple[str, 
 FILTERS = ("failed", "deferred", "broker", "pattern")
 
 EVENTS: Mapping[str, Event] = {
-    # STOU and refused transfers have no name yet: an empty path, which says nothing of any file.
+    # STOU and refused transfers have no name yet, nor does mod_exec know it where SFTP does two
+    # things at once: an empty path, which says nothing of any file.
     "started": _upload(Kind.STARTED, optional=("path", *ABOUT)),
-    "completed": _upload(Kind.COMPLETED, required=("path",), optional=(*ABOUT, "size")),
+    "completed": _upload(Kind.COMPLETED, optional=("path", "size", *ABOUT)),
     "failed": _upload(Kind.FAILED, optional=("path", "reason", *ABOUT)),
     "renamed": _upload(Kind.RENAMED, required=("from", "path"), optional=ABOUT),
     "ended": _upload(Kind.ENDED, optional=ABOUT),
