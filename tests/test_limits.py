@@ -274,3 +274,29 @@ def test_a_watch_added_while_its_files_are_written_gets_each_once(
     eventually(lambda: paths(tmp_path) == dict.fromkeys(written, 1), timeout=60)
     daemon.stop()
     assert paths(tmp_path) == dict.fromkeys(written, 1)
+
+
+@pytest.mark.root
+def test_an_upload_whose_root_is_not_there_in_its_turn_is_sent_when_it_is_back(
+    tmp_path: Path, start_watchman: Start, root: Root
+) -> None:
+    daemon = start_watchman(INI)
+    eventually(lambda: daemon.status()["watches"]["in"]["last_scan"])
+    daemon.ask("pause", name="broker:b")
+    (root.path / "a.csv").write_text("1")
+    eventually(lambda: uploads(daemon) == 1)
+    root.go()
+    daemon.ask("resume", name="broker:b")
+    others = {"in/other.csv": 1} if isinstance(root, Replaced | Switched) else {}
+    reason = f"{root.path} is away"
+    eventually(
+        lambda: [row["reason"] for row in daemon.queue()] == ([] if others else [reason]),
+        timeout=20,
+    )
+    assert paths(tmp_path) == others
+    daemon.kill()
+    daemon.start()
+    root.come()
+    eventually(lambda: paths(tmp_path) == {"in/a.csv": 1, **others}, timeout=20)
+    daemon.stop()
+    assert paths(tmp_path) == {"in/a.csv": 1, **others}
