@@ -368,6 +368,40 @@ def test_a_deleted_file_is_not_announced(house: House) -> None:
     eventually(lambda: house.take() == [] and house.dispatcher.pipeline.settled["gone"])
 
 
+@pytest.mark.parametrize("again", ["the file", "another file"])
+def test_what_comes_back_after_it_was_gone_in_its_turn_is_an_upload(
+    house: House, again: str
+) -> None:
+    path, away = house.write("a.csv"), house.tmp_path / "away"
+    house.say(path)
+    path.rename(away)
+    gone = house.dispatcher.pipeline.settled
+    eventually(lambda: house.take() == [] and gone["gone"])
+    house.restart()
+    if again == "the file":
+        away.rename(path)
+    else:
+        # With the inode of the first, as a filesystem may give it.
+        path.hardlink_to(away)
+        path.write_text("written anew")
+    assert house.say(path, Source.SCAN).outcome is Outcome.OK
+    house.restart()
+    assert house.say(path, Source.SCAN).outcome is Outcome.DUPLICATE
+    assert len(house.take()) == 1
+
+
+def test_a_newer_file_stays_decided_when_the_older_one_turns_out_to_be_gone(house: House) -> None:
+    path = house.write("a.csv")
+    house.say(path)
+    (upload,) = house.take()
+    path.write_text("another one, with the same inode")
+    assert house.say(path).outcome is Outcome.OK
+    house.settle(upload, State.GONE, "deleted")
+    for _ in range(2):
+        assert house.say(path, Source.SCAN).outcome is Outcome.DUPLICATE
+        house.restart()
+
+
 def test_a_file_whose_directory_is_being_renamed_is_not_taken_for_deleted(house: House) -> None:
     path = house.write("old/a.csv")
     upload_id = house.say(path).detail

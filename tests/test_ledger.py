@@ -1,6 +1,8 @@
 """The ledger remembers what was decided about the files that stay."""
 
 import random
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,9 +16,11 @@ def state(inode: int, size: int = 1, ctime: int = 100, mtime: int = 100) -> File
     return FileState(1, inode, size, ctime, mtime)
 
 
-def open_ledger(tmp_path: Path, *, baseline: int = 0) -> Ledger:
+def open_ledger(
+    tmp_path: Path, *, baseline: int = 0, clock: Callable[[], float] = time.time
+) -> Ledger:
     (tmp_path / "watch").mkdir(exist_ok=True)
-    ledger = Ledger(str(tmp_path / "ledger"), str(tmp_path / "watch"))
+    ledger = Ledger(str(tmp_path / "ledger"), str(tmp_path / "watch"), clock=clock)
     if not ledger.open():
         ledger.begin(baseline)
     return ledger
@@ -127,6 +131,58 @@ def test_an_empty_mount_point_or_another_disk_forgets_nothing(tmp_path: Path) ->
     ledger.flush()
     scan(ledger, {"other": state(2)})
     assert ledger.get("stays", state(1)) is None, "gone from the same disk"
+
+
+def test_what_another_root_makes_it_forget_is_known_again_when_the_first_is_back(
+    tmp_path: Path,
+) -> None:
+    ledger = open_ledger(tmp_path)
+    disk, point = tmp_path / "disk", tmp_path / "watch"
+    first = {str(n): state(n) for n in range(1_000)}
+    for name, seen in first.items():
+        ledger.put(name, seen)
+    scan(ledger, first)  # nothing of it is in the file yet
+    point.rename(disk)
+    point.mkdir()
+    ledger.put("other", state(5_000))
+    for _ in range(4):
+        scan(ledger, {"other": state(5_000)})
+        ledger.close()
+        ledger = open_ledger(tmp_path)
+    assert ledger.get("7", first["7"]) is None
+    point.rename(tmp_path / "elsewhere")
+    disk.rename(point)
+    ledger.sweep().finish(complete=False)
+    for _ in range(4):
+        scan(ledger, first)
+        ledger.close()
+        ledger = open_ledger(tmp_path)
+    assert ledger.get("other", state(5_000)) is None
+    (tmp_path / "elsewhere").rename(tmp_path / "watch" / "elsewhere")
+
+
+def test_what_another_root_makes_it_forget_is_forgotten_for_good_in_the_end(
+    tmp_path: Path,
+) -> None:
+    now = [1.0]
+    ledger = open_ledger(tmp_path, clock=lambda: now[0])
+    ledger.put("first", state(1))
+    ledger.flush()
+    scan(ledger, {"first": state(1)})
+    disk, point = tmp_path / "disk", tmp_path / "watch"
+    point.rename(disk)
+    point.mkdir()
+    for _ in range(3):
+        ledger.put("other", state(2))
+        ledger.flush()
+        scan(ledger, {"other": state(2)})
+    assert (tmp_path / "ledger.away").exists()
+    now[0] += ledger_module.KEEP
+    ledger.put("gone", state(3))
+    ledger.flush()
+    scan(ledger, {"other": state(2)})
+    assert not (tmp_path / "ledger.away").exists()
+    assert ledger.get("gone", state(3)) is None
 
 
 @pytest.mark.parametrize("disturbance", ["incomplete", "moved", "flushed"])

@@ -203,6 +203,11 @@ class Unmounted(Root):
         subprocess.run(command, check=check)
 
 
+def scanned_again(daemon: Daemon) -> None:
+    scan = daemon.status()["watches"]["in"]["last_scan"]
+    eventually(lambda: daemon.status()["watches"]["in"]["last_scan"] > scan)
+
+
 @pytest.fixture(params=[Root, Replaced, Switched, Unmounted])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Root]:
     root: Root = request.param(tmp_path)
@@ -216,18 +221,20 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Root]:
 def test_a_root_that_goes_and_comes_back_is_caught_up_with(
     tmp_path: Path, start_watchman: Start, root: Root, *, running: bool
 ) -> None:
-    daemon = start_watchman(INI.replace("{tmp}/in", "{tmp}/in\nrescan = 1s"))
+    daemon = start_watchman(INI.replace("{tmp}/in", "{tmp}/in\nrescan = 0.3s"))
     eventually(lambda: daemon.status()["watches"]["in"]["last_scan"])
     (root.path / "sub").mkdir()
     for name in ("a.csv", "sub/a.csv"):
         (root.path / name).write_text("1")
     wanted = {"in/a.csv": 1, "in/sub/a.csv": 1}
     eventually(lambda: paths(tmp_path) == wanted)
+    daemon.restart()  # so that the ledger's file has them
     root.go()
-    before = daemon.status()["watches"]["in"]
     if isinstance(root, Replaced | Switched):
         wanted["in/other.csv"] = 1
         eventually(lambda: paths(tmp_path) == wanted)
+        for _ in range(3):
+            scanned_again(daemon)
     if not running:
         daemon.stop()
     for name in ("b.csv", "sub/b.csv"):
@@ -242,10 +249,8 @@ def test_a_root_that_goes_and_comes_back_is_caught_up_with(
     (root.path / "sub/c.csv").write_text("heard again")
     wanted["in/sub/c.csv"] = 1
     eventually(lambda: paths(tmp_path) == wanted)
-    assert before
     # Whatever scans find now is none of these.
-    scan = daemon.status()["watches"]["in"]["last_scan"]
-    eventually(lambda: daemon.status()["watches"]["in"]["last_scan"] > scan)
+    scanned_again(daemon)
     daemon.stop()
     assert paths(tmp_path) == wanted
 
@@ -274,3 +279,29 @@ def test_a_watch_added_while_its_files_are_written_gets_each_once(
     eventually(lambda: paths(tmp_path) == dict.fromkeys(written, 1), timeout=60)
     daemon.stop()
     assert paths(tmp_path) == dict.fromkeys(written, 1)
+
+
+@pytest.mark.root
+def test_an_upload_whose_root_is_not_there_in_its_turn_is_sent_when_it_is_back(
+    tmp_path: Path, start_watchman: Start, root: Root
+) -> None:
+    daemon = start_watchman(INI)
+    eventually(lambda: daemon.status()["watches"]["in"]["last_scan"])
+    daemon.ask("pause", name="broker:b")
+    (root.path / "a.csv").write_text("1")
+    eventually(lambda: uploads(daemon) == 1)
+    root.go()
+    daemon.ask("resume", name="broker:b")
+    others = {"in/other.csv": 1} if isinstance(root, Replaced | Switched) else {}
+    reason = f"{root.path} is away"
+    eventually(
+        lambda: [row["reason"] for row in daemon.queue()] == ([] if others else [reason]),
+        timeout=20,
+    )
+    assert paths(tmp_path) == others
+    daemon.kill()
+    daemon.start()
+    root.come()
+    eventually(lambda: paths(tmp_path) == {"in/a.csv": 1, **others}, timeout=20)
+    daemon.stop()
+    assert paths(tmp_path) == {"in/a.csv": 1, **others}

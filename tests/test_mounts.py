@@ -201,3 +201,36 @@ def test_an_unmounted_watch_is_waited_for(
         daemon.stop()
     finally:
         subprocess.run(["umount", "--lazy", str(ftp)], check=True)
+
+
+def test_what_lies_on_a_mount_below_a_watch_is_waited_for_and_gone_once_deleted(
+    start_watchman: Callable[..., Daemon], storage: Path, tmp_path: Path
+) -> None:
+    nested = tmp_path / "ftp/nested"
+    nested.mkdir(parents=True)
+    mount("-t", "tmpfs", "tmpfs", str(storage))
+    mount("--bind", str(storage), str(nested))
+    try:
+        daemon = start_watchman(
+            "[broker:b]\nurl = filesystem://broker\n[watch:ftp]\npath = ftp\n"
+            "[task:csv]\npattern = *.csv\nbroker = b\ntask = tests.record\n"
+        )
+        eventually(lambda: daemon.status()["watches"]["ftp"]["last_scan"])
+        daemon.ask("pause", name="broker:b")
+        (nested / "sub").mkdir()
+        for name in ("kept.csv", "deleted.csv", "sub/deleted.csv"):
+            (nested / name).write_text("1")
+        eventually(lambda: len(daemon.queue()) == 3)
+        umount(nested)
+        daemon.ask("resume", name="broker:b")
+        eventually(lambda: {"is away" in row["reason"] for row in daemon.queue()} == {True})
+        shutil.rmtree(storage / "sub")
+        (storage / "deleted.csv").unlink()
+        assert len(daemon.queue()) == 3
+        mount("--bind", str(storage), str(nested))
+        eventually(lambda: daemon.queue() == [], timeout=30)
+        (task,) = published(tmp_path / "broker")
+        assert task["args"] == [str(nested / "kept.csv")]
+        daemon.stop()
+    finally:
+        subprocess.run(["umount", "--lazy", str(nested)], check=True)

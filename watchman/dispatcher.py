@@ -38,7 +38,16 @@ from watchman.pipeline import Pipeline, task_of
 from watchman.rules import Rules
 from watchman.sessions import Transfers
 from watchman.settings import MoveSettings, Settings, WatchSettings
-from watchman.upload import Answer, Kind, Notification, Outcome, Source, State, Upload
+from watchman.upload import (
+    Answer,
+    FileState,
+    Kind,
+    Notification,
+    Outcome,
+    Source,
+    State,
+    Upload,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -479,6 +488,8 @@ class Dispatcher:
     def _replay_other(self, position: int, record: dict[str, Any]) -> None:
         if record["event"] == READ:
             self._marks.keep(record["log"], record["mark"], position)
+        elif "lost" in record:
+            self.pipeline.lose(record["path"], FileState.decode(record["lost"]))
         self._decisions.replay(position, record)
         self._endings.replay(position, record)
 

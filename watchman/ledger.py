@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from watchman.ledgerfile import ENTRY, Changes, Draft, LedgerFile
@@ -17,6 +19,10 @@ logger = logging.getLogger(__name__)
 
 #: Decisions kept in memory, some 250 bytes each, before they are merged into the file.
 DELTA = 20_000
+
+#: Seconds for which decisions about files are kept that were not seen since another root took the
+#: place of theirs.
+KEEP = 30 * 86400.0
 
 #: Set in the size of a file that was there before its watch: nobody decided on a write of it.
 EXISTING = 1 << 63
@@ -53,8 +59,14 @@ class Ledger:
     journal; `flush` says when it need not any more.
     """
 
-    def __init__(self, path: str, watch_path: str) -> None:
+    def __init__(
+        self, path: str, watch_path: str, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._clock = clock
         self._path = path
+        #: Where decisions wait about files that were not seen since another root took the place of
+        #: theirs: that may be back, as a disk that was unmounted.
+        self._away = path + ".away"
         self._watch_path = watch_path
         #: Guards what is below but is held for a moment only: the scanner asks while the dispatcher
         #: decides, and while a hook waits for that.
@@ -74,6 +86,8 @@ class Ledger:
         #: The inode of the watch's root when a whole scan last saw files there. Not its device:
         #: those are numbered anew at a boot.
         self._root = 0
+        #: Since when (epoch) it has been another one than before; 0 if it has always been this one.
+        self._since = 0.0
 
     def open(self) -> bool:
         """Read the file; return False where there is none yet: the watch's first sight."""
@@ -83,6 +97,7 @@ class Ledger:
             if header["watch"] != self._watch_path:
                 raise ValueError(f"not the ledger of {self._watch_path!r}")
             self._baseline, self._root = header["baseline"], header["root"]
+            self._since = header.get("since", 0.0)
         except FileNotFoundError:
             return False
         except (ValueError, KeyError, TypeError) as e:
@@ -159,8 +174,11 @@ class Ledger:
 
     def sweep(self) -> Sweep:
         """Begin a scan of the whole watch."""
+        root = _inode(self._watch_path)
+        if root not in (0, self._root):
+            self._take_back()
         with self._lock:
-            return Sweep(self, self._file, self._disturbances, _inode(self._watch_path))
+            return Sweep(self, self._file, self._disturbances, root)
 
     def full(self) -> bool:
         """Whether enough has come together for a `flush`."""
@@ -187,7 +205,8 @@ class Ledger:
 
     def _draft(self, changes: Changes, kept: bytearray | None = None, **header: Any) -> Draft:
         entries = self._file.changed(changes, kept) if self._file else map(_joined, changes)
-        before = {"watch": self._watch_path, "baseline": self._baseline, "root": self._root}
+        before = {"watch": self._watch_path, "baseline": self._baseline}
+        before |= {"root": self._root, "since": self._since}
         return Draft(self._path, before | header, entries)
 
     def _finish(self, sweep: Sweep) -> None:
@@ -205,13 +224,18 @@ class Ledger:
                 and (self._baseline, self._root) == (0, root)
             ):
                 return
-            draft = self._draft(self._missing_of(sweep), kept, baseline=0, root=root)
+            if kept is not None and self._since:
+                self._put_away(kept)
+            since = self._since
+            if root != self._root and self._root:
+                since = self._clock()
+            draft = self._draft(self._missing_of(sweep), kept, baseline=0, root=root, since=since)
             with self._lock:
                 if self._is_disturbed(sweep):
                     draft.discard()
                     return
                 self._file = draft.commit()
-                self._baseline, self._root = 0, root
+                self._baseline, self._root, self._since = 0, root, since
 
     def _missing_of(self, sweep: Sweep) -> Iterator[dict[bytes, bytes]]:
         """Yield the entries of a sweep that the file lacks; not newer ones of what came since."""
@@ -220,6 +244,37 @@ class Ledger:
             if self._file is not None and self._file.count:
                 part = {key: part[key] for key in part if self._file.get(key) is None}
             yield part
+
+    def _put_away(self, kept: bytearray) -> None:
+        """Keep for the root before this one what is about to be dropped, for a while."""
+        if self._clock() - self._since >= KEEP:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._away)
+        elif self._file is not None and kept.count(0):
+            dropped = self._file.entries(kept)
+            try:
+                entries = LedgerFile.open(self._away).changed(dropped)
+            except (FileNotFoundError, ValueError):
+                entries = map(_joined, dropped)
+            Draft(self._away, {}, entries).commit()
+
+    def _take_back(self) -> None:
+        """Know again what was put away: this may be the root it is about. Or raise OSError."""
+        with self._writing:
+            try:
+                away, file = LedgerFile.open(self._away), self._file
+            except FileNotFoundError:
+                return
+            except ValueError as e:
+                logger.warning("What was decided about another root's files is lost: %s.", e)
+                return
+            if file is not None:
+                # What the file has is newer.
+                parts = away.entries()
+                draft = self._draft({k: p[k] for k in p if file.get(k) is None} for p in parts)
+                with self._lock:
+                    self._file = draft.commit()
+            os.unlink(self._away)
 
     def _is_disturbed(self, sweep: Sweep) -> bool:
         return sweep.disturbances != self._disturbances or sweep.root != _inode(self._watch_path)

@@ -10,6 +10,8 @@ import struct
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, BinaryIO
 
 from watchman.segments import fsync_directory
@@ -102,6 +104,18 @@ class LedgerFile:
                 yield part[key]
                 at = place + (self._key(place) == key)
         yield from self._slices(at, self.count, kept)
+
+    def entries(self, left_out: bytearray | None = None) -> Iterator[dict[bytes, bytes]]:
+        """Yield entries as changes of another file: all, or those not marked in `left_out`."""
+        parts = groupby(self._each(left_out), key=itemgetter(0))
+        return ({entry[:KEY]: entry for entry in part} for _, part in parts)
+
+    def _each(self, left_out: bytearray | None) -> Iterator[bytes]:
+        index = 0 if left_out is None else left_out.find(0)
+        while 0 <= index < self.count:
+            offset = self._start + index * ENTRY.size
+            yield self._map[offset : offset + ENTRY.size]
+            index = index + 1 if left_out is None else left_out.find(0, index + 1)
 
     def _key(self, index: int) -> bytes:
         offset = self._start + index * ENTRY.size

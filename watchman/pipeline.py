@@ -19,7 +19,7 @@ from watchman.errors import JournalCorrupt, NotBelowWatch
 from watchman.failures import Failures
 from watchman.groupcommit import GroupCommit
 from watchman.journal import Journal
-from watchman.ledger import Ledger
+from watchman.ledger import Decision, Ledger
 from watchman.moves import claim_name, destination_of
 from watchman.pauses import ALL
 from watchman.rules import Rules, fill
@@ -212,14 +212,28 @@ class Pipeline:
             return Report(upload, State.SUPERSEDED, "overwritten before its turn")
         return None
 
+    def _is_away(self, upload: Upload, watch: WatchSettings) -> bool:
+        """Whether the filesystem that a file was on is not there: the watch's, or one below it."""
+        if watch.mounted and not mounts.is_mounted(watch.path):
+            return True
+        directory = os.path.relpath(upload.path, watch.path)
+        while directory:
+            directory = os.path.dirname(directory)
+            try:
+                fd = beneath.open_directory(watch.path, directory)
+            except (FileNotFoundError, NotBelowWatch):
+                continue  # deleted with it: what it was in may tell
+            except OSError:
+                return True
+            try:
+                return os.fstat(fd).st_dev != upload.state.device
+            finally:
+                os.close(fd)
+        return True
+
     def _look_for(self, upload: Upload, watch: WatchSettings) -> Report:
         """Find out why a file is not where it was."""
-        try:
-            away = os.stat(watch.path).st_dev != upload.state.device
-        except OSError:
-            away = True
-        away = away or (watch.mounted and not mounts.is_mounted(watch.path))
-        if away:
+        if self._is_away(upload, watch):
             reason = f"{watch.path} is away"
             return Report(upload, State.DEFERRED, reason, lane=f"watch:{watch.name}", delay=RETRY)
         path = upload.path
@@ -380,12 +394,25 @@ class Pipeline:
         if located is not None:
             self._ledgers[located[0].name].forget(located[1], state.inode)
 
+    def lose(self, path: str, state: FileState) -> None:
+        """Forget the decision about a file that was gone in its turn: should it come back, as with
+        a root in whose place another one was, it has not been sent. Not a newer file's decision.
+        """
+        located = self._rules.locate(path)
+        if located is not None:
+            ledger = self._ledgers[located[0].name]
+            if ledger.get(located[1], state) == Decision(state.size, state.ctime):
+                ledger.forget(located[1], state.inode)
+
     def _settle(self, report: Report, backlog: Backlog) -> None:
         """Write down what became of an upload."""
         upload, state = report.upload, report.state
         record: dict[str, Any] = {"event": state.value, "at": time.time(), "id": upload.id}
         if state is State.FAILED:
             record |= upload.encode()
+        lost = upload.source_state or upload.state
+        if state is State.GONE:
+            record |= {"path": upload.source_path, "lost": lost.encode()}
         if report.reason:
             record["reason"] = report.reason
 
@@ -403,6 +430,8 @@ class Pipeline:
                 logger.info("Upload %s is %s: %r.", upload.id, report.reason, upload.path)
             if state is State.SUPERSEDED:
                 self._superseded(upload)
+            elif state is State.GONE:
+                self.lose(upload.source_path, lost)
 
         self._commit.stage(record, durable, lasting=True)
 

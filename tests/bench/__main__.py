@@ -2,9 +2,9 @@
 
 import sys
 
-from tests.bench import transferlog
+from tests.bench import scale, transferlog
 
-BENCHMARKS = {"transferlog": transferlog.main}
+BENCHMARKS = {"transferlog": transferlog.main, "scale": scale.main}
 
 for name in sys.argv[1:] or BENCHMARKS:
     BENCHMARKS[name]()

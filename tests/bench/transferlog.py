@@ -7,11 +7,11 @@ import socket
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
+from tests.bench.sides import say, scaled, start
 from tests.daemon import Daemon
-from tests.deadline import eventually
 from tests.translog import Reader, append, line
 from watchman import wire
 
@@ -52,12 +52,6 @@ def main() -> None:
     measure_latency()
     measure_reading()
     measure_start()
-
-
-def say(what: str, ours: float, unit: str, others: Mapping[str, float]) -> None:
-    """One line: our side, and how many times the others' that is."""
-    ratios = [f"{ours / other:.2f} x {name} ({other:.3g})" for name, other in others.items()]
-    print(f"  {what}: {ours:.3g} {unit} = {', '.join(ratios)}", flush=True)
 
 
 # From the word to the task.
@@ -111,11 +105,7 @@ def measure_latency() -> None:
         "a hook's word": latency(ini(log=False), hook),
         "a close seen by inotify": latency(ini(log=False, proftpd=False), close),
     }
-    say("from the line to the task, median", 1000 * ours, "ms", _scaled(others, 1000))
-
-
-def _scaled(values: dict[str, float], factor: float) -> dict[str, float]:
-    return {name: factor * value for name, value in values.items()}
+    say("from the line to the task, median", 1000 * ours, "ms", scaled(others, 1000))
 
 
 # Many lines.
@@ -147,7 +137,7 @@ def measure_reading() -> None:
         f"to read {LINES:,} lines",
         1e6 * seconds[LINES] / LINES,
         "us each",
-        _scaled({"ten times a tenth of them": tenth, "split() alone": plain}, 1e6 / LINES),
+        scaled({"ten times a tenth of them": tenth, "split() alone": plain}, 1e6 / LINES),
     )
 
 
@@ -163,6 +153,7 @@ def measure_start() -> None:
         daemon.start()
         daemon.stop()
         plain, idle = start(daemon)
+        daemon.stop()
         lines = []
         for number in range(UPLOADED):
             file = directory / "home" / f"{number}.csv"
@@ -170,18 +161,6 @@ def measure_start() -> None:
             lines.append(line(file, size=0))
         append(path, b"".join(lines))
         waiting, busy = start(daemon)
+        daemon.stop()
     say(f"to start with {UPLOADED:,} lines", waiting, "s", {"a start without": plain})
     say("memory with them", busy / 1024, "MiB", {"those without": idle / 1024})
-
-
-def start(daemon: Daemon) -> tuple[float, float]:
-    """Seconds until the daemon has started, and its peak memory in KiB."""
-    began = time.perf_counter()
-    daemon.begin()
-    eventually(daemon.is_ready_or_dead, timeout=300)
-    seconds = time.perf_counter() - began
-    assert daemon.process is not None
-    status = Path(f"/proc/{daemon.process.pid}/status").read_text()
-    (peak,) = (row.split()[1] for row in status.splitlines() if row.startswith("VmHWM"))
-    daemon.stop()
-    return seconds, float(peak)
