@@ -45,6 +45,7 @@ class Decisions:
         journal: Journal,
         commit: GroupCommit,
         clock: Callable[[], float],
+        monotonic: Callable[[], float],
     ) -> None:
         self._judge = judge
         self._pipeline = pipeline
@@ -52,7 +53,7 @@ class Decisions:
         self._journal = journal
         self._commit = commit
         self._clock = clock
-        self.held = Held()
+        self.held = Held(clock=clock, monotonic=monotonic)
         self.missed: set[str] = set()
         #: While the journal is replayed: what is not over, with its position and record.
         self._noticed_before: dict[str, tuple[int, dict[str, Any]]] = {}

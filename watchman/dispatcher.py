@@ -59,9 +59,12 @@ class Dispatcher:
         ledgers: Mapping[str, Ledger],
         rescan: Callable[[str, str], None],
         clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`clock` tells the time that files and records bear, `monotonic` how long a wait was."""
         self._settings = settings
         self._clock = clock
+        self._monotonic = monotonic
         self.rules = Rules(settings)
         self._journal = journal
         self._ledgers = ledgers
@@ -74,6 +77,7 @@ class Dispatcher:
             ledgers=ledgers,
             commit=self._commit,
             superseded=self._superseded,
+            monotonic=monotonic,
         )
         self.crosscheck = Crosscheck()
         transfers = Transfers()
@@ -82,6 +86,7 @@ class Dispatcher:
             ledgers=ledgers,
             transfers=transfers,
             clock=clock,
+            monotonic=monotonic,
             transfer_log=bool(settings.proftpd.transfer_log),
         )
         self._decisions = Decisions(
@@ -91,6 +96,7 @@ class Dispatcher:
             journal=journal,
             commit=self._commit,
             clock=clock,
+            monotonic=monotonic,
         )
         self.held = self._decisions.held
         self._endings = Endings(
@@ -211,7 +217,7 @@ class Dispatcher:
 
     def _look_again(self) -> float:
         """Look at held files that are due, and for sessions that died; return when next, in s."""
-        now = time.monotonic()
+        now = self._monotonic()
         for noticed in self.held.due(now):
             self._complete(noticed.notification, nobody)
         self._endings.look_for_dead()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -55,7 +54,9 @@ class Noticed:
 class Held:
     """The noticed files by path. Changed by the dispatcher's thread alone."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, clock: Callable[[], float], monotonic: Callable[[], float]) -> None:
+        self._clock = clock
+        self._monotonic = monotonic
         self._noticed: dict[str, Noticed] = {}
         self._due: list[tuple[float, str]] = []
         #: How many of them scans have found, by watch.
@@ -80,7 +81,7 @@ class Held:
 
         `watch` is that of a file that a scan has found.
         """
-        now = time.monotonic()
+        now = self._monotonic()
         same = before is not None and before.state == state
         hooked = before is not None and before.hooked and not before.was_rewritten(state)
         self.pop(path)
@@ -88,7 +89,7 @@ class Held:
             notification=notification,
             path=path,
             reason=reason,
-            since=before.since if before else time.time(),
+            since=before.since if before else self._clock(),
             due=now + wait,
             state=state or (before.state if before else None),
             unchanged_since=before.unchanged_since if before and same else now,
@@ -149,7 +150,7 @@ class Held:
 
     def rows(self) -> list[dict[str, Any]]:
         """Return what is held as `watchman queue` shows it; for any thread."""
-        ahead = time.time() - time.monotonic()
+        ahead = self._clock() - self._monotonic()
         return [
             {
                 "id": noticed.id or None,

@@ -73,6 +73,7 @@ class Pipeline:
         ledgers: Mapping[str, Ledger],
         commit: GroupCommit,
         superseded: Callable[[Upload], None],
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
         self._rules = rules
@@ -80,9 +81,10 @@ class Pipeline:
         self._ledgers = ledgers
         self._commit = commit
         self._superseded = superseded
-        self.backlogs = {name: Backlog() for name in settings.brokers}
+        self._monotonic = monotonic
+        self.backlogs = {name: Backlog(monotonic) for name in settings.brokers}
         #: By `[move:NAME]`, what is to be moved.
-        self.moves = {name: Backlog() for name in settings.moves}
+        self.moves = {name: Backlog(monotonic) for name in settings.moves}
         #: Uploads whose record is on its way to the disk, by id, so that `queue` misses none.
         self.arriving: dict[str, Upload] = {}
         #: What an operator has paused; replaced as a whole.
@@ -236,7 +238,8 @@ class Pipeline:
                     if state.inode == upload.state.inode:
                         upload = replace(upload, watch=found.name, path=path, state=state)
                         return Report(upload, State.RENAMED)
-        if time.monotonic() - self._missing.setdefault(upload.id, time.monotonic()) < MISSING:
+        now = self._monotonic()
+        if now - self._missing.setdefault(upload.id, now) < MISSING:
             lane = f"upload {upload.id}"
             return Report(upload, State.DEFERRED, "it is missing", lane=lane, delay=MISSING)
         return Report(upload, State.GONE, "deleted or moved away before its turn")
@@ -356,7 +359,7 @@ class Pipeline:
         backlogs = self.moves if kind == "move" else self.backlogs
         backlog = backlogs.get(name)
         if backlog is None:
-            backlog = backlogs[name] = Backlog()
+            backlog = backlogs[name] = Backlog(self._monotonic)
             backlog.pause(self._pauses, whole=self._is_paused(f"{kind}:{name}"))
         return backlog
 
@@ -497,7 +500,7 @@ class Pipeline:
                 pause = lane.paused or (place if place in self._pauses else "")
                 if lane_name and not lane.paused:
                     state = State.DEFERRED.value
-                    next_try = max(time.time(), time.time() + lane.until - time.monotonic())
+                    next_try = max(time.time(), time.time() + lane.until - self._monotonic())
                 groups.append(
                     Group(
                         place,
