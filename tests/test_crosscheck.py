@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from tests.deadline import eventually
+from tests.house import House
 from tests.proftpd import public_directory
-from tests.test_dispatcher import House
 from tests.test_matrix import scene
 from watchman.crosscheck import NEVER, NO_MORE, UNSTARTED
 from watchman.judge import PROFTPD

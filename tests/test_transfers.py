@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.deadline import eventually
-from tests.test_dispatcher import House
+from tests.house import House
 from watchman.sessions import session_of
 from watchman.settings import ProftpdSettings, WatchSettings
 from watchman.upload import Answer, Kind, Notification, Outcome, Source

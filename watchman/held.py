@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -54,7 +55,12 @@ class Noticed:
 class Held:
     """The noticed files by path. Changed by the dispatcher's thread alone."""
 
-    def __init__(self, *, clock: Callable[[], float], monotonic: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._clock = clock
         self._monotonic = monotonic
         self._noticed: dict[str, Noticed] = {}
