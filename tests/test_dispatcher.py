@@ -292,6 +292,19 @@ def test_an_unsent_upload_follows_its_file_and_a_sent_one_is_not_sent_again(hous
     assert upload.task.args == [upload.path]
 
 
+def test_an_upload_that_was_renamed_and_overwritten_is_one_of_the_newer_write(house: House) -> None:
+    path = house.write("b.csv", "1")
+    house.say(path)
+    new = path.rename(path.with_name("a.csv"))
+    house.say(new, kind=Kind.RENAMED, old=path)
+    new.write_text("2")
+    newer = house.say(new)
+    assert newer.outcome is Outcome.OK
+    assert [upload.id for upload in house.take()] == [newer.detail]
+    eventually(lambda: house.pipeline.settled["superseded"])
+    assert house.take() == []
+
+
 def test_an_unsent_upload_goes_where_its_new_name_says(house: House) -> None:
     path = house.write("a.csv")
     upload_id = house.say(path).detail

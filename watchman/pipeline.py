@@ -224,10 +224,10 @@ class Pipeline:
         if away:
             reason = f"{watch.path} is away"
             return Report(upload, State.DEFERRED, reason, lane=f"watch:{watch.name}", delay=RETRY)
-        path = upload.path
-        for old, new, _ in list(self._renames):
-            if path == old or path.startswith(old + "/"):
-                path = new + path[len(old) :]
+        path, old = upload.path, upload.state
+        for before, after, _ in list(self._renames):
+            if path == before or path.startswith(before + "/"):
+                path = after + path[len(before) :]
         located = self._rules.locate(path)
         if path != upload.path and located is not None:
             found, subpath = located
@@ -235,8 +235,10 @@ class Pipeline:
             for name in (subpath, claimed):
                 with contextlib.suppress(OSError, NotBelowWatch):
                     state = beneath.state(found.path, name)
-                    if state.inode == upload.state.inode:
+                    if state.inode == old.inode:
                         upload = replace(upload, watch=found.name, path=path, state=state)
+                        if state.rewritten_since(old.size, old.ctime):
+                            return Report(upload, State.SUPERSEDED, "overwritten before its turn")
                         return Report(upload, State.RENAMED)
         now = self._monotonic()
         if now - self._missing.setdefault(upload.id, now) < MISSING:
