@@ -11,12 +11,14 @@ import pytest
 
 from tests import bulk
 from tests.deadline import eventually
-from tests.house import House
+from tests.house import Clock, House
 from watchman import ledger as ledger_module
+from watchman.decisions import SEARCH
 from watchman.judge import QUIET
 from watchman.unsettled import Selection
 from watchman.upload import (
     Answer,
+    FileState,
     Kind,
     Outcome,
     Report,
@@ -484,3 +486,56 @@ def test_a_replay_keeps_few_decisions_in_memory(tmp_path: Path) -> None:
         assert house.dispatcher.pipeline.waiting() == len(numbers)
     finally:
         house.close()
+
+
+def test_an_upload_whose_directory_is_renamed_while_nobody_looks_is_found_again(
+    tmp_path: Path,
+) -> None:
+    house = House(tmp_path, clock=Clock(still=True))
+    house.open()
+    old = house.write("d/a.csv")
+    house.say(old)
+    house.close()
+    new = old.parent.rename(tmp_path / "ftp" / "e") / "a.csv"
+    house.open()
+    assert house.say(new, Source.SCAN).outcome is Outcome.DUPLICATE
+    assert house.take() == []
+    house.clock.ahead += 2
+    eventually(lambda: house.take() == [] and house.pipeline.settled["gone"])
+    eventually(lambda: house.rescans == ["ftp"])
+    for _ in range(2):
+        assert not house.ledgers["ftp"].known("e/a.csv", FileState.of(new.stat()))
+        house.restart()
+    assert house.say(new, Source.SCAN).outcome is Outcome.OK
+    assert [upload.path for upload in house.take()] == [str(new)]
+    house.close()
+
+
+def test_files_that_go_away_before_their_turn_are_looked_for_now_and_then(tmp_path: Path) -> None:
+    house = House(tmp_path, clock=Clock(still=True))
+    house.open()
+    for number in range(4):
+        path = house.write(f"{number}.csv")
+        house.say(path)
+        path.unlink()
+        assert house.take() == []
+        house.clock.ahead += 2
+        eventually(lambda n=number: house.take() == [] and house.pipeline.settled["gone"] > n)
+    house.dispatcher.call(lambda: None)
+    assert house.rescans == ["ftp"]
+    house.clock.ahead += SEARCH
+    eventually(lambda: house.rescans == ["ftp", "ftp"])
+    house.close()
+
+
+def test_an_upload_that_left_and_came_back_under_its_name_is_one_again(house: House) -> None:
+    path = house.write("a.csv")
+    first = house.say(path).detail
+    away = path.rename(path.with_name("a.dat"))
+    house.say(away, kind=Kind.RENAMED, old=path)
+    eventually(lambda: house.take() == [] and house.pipeline.settled["gone"])
+    away.rename(path)
+    again = house.say(path, kind=Kind.RENAMED, old=away)
+    assert again.outcome is Outcome.OK
+    assert again.detail != first
+    assert [upload.id for upload in house.take()] == [again.detail]

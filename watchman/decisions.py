@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 #: Seconds within which the transfer log was read, after the session that wrote it has ended.
 LOG_LAG = 1.0
 
+#: Seconds between two scans for files that went away before their turn.
+SEARCH = 300.0
+
 Respond = Callable[[Answer], None]
 
 
@@ -31,10 +34,7 @@ def nobody(_: Answer) -> None:
 
 
 class Decisions:
-    """Carries out verdicts, in the dispatcher's thread; who asked is answered once it is durable.
-
-    `missed` are watches with uploads that could not be written down: to be scanned when they can.
-    """
+    """Carries out verdicts, in the dispatcher's thread; answers once all is durable."""
 
     def __init__(
         self,
@@ -53,8 +53,13 @@ class Decisions:
         self._journal = journal
         self._commit = commit
         self._clock = clock
+        self._monotonic = monotonic
         self.held = Held(clock=clock, monotonic=monotonic)
-        self.missed: set[str] = set()
+        #: Watches to be scanned, and when (monotonic): uploads of theirs could not be written down,
+        #: or their files were not where they had been.
+        self._missed: dict[str, float] = {}
+        #: When watches were searched last for such files (monotonic).
+        self._searched: dict[str, float] = {}
         #: While the journal is replayed: what is not over, with its position and record.
         self._noticed_before: dict[str, tuple[int, dict[str, Any]]] = {}
 
@@ -126,6 +131,30 @@ class Decisions:
             record["failure"] = noticed.failure
         self._commit.stage(record, durable, lambda reason: answer(Answer(Outcome.ERROR, reason)))
 
+    def scans_due(self) -> list[str]:
+        """Return the watches that are to be scanned now; each once."""
+        now = self._monotonic()
+        due = [watch for watch, when in self._missed.items() if when <= now]
+        for watch in due:
+            del self._missed[watch]
+        return due
+
+    def search(self, path: str, state: FileState) -> None:
+        """Take back what was decided about a file that went away before its turn, and look for it.
+
+        It may lie in a directory that was renamed while nobody told us, where no scan would take it
+        for new.
+        """
+        now = self._monotonic()
+        for watch in self._retract(path, state):
+            due = max(now, self._searched.get(watch, -SEARCH) + SEARCH)
+            self._searched[watch] = self._missed.setdefault(watch, due)
+
+    def _retract(self, path: str, state: FileState) -> list[str]:
+        """Forget what was decided about a file as it was then; return in which watches."""
+        name = os.path.basename(path)
+        return [watch for watch, ledger in self._ledgers.items() if ledger.retract(name, state)]
+
     def release(self, noticed: Noticed, verdict: Ignore | PassOver | Fail) -> None:
         """Write down that a file, noticed durably, came to nothing."""
 
@@ -189,7 +218,7 @@ class Decisions:
         def failed(reason: str) -> None:
             del self._pipeline.arriving[upload.id]
             ledger.restore(subpath, state.inode, before)
-            self.missed.add(watch.name)
+            self._missed[watch.name] = 0.0
             answer(Answer(Outcome.ERROR, reason))
 
         self._commit.stage({"event": State.ACCEPTED.value, **upload.encode()}, durable, failed)
@@ -239,7 +268,9 @@ class Decisions:
     # At start.
 
     def replay(self, position: int, record: dict[str, Any]) -> None:
-        """Take up what was noticed, by id, until it ends."""
+        """Take up what was noticed, by id, until it ends; forget decisions that came to nothing."""
+        if "gone" in record:
+            self._retract(record["path"], FileState.decode(record["gone"]))
         if record["event"] == State.NOTICED.value:
             self._noticed_before[record["id"]] = position, record
         else:

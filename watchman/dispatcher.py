@@ -38,7 +38,7 @@ from watchman.pipeline import Pipeline, task_of
 from watchman.rules import Rules
 from watchman.sessions import Transfers
 from watchman.settings import MoveSettings, Settings, WatchSettings
-from watchman.upload import Answer, Kind, Notification, Outcome, Source, State, Upload
+from watchman.upload import Answer, FileState, Kind, Notification, Outcome, Source, State, Upload
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +77,7 @@ class Dispatcher:
             ledgers=ledgers,
             commit=self._commit,
             superseded=self._superseded,
+            gone=self._gone,
             monotonic=monotonic,
         )
         self.crosscheck = Crosscheck()
@@ -227,8 +228,8 @@ class Dispatcher:
         """Do what need not be done at once."""
         if self._commit.unwritable_since:
             return
-        while self._decisions.missed:
-            self._rescan(self._decisions.missed.pop(), "")
+        for watch in self._decisions.scans_due():
+            self._rescan(watch, "")
         try:
             self._clear()
         except OSError as e:
@@ -335,7 +336,7 @@ class Dispatcher:
                 self._rename_held(os.path.join(old[0].path, old[1]), notification)
         elif old is not None and new is not None and self._was_decided(*old, *new):
             self.pipeline.follow(notification.old_path, notification.path)
-            answer(Answer(Outcome.DUPLICATE, "-"))
+            self._decisions.answer_durably(answer, Outcome.DUPLICATE, "-")
         else:
             if old is not None and new is not None:
                 notification = self._renamed_while_held(*old, *new) or notification
@@ -452,6 +453,9 @@ class Dispatcher:
     def _superseded(self, upload: Upload) -> None:
         """See to it that the newer write is decided about, should nobody have spoken of it."""
         self._complete(Notification(Kind.COMPLETED, upload.path, Source.SCAN), nobody)
+
+    def _gone(self, path: str, state: FileState) -> None:
+        self._decisions.search(path, state)
 
     def _replay_decision(self, upload: Upload, has_failed: bool) -> None:
         self.judge.remember(upload, failed=has_failed)

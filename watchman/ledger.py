@@ -137,6 +137,14 @@ class Ledger:
             if self._file is not None and self._file.get(wanted) is not None:
                 self._delta[wanted] = FORGOTTEN
 
+    def retract(self, subpath: str, state: FileState) -> bool:
+        """Forget the decision about a file as it was then; whether it was the last one."""
+        with self._lock:
+            if self.get(subpath, state) != Decision(state.size, state.ctime):
+                return False
+            self.forget(subpath, state.inode)
+            return True
+
     def known(self, subpath: str, state: FileState) -> bool:
         """Whether a scan may pass a file over: it was decided about and not written since.
 

@@ -73,6 +73,7 @@ class Pipeline:
         ledgers: Mapping[str, Ledger],
         commit: GroupCommit,
         superseded: Callable[[Upload], None],
+        gone: Callable[[str, FileState], None],
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
@@ -81,6 +82,7 @@ class Pipeline:
         self._ledgers = ledgers
         self._commit = commit
         self._superseded = superseded
+        self._gone = gone
         self._monotonic = monotonic
         self.backlogs = {name: Backlog(monotonic) for name in settings.brokers}
         #: By `[move:NAME]`, what is to be moved.
@@ -393,6 +395,9 @@ class Pipeline:
             record |= upload.encode()
         if report.reason:
             record["reason"] = report.reason
+        if state is State.GONE and upload.source_state is None:
+            record |= {"path": upload.path, "gone": upload.state.encode()}
+            self._gone(upload.path, upload.state)
 
         def durable(position: int) -> None:
             self._count(state)
@@ -418,7 +423,8 @@ class Pipeline:
         renamed = self.plan(replace(upload, original=upload.path, position=-1))
         nothing = not renamed.move and renamed.task is None
         if located is None or self._rules.excluded(*located) is not None or nothing:
-            self._settle(Report(upload, State.GONE, f"renamed to {upload.path!r}"), backlog)
+            before = Upload.decode(self._journal.read(upload.position), upload.position)
+            self._settle(Report(before, State.GONE, f"renamed to {upload.path!r}"), backlog)
             return
         self._ledgers[located[0].name].put(located[1], renamed.state)
 
