@@ -248,6 +248,18 @@ def test_an_overwritten_file_is_announced_once_as_what_it_holds_then(house: Hous
     assert house.say(path).outcome is Outcome.DUPLICATE
 
 
+def test_a_file_that_looks_again_as_it_did_is_announced_once(house: House) -> None:
+    path = house.write("a.csv", "1")
+    house.say(path)
+    times = path.stat().st_mtime_ns, path.stat().st_mtime_ns
+    for content in ("22", "3"):
+        path.write_text(content)
+        os.utime(path, ns=times)
+        answer = house.say(path)
+        assert answer.outcome is Outcome.OK
+    assert [upload.id for upload in house.take()] == [answer.detail]
+
+
 def test_a_deleted_file_is_not_announced(house: House) -> None:
     path = house.write("a.csv")
     house.say(path)

@@ -145,6 +145,14 @@ class Ledger:
             self.forget(subpath, state.inode)
             return True
 
+    def decided_since(self, subpath: str, state: FileState) -> bool:
+        """Whether there is a decision about a later write of a file than that of then.
+
+        The file need not show it: it may have its old size and mtime again.
+        """
+        decision = self.get(subpath, state)
+        return decision is not None and not decision.existing and decision.ctime > state.ctime
+
     def known(self, subpath: str, state: FileState) -> bool:
         """Whether a scan may pass a file over: it was decided about and not written since.
 

@@ -212,7 +212,11 @@ class Pipeline:
             return Report(upload, State.DEFERRED, reason, lane=f"file: {reason}", delay=RETRY)
         self._missing.pop(upload.id, None)
         old = upload.state
-        if state.inode != old.inode or state.rewritten_since(old.size, old.ctime):
+        if (
+            state.inode != old.inode
+            or state.rewritten_since(old.size, old.ctime)
+            or self._ledgers[watch.name].decided_since(subpath, old)
+        ):
             return Report(upload, State.SUPERSEDED, "overwritten before its turn")
         return None
 
