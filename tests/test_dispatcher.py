@@ -319,6 +319,35 @@ def test_an_upload_that_was_renamed_and_overwritten_is_one_of_the_newer_write(ho
     assert house.take() == []
 
 
+def test_an_upload_follows_its_own_file_whatever_words_of_others_come_late(house: House) -> None:
+    other, path = house.write("d/b.csv"), house.write("a.csv")
+    for file in (other, path):
+        house.say(file)
+    first = other.rename(other.with_name("c.csv"))
+    upload_id = house.say(path).detail
+    now = path.rename(other)
+    house.say(now, kind=Kind.RENAMED, old=path)
+    house.say(first, kind=Kind.RENAMED, old=other)
+    assert house.take() == []
+    uploads = house.take(patience=5)
+    assert {(upload.id, upload.path) for upload in uploads} >= {(upload_id, str(now))}
+    assert len(uploads) == 2
+
+
+def test_an_upload_is_found_though_nobody_told_of_one_of_its_renames(house: House) -> None:
+    path = house.write("a.csv")
+    upload_id = house.say(path).detail
+    house.restart()
+    between = path.rename(house.tmp_path / "other" / "a.csv")
+    house.say(between, Source.SCAN, Kind.COMPLETED)
+    unheard = between.rename(path.with_name("a.csv"))
+    now = unheard.rename(path.with_name("b.csv"))
+    house.say(now, kind=Kind.RENAMED, old=unheard)
+    assert house.take() == []
+    uploads = house.take(patience=5)
+    assert upload_id in [upload.id for upload in uploads]
+
+
 def test_an_unsent_upload_goes_where_its_new_name_says(house: House) -> None:
     path = house.write("a.csv")
     upload_id = house.say(path).detail

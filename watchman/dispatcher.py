@@ -334,8 +334,8 @@ class Dispatcher:
             self.pipeline.follow(notification.old_path, notification.path)
             if old is not None:
                 self._rename_held(os.path.join(old[0].path, old[1]), notification)
-        elif old is not None and new is not None and self._was_decided(*old, *new):
-            self.pipeline.follow(notification.old_path, notification.path)
+        elif old is not None and new is not None and (inode := self._was_decided(*old, *new)):
+            self.pipeline.follow(notification.old_path, notification.path, inode)
             self._decisions.answer_durably(answer, Outcome.DUPLICATE, "-")
         else:
             if old is not None and new is not None:
@@ -366,20 +366,23 @@ class Dispatcher:
 
     def _was_decided(
         self, old_watch: WatchSettings, old: str, new_watch: WatchSettings, new: str
-    ) -> bool:
-        """Whether a file was an upload under its old name; then the decision follows it."""
+    ) -> int:
+        """Let the decision follow a file that was an upload under its old name.
+
+        Return the file's inode, 0 if it was none.
+        """
         if self.rules.excluded(old_watch, old) is not None:
-            return False
+            return 0
         if not self.rules.matches(os.path.join(old_watch.path, old)):
-            return False
+            return 0
         try:
             state = beneath.state(new_watch.path, new)
         except (OSError, NotBelowWatch):
-            return False
+            return 0
         if not self.judge.was_decided(old_watch, old, state):
-            return False
+            return 0
         self._ledgers[new_watch.name].put(new, state)
-        return True
+        return state.inode
 
     def _resubmit(self, notification: Notification, answer: Respond) -> None:
         """Accept a file that an operator names, whatever was decided about it."""

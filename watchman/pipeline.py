@@ -56,6 +56,24 @@ class Group:
     paused: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Rename:
+    """What was renamed: a file, by its inode, or with 0 a directory; and where its record is."""
+
+    old: str
+    new: str
+    inode: int
+    position: int
+
+    def leads(self, path: str, inode: int) -> str | None:
+        """Return where a file that was at `path` may be, None if this rename is of another."""
+        if self.inode:
+            return self.new if self.inode == inode else None
+        if path == self.old or path.startswith(self.old + "/"):
+            return self.new + path[len(self.old) :]
+        return None
+
+
 class Pipeline:
     """The uploads that wait, are taken by a mover, then by a publisher, and are settled.
 
@@ -91,8 +109,8 @@ class Pipeline:
         self.arriving: dict[str, Upload] = {}
         #: What an operator has paused; replaced as a whole.
         self._pauses: frozenset[str] = frozenset()
-        #: Renames in order, with their positions, for uploads that wait under the old name.
-        self._renames: list[tuple[str, str, int]] = []
+        #: Renames in order, for uploads that wait under the old name.
+        self._renames: list[Rename] = []
         #: By id, since when (monotonic) the files of uploads that wait are missing.
         self._missing: dict[str, float] = {}
         self.settled: Counter[str] = Counter()
@@ -210,15 +228,14 @@ class Pipeline:
         except OSError as e:
             reason = e.strerror or str(e)
             return Report(upload, State.DEFERRED, reason, lane=f"file: {reason}", delay=RETRY)
-        self._missing.pop(upload.id, None)
         old = upload.state
-        if (
-            state.inode != old.inode
-            or state.rewritten_since(old.size, old.ctime)
-            or self._ledgers[watch.name].decided_since(subpath, old)
-        ):
-            return Report(upload, State.SUPERSEDED, "overwritten before its turn")
-        return None
+        superseded = Report(upload, State.SUPERSEDED, "overwritten before its turn")
+        if state.inode != old.inode:
+            return self._find(upload, superseded)
+        self._missing.pop(upload.id, None)
+        if state.rewritten_since(old.size, old.ctime):
+            return superseded
+        return superseded if self._ledgers[watch.name].decided_since(subpath, old) else None
 
     def _look_for(self, upload: Upload, watch: WatchSettings) -> Report:
         """Find out why a file is not where it was."""
@@ -230,27 +247,45 @@ class Pipeline:
         if away:
             reason = f"{watch.path} is away"
             return Report(upload, State.DEFERRED, reason, lane=f"watch:{watch.name}", delay=RETRY)
-        path, old = upload.path, upload.state
-        for before, after, _ in list(self._renames):
-            if path == before or path.startswith(before + "/"):
-                path = after + path[len(before) :]
-        located = self._rules.locate(path)
-        if path != upload.path and located is not None:
+        return self._find(
+            upload, Report(upload, State.GONE, "deleted or moved away before its turn")
+        )
+
+    def _find(self, upload: Upload, lost: Report) -> Report:
+        """Find a file under the name that it has now; say `lost` once it has been away a while."""
+        old = upload.state
+        for path in self._ways(upload):
+            located = self._rules.locate(path)
+            if located is None:
+                continue
             found, subpath = located
             claimed = os.path.join(os.path.dirname(subpath), claim_name(upload.id))
             for name in (subpath, claimed):
                 with contextlib.suppress(OSError, NotBelowWatch):
                     state = beneath.state(found.path, name)
                     if state.inode == old.inode:
-                        upload = replace(upload, watch=found.name, path=path, state=state)
+                        upload = replace(upload, watch=found.name, path=path)
                         if state.rewritten_since(old.size, old.ctime):
                             return Report(upload, State.SUPERSEDED, "overwritten before its turn")
-                        return Report(upload, State.RENAMED)
+                        return Report(replace(upload, state=state), State.RENAMED)
         now = self._monotonic()
         if now - self._missing.setdefault(upload.id, now) < MISSING:
             lane = f"upload {upload.id}"
             return Report(upload, State.DEFERRED, "it is missing", lane=lane, delay=MISSING)
-        return Report(upload, State.GONE, "deleted or moved away before its turn")
+        return lost
+
+    def _ways(self, upload: Upload) -> list[str]:
+        """Return where renames may have brought a file, the latest first.
+
+        Words of them may be missing, late or said twice, so none is taken for the only way.
+        """
+        paths = {upload.path: None}
+        for rename in list(self._renames):
+            for path in [rename.leads(path, upload.state.inode) for path in paths]:
+                if path is not None:
+                    paths.pop(path, None)
+                    paths[path] = None
+        return [path for path in reversed(paths) if path != upload.path]
 
     # In the dispatcher's thread.
 
@@ -313,21 +348,22 @@ class Pipeline:
         backlog = mine[0] if mine else self._backlog_of(upload)
         self._settle(Report(upload, State.DROPPED, "dropped"), backlog)
 
-    def follow(self, old: str, new: str) -> None:
+    def follow(self, old: str, new: str, inode: int = 0) -> None:
         """Remember a rename for as long as uploads wait that may lie under the old name."""
 
         def durable(position: int) -> None:
             self._journal.hold(position)
-            self._renames.append((old, new, position))
+            self._renames.append(Rename(old, new, inode, position))
 
         record = {"event": State.RENAMED.value, "at": time.time(), "from": old, "path": new}
+        record["inode"] = inode
         self._commit.stage(record, durable, lasting=True)
 
     def forget_renames(self) -> None:
         """Forget them when no upload waits any more."""
         if self._renames and not self.waiting():
-            for _, _, position in self._renames:
-                self._journal.release(position)
+            for rename in self._renames:
+                self._journal.release(rename.position)
             self._renames.clear()
 
     def fail(self, upload: Upload, reason: str, unwritten: Callable[[str], None]) -> None:
@@ -399,7 +435,7 @@ class Pipeline:
             record |= upload.encode()
         if report.reason:
             record["reason"] = report.reason
-        if state is State.GONE and upload.source_state is None:
+        if state in (State.GONE, State.SUPERSEDED) and upload.source_state is None:
             record |= {"path": upload.path, "gone": upload.state.encode()}
             self._gone(upload.path, upload.state)
 
@@ -473,7 +509,8 @@ class Pipeline:
                     live.setdefault(self._place_of(upload), {})[number] = position
             elif record["event"] == State.RENAMED.value:
                 self._journal.hold(position)
-                self._renames.append((record["from"], record["path"], position))
+                inode = record.get("inode", 0)
+                self._renames.append(Rename(record["from"], record["path"], inode, position))
         for position in failed.values():
             record = self._journal.read(position)
             self.failures.add(Upload.decode(record), position, record["at"])
