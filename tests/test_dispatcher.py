@@ -1,5 +1,6 @@
 """What the dispatcher makes of what it hears, with a real journal, ledger and files."""
 
+import contextlib
 import os
 import resource
 import shutil
@@ -15,6 +16,7 @@ from tests.house import Clock, House
 from watchman import ledger as ledger_module
 from watchman.decisions import SEARCH
 from watchman.judge import QUIET
+from watchman.settings import WatchSettings
 from watchman.unsettled import Selection
 from watchman.upload import (
     Answer,
@@ -26,6 +28,17 @@ from watchman.upload import (
     State,
     Task,
 )
+
+
+@contextlib.contextmanager
+def no_room_beyond(size: int) -> Iterator[None]:
+    """Let no file grow beyond a size in bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture
@@ -411,17 +424,13 @@ def test_a_full_disk_is_answered_with_an_error_and_made_good_by_a_rescan(house: 
     (upload,) = house.take()
     journal = sum(f.stat().st_size for f in (house.tmp_path / "spool" / "journal").iterdir())
     path = house.write("a.csv")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (journal + 10, hard))
-    try:
+    with no_room_beyond(journal + 10):
         answer = house.say(path, Source.HOOK)
         assert answer.outcome is Outcome.ERROR
         assert "journal" in answer.detail
         assert house.dispatcher.unwritable()
         house.dispatcher.pipeline.report(Report(upload, State.DONE))
         assert house.rescans == []
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     eventually(lambda: house.rescans == ["ftp"])
     assert house.dispatcher.pipeline.settled["done"] == 1, "what was done is written down late"
     assert house.say(path, Source.SCAN).outcome is Outcome.OK
@@ -449,6 +458,36 @@ def test_a_ledger_holds_no_decision_before_the_journal_does(tmp_path: Path) -> N
     eventually(lambda: house.rescans == ["ftp"])
     assert house.say(path, Source.SCAN).outcome is Outcome.OK
     house.close()
+
+
+def test_what_was_noticed_and_acknowledged_keeps_its_id_through_a_full_disk(
+    tmp_path: Path,
+) -> None:
+    ftp = WatchSettings("ftp", str(tmp_path / "ftp"), settle=5.0)
+    house = House(tmp_path, watches=(ftp,), clock=Clock(still=True))
+    house.open()
+    path = house.write("a.csv")
+    answer = house.say(path, Source.HOOK)
+    assert answer.outcome is Outcome.OK
+    house.clock.ahead += 10
+    with no_room_beyond(0):
+        assert house.say(path).outcome is Outcome.ERROR
+        assert [row["id"] for row in house.dispatcher.held.rows()] == [answer.detail]
+    eventually(lambda: house.rescans == ["ftp"])
+    house.clock.ahead += 2
+    (upload,) = house.take(patience=5)
+    assert upload.id == answer.detail
+    assert house.say(path, Source.SCAN).outcome is Outcome.DUPLICATE
+    house.close()
+
+
+def test_a_failure_said_while_the_disk_is_full_is_listed_when_there_is_room(house: House) -> None:
+    path = house.write("a.csv")
+    with no_room_beyond(0):
+        house.say(path, Source.HOOK, Kind.FAILED)
+    listed = [("failed", str(path))]
+    eventually(lambda: [(row["state"], row["path"]) for row in house.rows()] == listed)
+    assert house.say(path, Source.SCAN).outcome is Outcome.DUPLICATE
 
 
 def test_settled_segments_leave_the_journal_and_their_decisions_stay(tmp_path: Path) -> None:

@@ -18,6 +18,9 @@ FOUND = 50_000
 #: Files looked at again before others get their turn.
 AT_ONCE = 100
 
+#: Seconds until a file is looked at again that could not be accepted.
+AGAIN = 1.0
+
 
 @dataclass(slots=True)
 class Noticed:
@@ -110,6 +113,14 @@ class Held:
         self._found[noticed.found_in] += 1
         heapq.heappush(self._due, (noticed.due, path))
         return noticed
+
+    def put_back(self, noticed: Noticed) -> None:
+        """Hold a file as it was held, and look at it again soon; one held anew meanwhile stays."""
+        if noticed.path not in self._noticed:
+            noticed.due = self._monotonic() + AGAIN
+            self._noticed[noticed.path] = noticed
+            self._found[noticed.found_in] += 1
+            heapq.heappush(self._due, (noticed.due, noticed.path))
 
     def pop(self, path: str) -> Noticed | None:
         """Hold a file no longer; return how it was held."""
