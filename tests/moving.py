@@ -13,33 +13,25 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tests.deadline import eventually
-from watchman.dispatcher import Dispatcher
-from watchman.journal import Journal
-from watchman.ledger import Ledger
-from watchman.settings import (
-    BrokerSettings,
-    MoveSettings,
-    Settings,
-    TaskSettings,
-    WatchSettings,
-)
+from tests.house import Inside
+from watchman.settings import MoveSettings, TaskSettings, WatchSettings
 from watchman.sinks.mover import Mover
-from watchman.unsettled import Unsettled
-from watchman.upload import Answer, Kind, Notification, Outcome, Report, Source, State, Upload
+from watchman.upload import Kind, Notification, Outcome, Report, Source, State, Upload
+
+TASKS = (TaskSettings("csv", ("*.csv",), "b", "import", kwargs={"was": "{original}"}),)
 
 
 @dataclass
-class Yard:
+class Yard(Inside):
     """`tmp_path/ftp` is watched and moved to `destination`; *.csv has a task, *.dat has none."""
 
-    tmp_path: Path
     destination: Path
     options: dict[str, Any] = field(default_factory=dict)
-    moves: dict[str, MoveSettings] = field(default_factory=dict)
     moving: bool = True
     watch: str = "ftp"
 
@@ -48,57 +40,24 @@ class Yard:
         return self.tmp_path / "ftp"
 
     def open(self) -> None:
-        spool = self.tmp_path / "spool"
-        spool.mkdir(exist_ok=True)
-        self.ftp.mkdir(exist_ok=True)
-        move = MoveSettings("storage", str(self.ftp), str(self.destination), **self.options)
-        self.settings = Settings(
-            file="watchman.ini",
-            spool=str(spool),
-            socket="",
-            admins=(),
-            log_level="DEBUG",
-            log_file="",
-            log_format="text",
-            drain=1.0,
-            history=3600.0,
-            keep_failed=3600.0,
-            watches={self.watch: WatchSettings(self.watch, str(self.ftp))},
-            brokers={"b": BrokerSettings("b", "memory://")},
-            tasks=(
-                TaskSettings(
-                    "csv", ("*.csv",), "b", "import", args=["{path}"], kwargs={"was": "{original}"}
-                ),
-            ),
-            moves=self.moves or {"storage": move},
-        )
-        self.ledger = Ledger(str(spool / "ledger"), str(self.ftp))
-        if not self.ledger.open():
-            self.ledger.begin(0)
-        self.journal = Journal(str(spool / "journal"), str(spool / "history"))
-        self.dispatcher = Dispatcher(
-            self.settings,
-            journal=self.journal,
-            ledgers={self.watch: self.ledger},
-            rescan=lambda *_: None,
-        )
-        self.pipeline = pipeline = self.dispatcher.pipeline
-        self.unsettled = Unsettled(pipeline, journal=self.journal, sinks=dict)
+        self.watches = (WatchSettings(self.watch, str(self.ftp)),)
+        self.tasks = TASKS
+        if not self.moves:
+            move = MoveSettings("storage", str(self.ftp), str(self.destination), **self.options)
+            self.moves = {"storage": move}
+        super().open()
         self.movers = {
             name: Mover(
                 move,
                 self.settings.watches,
-                take=lambda limit, timeout, name=name: pipeline.take_moves(  # type: ignore[misc]
-                    name, limit, timeout
-                ),
-                look=pipeline.look,
-                refill=pipeline.refill,
-                write=pipeline.write,
-                report=pipeline.report_move,
+                take=partial(self.pipeline.take_moves, name),
+                look=self.pipeline.look,
+                refill=self.pipeline.refill,
+                write=self.pipeline.write,
+                report=self.pipeline.report_move,
             )
-            for name, move in self.settings.moves.items()
+            for name, move in self.moves.items()
         }
-        self.dispatcher.start()
         if self.moving:
             self.start_movers()
 
@@ -112,34 +71,7 @@ class Yard:
             mover.stop()
         for mover in self.movers.values():
             mover.join()
-        self.dispatcher.stop()
-        self.dispatcher.join()
-        self.journal.close()
-
-    def restart(self) -> None:
-        self.close()
-        self.open()
-
-    def write(self, name: str, content: str = "1,2,3\n") -> Path:
-        path = self.ftp / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content)
-        return path
-
-    def say(
-        self,
-        path: Path,
-        source: Source = Source.INOTIFY,
-        kind: Kind = Kind.COMPLETED,
-        old: str = "",
-    ) -> Answer:
-        answers: list[Answer] = []
-        is_directory = kind is Kind.RENAMED and path.is_dir()
-        self.dispatcher.submit(
-            Notification(kind, str(path), source, old_path=old, is_directory=is_directory),
-            answers.append,
-        )
-        return Answer(Outcome.OK) if is_directory else eventually(lambda: answers)[0]
+        super().close()
 
     def upload(self, name: str, content: str = "1,2,3\n") -> str:
         """Write a file, have it accepted, and return its id."""
@@ -148,12 +80,11 @@ class Yard:
         return answer.detail
 
     def resubmit(self, path: Path, resubmit_as: Path) -> None:
-        answers: list[Answer] = []
         notification = Notification(
             Kind.COMPLETED, str(path), Source.RESUBMIT, resubmit_as=str(resubmit_as)
         )
-        self.dispatcher.submit(notification, answers.append)
-        assert eventually(lambda: answers)[0].outcome is Outcome.OK, answers
+        answer = self.hear(notification)
+        assert answer.outcome is Outcome.OK, answer
 
     def places(self) -> list[str]:
         """Where uploads wait."""
@@ -179,9 +110,6 @@ class Yard:
         self.settle(upload)
         eventually(lambda: not self.pipeline.waiting())
         return Path(upload.path)
-
-    def rows(self) -> list[dict[str, Any]]:
-        return list(self.unsettled.rows())
 
     def deferred(self, reason: str) -> dict[str, Any]:
         """Wait until the only upload is deferred for a reason, and return its row."""

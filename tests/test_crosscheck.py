@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from tests.deadline import eventually
+from tests.house import House
 from tests.proftpd import public_directory
 from tests.scene import scene
-from tests.test_dispatcher import House
 from watchman.crosscheck import NEVER, NO_MORE, UNSTARTED
 from watchman.judge import PROFTPD
 from watchman.sessions import session_of

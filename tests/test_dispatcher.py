@@ -1,142 +1,44 @@
 """What the dispatcher makes of what it hears, with a real journal, ledger and files."""
 
+import contextlib
 import os
 import resource
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests import bulk
 from tests.deadline import eventually
+from tests.house import Clock, House
 from watchman import ledger as ledger_module
-from watchman.dispatcher import Dispatcher
-from watchman.journal import Journal
+from watchman.decisions import SEARCH
 from watchman.judge import QUIET
-from watchman.ledger import Ledger
-from watchman.settings import BrokerSettings, ProftpdSettings, Settings, TaskSettings, WatchSettings
-from watchman.unsettled import Selection, Unsettled
+from watchman.settings import WatchSettings
+from watchman.unsettled import Selection
 from watchman.upload import (
     Answer,
+    FileState,
     Kind,
-    Notification,
     Outcome,
     Report,
     Source,
     State,
     Task,
-    Upload,
 )
 
 
-def settings(tmp_path: Path) -> Settings:
-    return Settings(
-        file="watchman.ini",
-        spool=str(tmp_path / "spool"),
-        socket="",
-        admins=(),
-        log_level="DEBUG",
-        log_file="",
-        log_format="text",
-        drain=1.0,
-        history=3600.0,
-        keep_failed=3600.0,
-        watches={
-            name: WatchSettings(name=name, path=str(tmp_path / name)) for name in ("ftp", "other")
-        },
-        brokers={name: BrokerSettings(name=name, url="memory://") for name in ("b", "c")},
-        tasks=(
-            TaskSettings(name="csv", patterns=("*.csv",), broker="b", task="import_csv"),
-            TaskSettings(name="nc", patterns=("*.nc",), broker="c", task="import_nc"),
-        ),
-    )
-
-
-@dataclass
-class House:
-    """A dispatcher between what a test says and what a publisher would take."""
-
-    tmp_path: Path
-    now: float = field(default_factory=time.time)
-    rescans: list[str] = field(default_factory=list)
-    segment_size: int = 1 << 20
-    watches: tuple[WatchSettings, ...] = ()
-    proftpd: ProftpdSettings = field(default_factory=ProftpdSettings)
-
-    def open(self) -> None:
-        self.settings = replace(settings(self.tmp_path), proftpd=self.proftpd)
-        if self.watches:
-            watches = {watch.name: watch for watch in self.watches}
-            self.settings = replace(self.settings, watches=watches)
-        spool = Path(self.settings.spool)
-        spool.mkdir(exist_ok=True)
-        self.ledgers = {}
-        for name, watch in self.settings.watches.items():
-            Path(watch.path).mkdir(exist_ok=True)
-            self.ledgers[name] = Ledger(str(spool / name), watch.path)
-            if not self.ledgers[name].open():
-                self.ledgers[name].begin(0)
-        self.journal = Journal(
-            str(spool / "journal"), str(spool / "history"), segment_size=self.segment_size
-        )
-        self.dispatcher = Dispatcher(
-            self.settings,
-            journal=self.journal,
-            ledgers=self.ledgers,
-            rescan=lambda watch, _: self.rescans.append(watch),
-            clock=lambda: self.now,
-        )
-        self.dispatcher.start()
-
-    def close(self) -> None:
-        self.dispatcher.stop()
-        self.dispatcher.join()
-        self.journal.close()
-
-    def restart(self) -> None:
-        """As after kill -9: the ledger in memory is gone."""
-        self.close()
-        self.open()
-
-    def write(self, name: str, content: str = "1,2,3\n", watch: str = "ftp") -> Path:
-        path = self.tmp_path / watch / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content)
-        return path
-
-    def say(
-        self,
-        path: Path,
-        source: Source = Source.INOTIFY,
-        kind: Kind = Kind.COMPLETED,
-        old: Path | str = "",
-    ) -> Answer:
-        answers: list[Answer] = []
-        is_directory = kind is Kind.RENAMED and path.is_dir()
-        self.dispatcher.submit(
-            Notification(kind, str(path), source, old_path=str(old), is_directory=is_directory),
-            answers.append,
-        )
-        if is_directory:
-            return Answer(Outcome.OK)
-        return eventually(lambda: answers)[0]
-
-    def take(self, broker: str = "b", patience: float = 0.0) -> list[Upload]:
-        return self.dispatcher.pipeline.take(broker, 100, patience)
-
-    def unsettled(self) -> Unsettled:
-        return Unsettled(self.dispatcher.pipeline, journal=self.journal, sinks=dict)
-
-    def rows(self) -> list[dict[str, Any]]:
-        return list(self.unsettled().rows())
-
-    def settle(self, upload: Upload, state: State = State.DONE, reason: str = "") -> None:
-        self.dispatcher.pipeline.report(Report(upload, state, reason))
-        eventually(lambda: self.dispatcher.pipeline.settled[state.value])
+@contextlib.contextmanager
+def no_room_beyond(size: int) -> Iterator[None]:
+    """Let no file grow beyond a size in bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture
@@ -188,7 +90,7 @@ def test_a_close_with_another_ctime_alone_counts_only_when_it_comes_late(house: 
     house.say(path)
     os.utime(path, (1, 1))
     assert house.say(path, Source.INOTIFY).outcome is Outcome.DUPLICATE
-    house.now += house.settings.watches["ftp"].confirm + 1
+    house.clock.ahead += house.settings.watches["ftp"].confirm + 1
     assert house.say(path, Source.INOTIFY).outcome is Outcome.OK
 
 
@@ -338,10 +240,10 @@ def test_a_failed_upload_is_listed_for_as_long_as_keep_failed_says(house: House)
     first = house.write("a.csv")
     house.say(first)
     house.settle(house.take()[0], State.FAILED, "cannot be serialized")
-    house.now += house.settings.keep_failed - 10
+    house.clock.ahead += house.settings.keep_failed - 10
     house.say(house.write("b.csv"))
     assert [row["state"] for row in house.rows()] == ["failed", "waiting"]
-    house.now += 20
+    house.clock.ahead += 20
     eventually(lambda: [row["state"] for row in house.rows()] == ["waiting"])
     house.restart()
     assert [row["state"] for row in house.rows()] == ["waiting"]
@@ -356,6 +258,18 @@ def test_an_overwritten_file_is_announced_once_as_what_it_holds_then(house: Hous
     assert second.id != first
     assert second.state.size == 2
     assert house.say(path).outcome is Outcome.DUPLICATE
+
+
+def test_a_file_that_looks_again_as_it_did_is_announced_once(house: House) -> None:
+    path = house.write("a.csv", "1")
+    house.say(path)
+    times = path.stat().st_mtime_ns, path.stat().st_mtime_ns
+    for content in ("22", "3"):
+        path.write_text(content)
+        os.utime(path, ns=times)
+        answer = house.say(path)
+        assert answer.outcome is Outcome.OK
+    assert [upload.id for upload in house.take()] == [answer.detail]
 
 
 def test_a_deleted_file_is_not_announced(house: House) -> None:
@@ -438,6 +352,48 @@ def test_an_unsent_upload_follows_its_file_and_a_sent_one_is_not_sent_again(hous
     assert upload.task.args == [upload.path]
 
 
+def test_an_upload_that_was_renamed_and_overwritten_is_one_of_the_newer_write(house: House) -> None:
+    path = house.write("b.csv", "1")
+    house.say(path)
+    new = path.rename(path.with_name("a.csv"))
+    house.say(new, kind=Kind.RENAMED, old=path)
+    new.write_text("2")
+    newer = house.say(new)
+    assert newer.outcome is Outcome.OK
+    assert [upload.id for upload in house.take()] == [newer.detail]
+    eventually(lambda: house.pipeline.settled["superseded"])
+    assert house.take() == []
+
+
+def test_an_upload_follows_its_own_file_whatever_words_of_others_come_late(house: House) -> None:
+    other, path = house.write("d/b.csv"), house.write("a.csv")
+    for file in (other, path):
+        house.say(file)
+    first = other.rename(other.with_name("c.csv"))
+    upload_id = house.say(path).detail
+    now = path.rename(other)
+    house.say(now, kind=Kind.RENAMED, old=path)
+    house.say(first, kind=Kind.RENAMED, old=other)
+    assert house.take() == []
+    uploads = house.take(patience=5)
+    assert {(upload.id, upload.path) for upload in uploads} >= {(upload_id, str(now))}
+    assert len(uploads) == 2
+
+
+def test_an_upload_is_found_though_nobody_told_of_one_of_its_renames(house: House) -> None:
+    path = house.write("a.csv")
+    upload_id = house.say(path).detail
+    house.restart()
+    between = path.rename(house.tmp_path / "other" / "a.csv")
+    house.say(between, Source.SCAN, Kind.COMPLETED)
+    unheard = between.rename(path.with_name("a.csv"))
+    now = unheard.rename(path.with_name("b.csv"))
+    house.say(now, kind=Kind.RENAMED, old=unheard)
+    assert house.take() == []
+    uploads = house.take(patience=5)
+    assert upload_id in [upload.id for upload in uploads]
+
+
 def test_an_unsent_upload_goes_where_its_new_name_says(house: House) -> None:
     path = house.write("a.csv")
     upload_id = house.say(path).detail
@@ -501,17 +457,13 @@ def test_a_full_disk_is_answered_with_an_error_and_made_good_by_a_rescan(house: 
     (upload,) = house.take()
     journal = sum(f.stat().st_size for f in (house.tmp_path / "spool" / "journal").iterdir())
     path = house.write("a.csv")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (journal + 10, hard))
-    try:
+    with no_room_beyond(journal + 10):
         answer = house.say(path, Source.HOOK)
         assert answer.outcome is Outcome.ERROR
         assert "journal" in answer.detail
         assert house.dispatcher.unwritable()
         house.dispatcher.pipeline.report(Report(upload, State.DONE))
         assert house.rescans == []
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     eventually(lambda: house.rescans == ["ftp"])
     assert house.dispatcher.pipeline.settled["done"] == 1, "what was done is written down late"
     assert house.say(path, Source.SCAN).outcome is Outcome.OK
@@ -541,6 +493,36 @@ def test_a_ledger_holds_no_decision_before_the_journal_does(tmp_path: Path) -> N
     house.close()
 
 
+def test_what_was_noticed_and_acknowledged_keeps_its_id_through_a_full_disk(
+    tmp_path: Path,
+) -> None:
+    ftp = WatchSettings("ftp", str(tmp_path / "ftp"), settle=5.0)
+    house = House(tmp_path, watches=(ftp,), clock=Clock(still=True))
+    house.open()
+    path = house.write("a.csv")
+    answer = house.say(path, Source.HOOK)
+    assert answer.outcome is Outcome.OK
+    house.clock.ahead += 10
+    with no_room_beyond(0):
+        assert house.say(path).outcome is Outcome.ERROR
+        assert [row["id"] for row in house.dispatcher.held.rows()] == [answer.detail]
+    eventually(lambda: house.rescans == ["ftp"])
+    house.clock.ahead += 2
+    (upload,) = house.take(patience=5)
+    assert upload.id == answer.detail
+    assert house.say(path, Source.SCAN).outcome is Outcome.DUPLICATE
+    house.close()
+
+
+def test_a_failure_said_while_the_disk_is_full_is_listed_when_there_is_room(house: House) -> None:
+    path = house.write("a.csv")
+    with no_room_beyond(0):
+        house.say(path, Source.HOOK, Kind.FAILED)
+    listed = [("failed", str(path))]
+    eventually(lambda: [(row["state"], row["path"]) for row in house.rows()] == listed)
+    assert house.say(path, Source.SCAN).outcome is Outcome.DUPLICATE
+
+
 def test_settled_segments_leave_the_journal_and_their_decisions_stay(tmp_path: Path) -> None:
     house = House(tmp_path, segment_size=2_000)
     house.open()
@@ -561,10 +543,11 @@ def test_settled_segments_leave_the_journal_and_their_decisions_stay(tmp_path: P
 
 def test_each_source_is_counted(house: House) -> None:
     path = house.write("a.csv")
+    began = time.time()
     for source in (Source.INOTIFY, Source.SCAN, Source.SCAN):
         house.say(path, source)
     assert house.dispatcher.heard == {"inotify": 1, "scan": 2}
-    assert house.dispatcher.last_heard["scan"] == house.now
+    assert began <= house.dispatcher.last_heard["scan"] <= time.time()
 
 
 def test_a_call_returns_when_what_it_staged_is_durable_or_raises_why_not(house: House) -> None:
@@ -616,3 +599,56 @@ def test_a_replay_keeps_few_decisions_in_memory(tmp_path: Path) -> None:
         assert house.dispatcher.pipeline.waiting() == len(numbers)
     finally:
         house.close()
+
+
+def test_an_upload_whose_directory_is_renamed_while_nobody_looks_is_found_again(
+    tmp_path: Path,
+) -> None:
+    house = House(tmp_path, clock=Clock(still=True))
+    house.open()
+    old = house.write("d/a.csv")
+    house.say(old)
+    house.close()
+    new = old.parent.rename(tmp_path / "ftp" / "e") / "a.csv"
+    house.open()
+    assert house.say(new, Source.SCAN).outcome is Outcome.DUPLICATE
+    assert house.take() == []
+    house.clock.ahead += 2
+    eventually(lambda: house.take() == [] and house.pipeline.settled["gone"])
+    eventually(lambda: house.rescans == ["ftp"])
+    for _ in range(2):
+        assert not house.ledgers["ftp"].known("e/a.csv", FileState.of(new.stat()))
+        house.restart()
+    assert house.say(new, Source.SCAN).outcome is Outcome.OK
+    assert [upload.path for upload in house.take()] == [str(new)]
+    house.close()
+
+
+def test_files_that_go_away_before_their_turn_are_looked_for_now_and_then(tmp_path: Path) -> None:
+    house = House(tmp_path, clock=Clock(still=True))
+    house.open()
+    for number in range(4):
+        path = house.write(f"{number}.csv")
+        house.say(path)
+        path.unlink()
+        assert house.take() == []
+        house.clock.ahead += 2
+        eventually(lambda n=number: house.take() == [] and house.pipeline.settled["gone"] > n)
+    house.dispatcher.call(lambda: None)
+    assert house.rescans == ["ftp"]
+    house.clock.ahead += SEARCH
+    eventually(lambda: house.rescans == ["ftp", "ftp"])
+    house.close()
+
+
+def test_an_upload_that_left_and_came_back_under_its_name_is_one_again(house: House) -> None:
+    path = house.write("a.csv")
+    first = house.say(path).detail
+    away = path.rename(path.with_name("a.dat"))
+    house.say(away, kind=Kind.RENAMED, old=path)
+    eventually(lambda: house.take() == [] and house.pipeline.settled["gone"])
+    away.rename(path)
+    again = house.say(path, kind=Kind.RENAMED, old=away)
+    assert again.outcome is Outcome.OK
+    assert again.detail != first
+    assert [upload.id for upload in house.take()] == [again.detail]

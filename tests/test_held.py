@@ -9,7 +9,7 @@ import pytest
 
 from tests import bulk
 from tests.deadline import eventually
-from tests.test_dispatcher import House
+from tests.house import House
 from watchman.dispatcher import FINDS
 from watchman.held import AT_ONCE, FOUND, Held
 from watchman.settings import WatchSettings

@@ -413,7 +413,7 @@ def test_what_was_decided_about_a_moved_file_is_forgotten_over_restarts(yard: Ya
     yard.say(path)
     (upload,) = yard.take()
     for _ in range(2):
-        assert yard.ledger.get("a.csv", upload.state._replace(inode=inode)) is None
+        assert yard.ledgers["ftp"].get("a.csv", upload.state._replace(inode=inode)) is None
         yard.restart()
 
 
@@ -421,7 +421,7 @@ def test_a_moved_upload_that_is_dropped_leaves_its_backlog(yard: Yard) -> None:
     yard.upload("a.csv")
     eventually(lambda: yard.places() == ["broker:b"])
     (group,) = yard.pipeline.groups()
-    (found,) = yard.unsettled.select(Selection(states=frozenset({"waiting"})))
+    (found,) = yard.unsettled().select(Selection(states=frozenset({"waiting"})))
     assert found is not None
     assert yard.pipeline.withdraw(group.place, group.positions, 1.0) == set(group.positions)
     yard.dispatcher.call(lambda: yard.pipeline.drop(found.upload))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.deadline import eventually
-from tests.test_dispatcher import House
+from tests.house import House
 from watchman.settings import WatchSettings
 from watchman.upload import Answer, Kind, Notification, Outcome, Source
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.deadline import eventually
-from tests.test_dispatcher import House
+from tests.house import House
 from watchman.stories import LATEST, Stories
 from watchman.upload import Report, Source, State
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.deadline import eventually
-from tests.test_dispatcher import House
+from tests.house import Clock, House
 from watchman.sessions import LOG_LAG, session_of
 from watchman.settings import ProftpdSettings, WatchSettings
 from watchman.upload import Answer, Kind, Notification, Outcome, Source
@@ -549,3 +549,24 @@ def test_a_transfer_of_which_the_log_has_told_is_over_for_good(
 def test_a_session_in_another_pid_namespace_is_no_session() -> None:
     assert session_of(0) == ""
     assert session_of(2**22 + 1) == ""
+
+
+def test_the_logs_late_word_outdoes_what_was_listed_as_failed_before_a_restart(
+    tmp_path: Path,
+) -> None:
+    house = House(
+        tmp_path,
+        watches=(WatchSettings("ftp", str(tmp_path / "ftp"), proftpd=True, unconfirmed="hold"),),
+        proftpd=ProftpdSettings(("/var/log/uploads.log",), "token"),
+        clock=Clock(still=True),
+    )
+    house.open()
+    path = house.write("a.csv")
+    house.say(path)
+    house.clock.ahead += 11
+    assert "did not confirm" in eventually(lambda: failed(house))[str(path)]
+    house.restart()
+    assert house.say(path, Source.LOG).outcome is Outcome.OK
+    assert failed(house) == {}
+    assert len(house.take()) == 1
+    house.close()

@@ -21,6 +21,9 @@ from watchman.upload import Answer, FileState, Kind, Notification, Outcome, Sour
 
 logger = logging.getLogger(__name__)
 
+#: Seconds between two scans for files that went away before their turn.
+SEARCH = 300.0
+
 Respond = Callable[[Answer], None]
 
 
@@ -29,10 +32,7 @@ def nobody(_: Answer) -> None:
 
 
 class Decisions:
-    """Carries out verdicts, in the dispatcher's thread; who asked is answered once it is durable.
-
-    `missed` are watches with uploads that could not be written down: to be scanned when they can.
-    """
+    """Carries out verdicts, in the dispatcher's thread; answers once all is durable."""
 
     def __init__(
         self,
@@ -43,6 +43,7 @@ class Decisions:
         journal: Journal,
         commit: GroupCommit,
         clock: Callable[[], float],
+        monotonic: Callable[[], float],
     ) -> None:
         self._judge = judge
         self._pipeline = pipeline
@@ -50,8 +51,13 @@ class Decisions:
         self._journal = journal
         self._commit = commit
         self._clock = clock
-        self.held = Held()
-        self.missed: set[str] = set()
+        self._monotonic = monotonic
+        self.held = Held(clock=clock, monotonic=monotonic)
+        #: Watches to be scanned, and when (monotonic): uploads of theirs could not be written down,
+        #: or their files were not where they had been.
+        self._missed: dict[str, float] = {}
+        #: When watches were searched last for such files (monotonic).
+        self._searched: dict[str, float] = {}
         #: While the journal is replayed: what is not over, with its position and record.
         self._noticed_before: dict[str, tuple[int, dict[str, Any]]] = {}
 
@@ -123,6 +129,30 @@ class Decisions:
             record["failure"] = noticed.failure
         self._commit.stage(record, durable, lambda reason: answer(Answer(Outcome.ERROR, reason)))
 
+    def scans_due(self) -> list[str]:
+        """Return the watches that are to be scanned now; each once."""
+        now = self._monotonic()
+        due = [watch for watch, when in self._missed.items() if when <= now]
+        for watch in due:
+            del self._missed[watch]
+        return due
+
+    def search(self, path: str, state: FileState) -> None:
+        """Take back what was decided about a file that went away before its turn, and look for it.
+
+        It may lie in a directory that was renamed while nobody told us, where no scan would take it
+        for new.
+        """
+        now = self._monotonic()
+        for watch in self._retract(path, state):
+            due = max(now, self._searched.get(watch, -SEARCH) + SEARCH)
+            self._searched[watch] = self._missed.setdefault(watch, due)
+
+    def _retract(self, path: str, state: FileState) -> list[str]:
+        """Forget what was decided about a file as it was then; return in which watches."""
+        name = os.path.basename(path)
+        return [watch for watch, ledger in self._ledgers.items() if ledger.retract(name, state)]
+
     def release(self, noticed: Noticed, verdict: Ignore | PassOver | Fail) -> None:
         """Write down that a file, noticed durably, came to nothing."""
 
@@ -186,7 +216,9 @@ class Decisions:
         def failed(reason: str) -> None:
             del self._pipeline.arriving[upload.id]
             ledger.restore(subpath, state.inode, before)
-            self.missed.add(watch.name)
+            self._missed[watch.name] = 0.0
+            if noticed is not None and noticed.id:
+                self.held.put_back(noticed)
             answer(Answer(Outcome.ERROR, reason))
 
         self._commit.stage({"event": State.ACCEPTED.value, **upload.encode()}, durable, failed)
@@ -201,20 +233,14 @@ class Decisions:
     ) -> None:
         """List an upload as failed; its file stays, and is an upload once it is written again."""
         path = os.path.join(watch.path, subpath)
-        ledger = self._ledgers[watch.name]
-        before = ledger.get(subpath, state)
-        ledger.put(subpath, state)
+        self._ledgers[watch.name].put(subpath, state)
         if not self._judge.matches(path):
             return
         upload = self._pipeline.plan(self._upload(watch, path, state, notification))
         unsure = notification.source is not self._judge.decisive
         self._judge.remember(upload, failed=True, unsure=unsure)
         self._pipeline.failures.forgive(path)
-
-        def failed(_: str) -> None:
-            ledger.restore(subpath, state.inode, before)
-
-        self._pipeline.fail(upload, reason, failed)
+        self._pipeline.fail(upload, reason)
 
     def _upload(
         self, watch: WatchSettings, path: str, state: FileState, notification: Notification
@@ -236,7 +262,9 @@ class Decisions:
     # At start.
 
     def replay(self, position: int, record: dict[str, Any]) -> None:
-        """Take up what was noticed, by id, until it ends."""
+        """Take up what was noticed, by id, until it ends; forget decisions that came to nothing."""
+        if "gone" in record:
+            self._retract(record["path"], FileState.decode(record["gone"]))
         if record["event"] == State.NOTICED.value:
             self._noticed_before[record["id"]] = position, record
         else:

@@ -68,9 +68,12 @@ class Dispatcher:
         ledgers: Mapping[str, Ledger],
         rescan: Callable[[str, str], None],
         clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`clock` tells the time that files and records bear, `monotonic` how long a wait was."""
         self._settings = settings
         self._clock = clock
+        self._monotonic = monotonic
         self.rules = Rules(settings)
         self._journal = journal
         self._ledgers = ledgers
@@ -83,6 +86,8 @@ class Dispatcher:
             ledgers=ledgers,
             commit=self._commit,
             superseded=self._superseded,
+            gone=self._gone,
+            monotonic=monotonic,
         )
         self.crosscheck = Crosscheck()
         transfers = Transfers()
@@ -91,6 +96,7 @@ class Dispatcher:
             ledgers=ledgers,
             transfers=transfers,
             clock=clock,
+            monotonic=monotonic,
             transfer_log=bool(settings.proftpd.transfer_log),
         )
         self._decisions = Decisions(
@@ -100,6 +106,7 @@ class Dispatcher:
             journal=journal,
             commit=self._commit,
             clock=clock,
+            monotonic=monotonic,
         )
         self.held = self._decisions.held
         self._endings = Endings(
@@ -225,7 +232,7 @@ class Dispatcher:
 
     def _look_again(self) -> float:
         """Look at held files that are due, and for sessions that died; return when next, in s."""
-        now = time.monotonic()
+        now = self._monotonic()
         for noticed in self.held.due(now):
             self._complete(noticed.notification, nobody)
         return min(self._endings.look_for_dead(), self.held.patience(now))
@@ -234,8 +241,8 @@ class Dispatcher:
         """Do what need not be done at once."""
         if self._commit.unwritable_since:
             return
-        while self._decisions.missed:
-            self._rescan(self._decisions.missed.pop(), "")
+        for watch in self._decisions.scans_due():
+            self._rescan(watch, "")
         try:
             self._clear()
         except OSError as e:
@@ -345,9 +352,9 @@ class Dispatcher:
             self.pipeline.follow(notification.old_path, notification.path)
             if old is not None:
                 self._rename_held(os.path.join(old[0].path, old[1]), notification)
-        elif old is not None and new is not None and self._was_decided(*old, *new):
-            self.pipeline.follow(notification.old_path, notification.path)
-            answer(Answer(Outcome.DUPLICATE, "-"))
+        elif old is not None and new is not None and (inode := self._was_decided(*old, *new)):
+            self.pipeline.follow(notification.old_path, notification.path, inode)
+            self._decisions.answer_durably(answer, Outcome.DUPLICATE, "-")
         else:
             if old is not None and new is not None:
                 notification = self._renamed_while_held(*old, *new) or notification
@@ -377,20 +384,23 @@ class Dispatcher:
 
     def _was_decided(
         self, old_watch: WatchSettings, old: str, new_watch: WatchSettings, new: str
-    ) -> bool:
-        """Whether a file was an upload under its old name; then the decision follows it."""
+    ) -> int:
+        """Let the decision follow a file that was an upload under its old name.
+
+        Return the file's inode, 0 if it was none.
+        """
         if self.rules.excluded(old_watch, old) is not None:
-            return False
+            return 0
         if not self.rules.matches(os.path.join(old_watch.path, old)):
-            return False
+            return 0
         try:
             state = beneath.state(new_watch.path, new)
         except (OSError, NotBelowWatch):
-            return False
+            return 0
         if not self.judge.was_decided(old_watch, old, state):
-            return False
+            return 0
         self._ledgers[new_watch.name].put(new, state)
-        return True
+        return state.inode
 
     def _resubmit(self, notification: Notification, answer: Respond) -> None:
         """Accept a file that an operator names, whatever was decided about it."""
@@ -464,6 +474,9 @@ class Dispatcher:
     def _superseded(self, upload: Upload) -> None:
         """See to it that the newer write is decided about, should nobody have spoken of it."""
         self._complete(Notification(Kind.COMPLETED, upload.path, Source.SCAN), nobody)
+
+    def _gone(self, path: str, state: FileState) -> None:
+        self._decisions.search(path, state)
 
     def _replay_decision(self, upload: Upload, has_failed: bool) -> None:
         self.judge.remember(upload, failed=has_failed)

@@ -18,6 +18,9 @@ FOUND = 50_000
 #: Files looked at again before others get their turn.
 AT_ONCE = 100
 
+#: Seconds until a file is looked at again that could not be accepted.
+AGAIN = 1.0
+
 
 @dataclass(slots=True)
 class Noticed:
@@ -55,7 +58,14 @@ class Noticed:
 class Held:
     """The noticed files by path. Changed by the dispatcher's thread alone."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
+        self._monotonic = monotonic
         self._noticed: dict[str, Noticed] = {}
         self._due: list[tuple[float, str]] = []
         #: How many of them scans have found, by watch.
@@ -80,7 +90,7 @@ class Held:
 
         `watch` is that of a file that a scan has found.
         """
-        now = time.monotonic()
+        now = self._monotonic()
         same = before is not None and before.state == state
         hooked = before is not None and before.hooked and not before.was_rewritten(state)
         self.pop(path)
@@ -88,7 +98,7 @@ class Held:
             notification=notification,
             path=path,
             reason=reason,
-            since=before.since if before else time.time(),
+            since=before.since if before else self._clock(),
             due=now + wait,
             state=state or (before.state if before else None),
             unchanged_since=before.unchanged_since if before and same else now,
@@ -103,6 +113,14 @@ class Held:
         self._found[noticed.found_in] += 1
         heapq.heappush(self._due, (noticed.due, path))
         return noticed
+
+    def put_back(self, noticed: Noticed) -> None:
+        """Hold a file as it was held, and look at it again soon; one held anew meanwhile stays."""
+        if noticed.path not in self._noticed:
+            noticed.due = self._monotonic() + AGAIN
+            self._noticed[noticed.path] = noticed
+            self._found[noticed.found_in] += 1
+            heapq.heappush(self._due, (noticed.due, noticed.path))
 
     def pop(self, path: str) -> Noticed | None:
         """Hold a file no longer; return how it was held."""
@@ -149,7 +167,7 @@ class Held:
 
     def rows(self) -> list[dict[str, Any]]:
         """Return what is held as `watchman queue` shows it; for any thread."""
-        ahead = time.time() - time.monotonic()
+        ahead = self._clock() - self._monotonic()
         return [
             {
                 "id": noticed.id or None,

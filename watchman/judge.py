@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -111,11 +110,13 @@ class Judge:
         ledgers: Mapping[str, Ledger],
         transfers: Transfers,
         clock: Callable[[], float],
+        monotonic: Callable[[], float],
         transfer_log: bool = False,
     ) -> None:
         self.change(rules=rules, ledgers=ledgers, transfer_log=transfer_log)
         self._transfers = transfers
         self._clock = clock
+        self._monotonic = monotonic
         #: By path.
         self._recent: OrderedDict[str, Recent] = OrderedDict()
         #: Whether a hook has told of a transfer's start; whether the log has told of one that no
@@ -219,10 +220,10 @@ class Judge:
             looks = noticed.looks if noticed else 0
             wait = min(WRITING * 2**looks, WRITING_MOST)
             return Hold("it is being written", wait, look.state)
-        if look.writing is False or time.time() - look.state.ctime / 1e9 >= QUIET:
+        if look.writing is False or self._clock() - look.state.ctime / 1e9 >= QUIET:
             return None
         # The clock may be a file server's: what counts is that we saw no change for a while.
-        wait = QUIET - _unchanged(noticed, look.state)
+        wait = QUIET - self._unchanged(noticed, look.state)
         reason = "the kernel does not say who writes it"
         return Hold(reason, wait, look.state) if wait > 0 else None
 
@@ -244,7 +245,7 @@ class Judge:
         """Fail a file whose transfer was said to have failed, unless there is a better word."""
         if noticed is None or not noticed.failure or self._decides(notification, state):
             return None
-        wait = noticed.fail_at - time.monotonic()
+        wait = noticed.fail_at - self._monotonic()
         if wait > 0 and noticed.reason != STILL_OPEN:
             return Hold(noticed.reason, wait, state)
         return Fail(state, noticed.failure)
@@ -269,7 +270,7 @@ class Judge:
         by_inotify = notification.source is Source.INOTIFY and not found
         if by_inotify and self._tells_of_every_start():
             return None
-        wait = watch.confirm - _unchanged(noticed, state)
+        wait = watch.confirm - self._unchanged(noticed, state)
         if wait > 0:
             return Hold("waiting for ProFTPD's word", wait, state)
         if watch.unconfirmed == "hold" and not (noticed is not None and noticed.hooked):
@@ -291,12 +292,18 @@ class Judge:
         self, watch: WatchSettings, noticed: Noticed | None, look: beneath.Look
     ) -> Verdict | None:
         """Hold a file whose client may still look for it, rename it or set its times."""
-        quiet = _unchanged(noticed, look.state)
+        quiet = self._unchanged(noticed, look.state)
         if look.writing is False:
             # A local file, so its ctime is by our clock; nobody can set it.
-            quiet = max(quiet, time.time() - look.state.ctime / 1e9)
+            quiet = max(quiet, self._clock() - look.state.ctime / 1e9)
         wait = watch.settle - quiet
         return Hold("settling", wait, look.state) if wait > 0 else None
+
+    def _unchanged(self, noticed: Noticed | None, state: FileState) -> float:
+        """Return for how many seconds a held file has been seen to be as it is."""
+        if noticed is None or noticed.state != state:
+            return 0.0
+        return self._monotonic() - noticed.unchanged_since
 
     def _is_new(
         self, watch: WatchSettings, subpath: str, state: FileState, notification: Notification
@@ -347,10 +354,3 @@ class Judge:
             return False
         self._ledgers[watch.name].put(subpath, state)
         return True
-
-
-def _unchanged(noticed: Noticed | None, state: FileState) -> float:
-    """Return for how many seconds a held file has been seen to be as it is."""
-    if noticed is None or noticed.state != state:
-        return 0.0
-    return time.monotonic() - noticed.unchanged_since

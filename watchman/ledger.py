@@ -154,6 +154,22 @@ class Ledger:
             if self._file is not None and self._file.get(wanted) is not None:
                 self._delta[wanted] = FORGOTTEN
 
+    def retract(self, subpath: str, state: FileState) -> bool:
+        """Forget the decision about a file as it was then; whether it was the last one."""
+        with self._lock:
+            if self.get(subpath, state) != Decision(state.size, state.ctime):
+                return False
+            self.forget(subpath, state.inode)
+            return True
+
+    def decided_since(self, subpath: str, state: FileState) -> bool:
+        """Whether there is a decision about a later write of a file than that of then.
+
+        The file need not show it: it may have its old size and mtime again.
+        """
+        decision = self.get(subpath, state)
+        return decision is not None and not decision.existing and decision.ctime > state.ctime
+
     def known(self, subpath: str, state: FileState) -> bool:
         """Whether a scan may pass a file over: it was decided about and not written since.
 

@@ -56,6 +56,24 @@ class Group:
     paused: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Rename:
+    """What was renamed: a file, by its inode, or with 0 a directory; and where its record is."""
+
+    old: str
+    new: str
+    inode: int
+    position: int
+
+    def leads(self, path: str, inode: int) -> str | None:
+        """Return where a file that was at `path` may be, None if this rename is of another."""
+        if self.inode:
+            return self.new if self.inode == inode else None
+        if path == self.old or path.startswith(self.old + "/"):
+            return self.new + path[len(self.old) :]
+        return None
+
+
 class Pipeline:
     """The uploads that wait, are taken by a mover, then by a publisher, and are settled.
 
@@ -73,6 +91,8 @@ class Pipeline:
         ledgers: Mapping[str, Ledger],
         commit: GroupCommit,
         superseded: Callable[[Upload], None],
+        gone: Callable[[str, FileState], None],
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
         self._rules = rules
@@ -80,15 +100,17 @@ class Pipeline:
         self._ledgers = ledgers
         self._commit = commit
         self._superseded = superseded
-        self.backlogs = {name: Backlog() for name in settings.brokers}
+        self._gone = gone
+        self._monotonic = monotonic
+        self.backlogs = {name: Backlog(monotonic) for name in settings.brokers}
         #: By `[move:NAME]`, what is to be moved.
-        self.moves = {name: Backlog() for name in settings.moves}
+        self.moves = {name: Backlog(monotonic) for name in settings.moves}
         #: Uploads whose record is on its way to the disk, by id, so that `queue` misses none.
         self.arriving: dict[str, Upload] = {}
         #: What an operator has paused; replaced as a whole.
         self._pauses: frozenset[str] = frozenset()
-        #: Renames in order, with their positions, for uploads that wait under the old name.
-        self._renames: list[tuple[str, str, int]] = []
+        #: Renames in order, for uploads that wait under the old name.
+        self._renames: list[Rename] = []
         #: By id, since when (monotonic) the files of uploads that wait are missing.
         self._missing: dict[str, float] = {}
         self.settled: Counter[str] = Counter()
@@ -206,11 +228,14 @@ class Pipeline:
         except OSError as e:
             reason = e.strerror or str(e)
             return Report(upload, State.DEFERRED, reason, lane=f"file: {reason}", delay=RETRY)
-        self._missing.pop(upload.id, None)
         old = upload.state
-        if state.inode != old.inode or state.rewritten_since(old.size, old.ctime):
-            return Report(upload, State.SUPERSEDED, "overwritten before its turn")
-        return None
+        superseded = Report(upload, State.SUPERSEDED, "overwritten before its turn")
+        if state.inode != old.inode:
+            return self._find(upload, superseded)
+        self._missing.pop(upload.id, None)
+        if state.rewritten_since(old.size, old.ctime):
+            return superseded
+        return superseded if self._ledgers[watch.name].decided_since(subpath, old) else None
 
     def _is_away(self, upload: Upload, watch: WatchSettings) -> bool:
         """Whether the filesystem that a file was on is not there: the watch's, or one below it."""
@@ -236,24 +261,45 @@ class Pipeline:
         if self._is_away(upload, watch):
             reason = f"{watch.path} is away"
             return Report(upload, State.DEFERRED, reason, lane=f"watch:{watch.name}", delay=RETRY)
-        path = upload.path
-        for old, new, _ in list(self._renames):
-            if path == old or path.startswith(old + "/"):
-                path = new + path[len(old) :]
-        located = self._rules.locate(path)
-        if path != upload.path and located is not None:
+        return self._find(
+            upload, Report(upload, State.GONE, "deleted or moved away before its turn")
+        )
+
+    def _find(self, upload: Upload, lost: Report) -> Report:
+        """Find a file under the name that it has now; say `lost` once it has been away a while."""
+        old = upload.state
+        for path in self._ways(upload):
+            located = self._rules.locate(path)
+            if located is None:
+                continue
             found, subpath = located
             claimed = os.path.join(os.path.dirname(subpath), claim_name(upload.id))
             for name in (subpath, claimed):
                 with contextlib.suppress(OSError, NotBelowWatch):
                     state = beneath.state(found.path, name)
-                    if state.inode == upload.state.inode:
-                        upload = replace(upload, watch=found.name, path=path, state=state)
-                        return Report(upload, State.RENAMED)
-        if time.monotonic() - self._missing.setdefault(upload.id, time.monotonic()) < MISSING:
+                    if state.inode == old.inode:
+                        upload = replace(upload, watch=found.name, path=path)
+                        if state.rewritten_since(old.size, old.ctime):
+                            return Report(upload, State.SUPERSEDED, "overwritten before its turn")
+                        return Report(replace(upload, state=state), State.RENAMED)
+        now = self._monotonic()
+        if now - self._missing.setdefault(upload.id, now) < MISSING:
             lane = f"upload {upload.id}"
             return Report(upload, State.DEFERRED, "it is missing", lane=lane, delay=MISSING)
-        return Report(upload, State.GONE, "deleted or moved away before its turn")
+        return lost
+
+    def _ways(self, upload: Upload) -> list[str]:
+        """Return where renames may have brought a file, the latest first.
+
+        Words of them may be missing, late or said twice, so none is taken for the only way.
+        """
+        paths = {upload.path: None}
+        for rename in list(self._renames):
+            for path in [rename.leads(path, upload.state.inode) for path in paths]:
+                if path is not None:
+                    paths.pop(path, None)
+                    paths[path] = None
+        return [path for path in reversed(paths) if path != upload.path]
 
     # In the dispatcher's thread.
 
@@ -316,31 +362,27 @@ class Pipeline:
         backlog = mine[0] if mine else self._backlog_of(upload)
         self._settle(Report(upload, State.DROPPED, "dropped"), backlog)
 
-    def follow(self, old: str, new: str) -> None:
+    def follow(self, old: str, new: str, inode: int = 0) -> None:
         """Remember a rename for as long as uploads wait that may lie under the old name."""
 
         def durable(position: int) -> None:
             self._journal.hold(position)
-            self._renames.append((old, new, position))
+            self._renames.append(Rename(old, new, inode, position))
 
         record = {"event": State.RENAMED.value, "at": time.time(), "from": old, "path": new}
+        record["inode"] = inode
         self._commit.stage(record, durable, lasting=True)
 
     def forget_renames(self) -> None:
         """Forget them when no upload waits any more."""
         if self._renames and not self.waiting():
-            for _, _, position in self._renames:
-                self._journal.release(position)
+            for rename in self._renames:
+                self._journal.release(rename.position)
             self._renames.clear()
 
-    def fail(self, upload: Upload, reason: str, unwritten: Callable[[str], None]) -> None:
-        """List an upload as failed that never waited; `unwritten` undoes what goes with it."""
+    def fail(self, upload: Upload, reason: str) -> None:
+        """List an upload as failed that never waited."""
         self.arriving[upload.id] = upload
-
-        def failed(why: str) -> None:
-            del self.arriving[upload.id]
-            unwritten(why)
-
         record = {"event": State.FAILED.value, "at": time.time(), **upload.encode()}
 
         def durable(position: int) -> None:
@@ -349,7 +391,7 @@ class Pipeline:
             del self.arriving[upload.id]
             logger.warning("Upload %s failed: %r: %s.", upload.id, upload.path, reason)
 
-        self._commit.stage({**record, "reason": reason}, durable, failed)
+        self._commit.stage({**record, "reason": reason}, durable, lasting=True)
 
     def _count(self, state: State) -> None:
         self.settled[state.value] += 1
@@ -370,7 +412,7 @@ class Pipeline:
         backlogs = self.moves if kind == "move" else self.backlogs
         backlog = backlogs.get(name)
         if backlog is None:
-            backlog = backlogs[name] = Backlog()
+            backlog = backlogs[name] = Backlog(self._monotonic)
             backlog.pause(self._pauses, whole=self._is_paused(f"{kind}:{name}"))
         return backlog
 
@@ -415,6 +457,9 @@ class Pipeline:
             record |= {"path": upload.source_path, "lost": lost.encode()}
         if report.reason:
             record["reason"] = report.reason
+        if state in (State.GONE, State.SUPERSEDED) and upload.source_state is None:
+            record |= {"path": upload.path, "gone": upload.state.encode()}
+            self._gone(upload.path, upload.state)
 
         def durable(position: int) -> None:
             self._count(state)
@@ -442,7 +487,8 @@ class Pipeline:
         renamed = self.plan(replace(upload, original=upload.path, position=-1))
         nothing = not renamed.move and renamed.task is None
         if located is None or self._rules.excluded(*located) is not None or nothing:
-            self._settle(Report(upload, State.GONE, f"renamed to {upload.path!r}"), backlog)
+            before = Upload.decode(self._journal.read(upload.position), upload.position)
+            self._settle(Report(before, State.GONE, f"renamed to {upload.path!r}"), backlog)
             return
         self._ledgers[located[0].name].put(located[1], renamed.state)
 
@@ -487,7 +533,8 @@ class Pipeline:
                     live.setdefault(self._place_of(upload), {})[number] = position
             elif record["event"] == State.RENAMED.value:
                 self._journal.hold(position)
-                self._renames.append((record["from"], record["path"], position))
+                inode = record.get("inode", 0)
+                self._renames.append(Rename(record["from"], record["path"], inode, position))
         for position in failed.values():
             record = self._journal.read(position)
             self.failures.add(Upload.decode(record), position, record["at"])
@@ -526,7 +573,7 @@ class Pipeline:
                 pause = lane.paused or (place if place in self._pauses else "")
                 if lane_name and not lane.paused:
                     state = State.DEFERRED.value
-                    next_try = max(time.time(), time.time() + lane.until - time.monotonic())
+                    next_try = max(time.time(), time.time() + lane.until - self._monotonic())
                 groups.append(
                     Group(
                         place,

@@ -1,0 +1,160 @@
+"""A dispatcher with a real journal, ledgers and files, between a test and what a sink takes."""
+
+import time
+from dataclasses import KW_ONLY, dataclass, field
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from tests.deadline import eventually
+from watchman.dispatcher import Dispatcher
+from watchman.journal import Journal
+from watchman.ledger import Ledger
+from watchman.settings import (
+    BrokerSettings,
+    MoveSettings,
+    ProftpdSettings,
+    Settings,
+    TaskSettings,
+    WatchSettings,
+)
+from watchman.unsettled import Unsettled
+from watchman.upload import Answer, Kind, Notification, Outcome, Report, Source, State, Upload
+
+TASKS = (
+    TaskSettings(name="csv", patterns=("*.csv",), broker="b", task="import_csv"),
+    TaskSettings(name="nc", patterns=("*.nc",), broker="c", task="import_nc"),
+)
+
+
+@dataclass
+class Clock:
+    """The machine's clocks, `ahead` seconds ahead; one that is `still` stands but for that.
+
+    Only the monotonic one can stand: the other is compared with what the kernel stamps files with.
+    """
+
+    ahead: float = 0.0
+    still: bool = False
+
+    def time(self) -> float:
+        return time.time() + self.ahead
+
+    def monotonic(self) -> float:
+        return self.ahead if self.still else time.monotonic() + self.ahead
+
+
+@dataclass
+class Inside:
+    """All between sources and sinks, on a spool below `tmp_path`, and watches beside it."""
+
+    tmp_path: Path
+    _: KW_ONLY
+    clock: Clock = field(default_factory=Clock)
+    rescans: list[str] = field(default_factory=list)
+    segment_size: int = 1 << 20
+    watches: tuple[WatchSettings, ...] = ()
+    tasks: tuple[TaskSettings, ...] = TASKS
+    moves: dict[str, MoveSettings] = field(default_factory=dict)
+    proftpd: ProftpdSettings = field(default_factory=ProftpdSettings)
+
+    def open(self) -> None:
+        spool = self.tmp_path / "spool"
+        spool.mkdir(exist_ok=True)
+        watches = self.watches or tuple(
+            WatchSettings(name, str(self.tmp_path / name)) for name in ("ftp", "other")
+        )
+        self.settings = Settings(
+            file="watchman.ini",
+            spool=str(spool),
+            socket="",
+            admins=(),
+            log_level="DEBUG",
+            log_file="",
+            log_format="text",
+            drain=1.0,
+            history=3600.0,
+            keep_failed=3600.0,
+            watches={watch.name: watch for watch in watches},
+            brokers={
+                name: BrokerSettings(name, "memory://") for name in {t.broker for t in self.tasks}
+            },
+            tasks=self.tasks,
+            proftpd=self.proftpd,
+            moves=self.moves,
+        )
+        self.ledgers = {}
+        for name, watch in self.settings.watches.items():
+            Path(watch.path).mkdir(exist_ok=True)
+            self.ledgers[name] = Ledger(str(spool / name), watch.path)
+            if not self.ledgers[name].open():
+                self.ledgers[name].begin(0)
+        self.journal = Journal(
+            str(spool / "journal"), str(spool / "history"), segment_size=self.segment_size
+        )
+        self.dispatcher = Dispatcher(
+            self.settings,
+            journal=self.journal,
+            ledgers=self.ledgers,
+            rescan=lambda watch, _: self.rescans.append(watch),
+            clock=self.clock.time,
+            monotonic=self.clock.monotonic,
+        )
+        self.pipeline = self.dispatcher.pipeline
+        self.dispatcher.start()
+
+    def close(self) -> None:
+        """End as by kill -9: what ledgers hold in memory is lost."""
+        self.dispatcher.stop()
+        self.dispatcher.join()
+        self.journal.close()
+
+    def restart(self) -> None:
+        self.close()
+        self.open()
+
+    def write(self, name: str, content: str = "1,2,3\n", watch: str = "ftp") -> Path:
+        path = self.tmp_path / watch / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+        return path
+
+    def say(
+        self,
+        path: Path,
+        source: Source = Source.INOTIFY,
+        kind: Kind = Kind.COMPLETED,
+        old: Path | str = "",
+    ) -> Answer:
+        is_directory = kind is Kind.RENAMED and path.is_dir()
+        notification = Notification(
+            kind, str(path), source, old_path=str(old), is_directory=is_directory
+        )
+        if is_directory:
+            self.dispatcher.submit(notification)
+            return Answer(Outcome.OK)
+        return self.hear(notification)
+
+    def hear(self, notification: Notification) -> Answer:
+        """Submit what a source says, and wait for the answer."""
+        answers: SimpleQueue[Answer] = SimpleQueue()
+        self.dispatcher.submit(notification, answers.put)
+        return answers.get(timeout=10)
+
+    def unsettled(self) -> Unsettled:
+        return Unsettled(self.pipeline, journal=self.journal, sinks=dict)
+
+    def rows(self) -> list[dict[str, Any]]:
+        return list(self.unsettled().rows())
+
+
+@dataclass
+class House(Inside):
+    """A dispatcher between what a test says and what a publisher would take."""
+
+    def take(self, broker: str = "b", patience: float = 0.0) -> list[Upload]:
+        return self.pipeline.take(broker, 100, patience)
+
+    def settle(self, upload: Upload, state: State = State.DONE, reason: str = "") -> None:
+        self.pipeline.report(Report(upload, state, reason))
+        eventually(lambda: self.pipeline.settled[state.value])
