@@ -74,6 +74,8 @@ class Journal:
         self._records = 0
         #: Closed segments that are yet to be rewritten, the oldest first.
         self._wasteful: list[int] = []
+        #: The segment that was left by a failed write, and the offset that it is to end at.
+        self._uncut: tuple[int, int] | None = None
         #: Lines that replay could not read, other than a batch cut short by a crash.
         self.damaged = 0
 
@@ -127,9 +129,12 @@ class Journal:
     def write(self, records: Sequence[dict[str, Any]]) -> list[int]:
         """Append records as one batch and return their positions; they are durable on return.
 
-        Raises JournalUnwritable, and then none of them will be replayed.
+        Raises JournalUnwritable, and then none of them will be replayed; but for a crash before
+        anything else could be written.
         """
         lines = [encode(record) for record in records]
+        with self._unwritable():
+            self._cut_off()
         if self._offset >= self._segment_size:
             with self._unwritable():
                 self._begin()
@@ -160,11 +165,35 @@ class Journal:
         return start
 
     def _abandon(self) -> None:
-        """Take back what was written of a batch and leave the segment."""
-        with contextlib.suppress(OSError):
-            os.ftruncate(self._fd, self._offset)
-            os.fsync(self._fd)
+        """Leave the segment, and take back what was written of a batch, now or before the next."""
+        self._uncut = self._segment, self._offset
         self.close()
+        with contextlib.suppress(OSError):
+            self._cut_off()
+
+    def _cut_off(self) -> None:
+        """Take back what the last write has left, or raise OSError.
+
+        Nothing may be written before that: who was refused comes again, and its old record would
+        be another upload.
+        """
+        if self._uncut is None:
+            return
+        segment, end = self._uncut
+        if end:
+            fd = os.open(self._segments.path(segment), os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.ftruncate(fd, end)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        else:
+            # Or a disk that is full for days would hold one for each try.
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._segments.path(segment))
+            fsync_directory(self._directory)
+            self._drop(segment)
+        self._uncut = None
 
     @contextlib.contextmanager
     def _unwritable(self) -> Iterator[None]:
@@ -279,4 +308,8 @@ class Journal:
         self._fd = os.open(self._segments.path(segment), flags, 0o600)
         self._offset = os.fstat(self._fd).st_size
         self._held.setdefault(segment, Positions())
-        fsync_directory(self._directory)
+        try:
+            fsync_directory(self._directory)
+        except OSError:
+            self._abandon()
+            raise

@@ -95,6 +95,8 @@ class Mover:
         while not self._stopping.is_set():
             try:
                 self._move_all(self._take(BATCH, PATIENCE))
+            except Stopped:
+                return
             # The thread must outlive whatever comes; the journal still has what was not reported.
             except Exception:
                 logger.exception("Uploads of move %s are stuck.", self._move.name)

@@ -1,0 +1,252 @@
+"""What disks do at night: full, read-only, away, or failing call by call, under the real daemon.
+
+Each time: what cannot be done is deferred and shown with its reason, work goes on by itself once
+the cause is gone, nothing is lost or has two ids, and the log tells of changes, not of tries.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.daemon import Daemon, published
+from tests.deadline import eventually
+from tests.filesystems import Disk, failing, mounted
+from tests.translog import append, line
+from watchman.errors import RequestRefused
+
+pytestmark = pytest.mark.root
+
+Start = Callable[..., Daemon]
+
+#: Seconds after the cure of a fault within which everything has arrived.
+RECOVERED = 10.0
+
+#: Seconds that a query may take, whatever is wrong.
+ANSWERED = 2.0
+
+#: Seconds that a stop may take beyond `drain`, whatever is wrong.
+STOPPED = 5.0
+
+DRAIN = 1
+
+INI = f"""
+[watchman]
+spool = {{tmp}}/spool
+socket = {{tmp}}/watchman.sock
+drain = {DRAIN}s
+[broker:b]
+url = filesystem://broker
+[watch:in]
+path = in
+[task:csv]
+pattern = *.csv
+broker = b
+task = tests.record
+"""
+
+MOVE = """
+[move:m]
+source = in
+destination = storage
+"""
+
+
+@pytest.fixture
+def incoming(tmp_path: Path) -> Path:
+    directory = tmp_path / "in"
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Iterator[Disk]:
+    """The spool on a disk of its own."""
+    with mounted(tmp_path / "spool") as disk:
+        yield disk
+
+
+def announce(daemon: Daemon, path: Path) -> str:
+    """Why a hook's word of a file is answered ERROR; "" if it is not."""
+    try:
+        daemon.ask("completed", path=str(path))
+    except RequestRefused as refusal:
+        # The socket's client asks queries, and takes any other answer for a refusal.
+        word = str(refusal)
+        return word if "cannot be written" in word else ""
+    return ""
+
+
+def choke(daemon: Daemon, spool: Disk, incoming: Path) -> list[str]:
+    """Fill the spool, and upload files until the last page of the journal is full as well."""
+    spool.fill()
+    names: list[str] = []
+    before = daemon.log.count("Journal cannot be written")
+    while daemon.log.count("Journal cannot be written") == before:
+        assert len(names) < 30
+        names.append(f"{len(names)}-{before}-{'long' * 50}.csv")
+        (incoming / names[-1]).write_text("12345")
+        time.sleep(0.05)
+    return names
+
+
+def answered(daemon: Daemon) -> list[str]:
+    """See that commands are answered in time; return the problems that `status` tells of."""
+    began = time.monotonic()
+    status = daemon.run("status")
+    assert status.returncode in (0, 1), status
+    assert daemon.run("queue").returncode == 0
+    # Two interpreters have started for that.
+    assert time.monotonic() - began < 2 * ANSWERED
+    return list(daemon.status()["problems"])
+
+
+def stopped(daemon: Daemon) -> None:
+    """See that the daemon ends in time, and in order."""
+    began = time.monotonic()
+    daemon.stop()
+    assert time.monotonic() - began < DRAIN + STOPPED
+
+
+def ids(directory: Path) -> dict[str, set[str]]:
+    """The ids of the tasks that were sent, by the name of their file."""
+    found: dict[str, set[str]] = {}
+    for task in published(directory / "broker"):
+        found.setdefault(Path(task["args"][0]).name, set()).add(task["id"])
+    return found
+
+
+def each_once(directory: Path, *names: str) -> bool:
+    """Whether these files have a task, and none has two ids."""
+    found = ids(directory)
+    assert all(len(one) == 1 for one in found.values()), found
+    return found.keys() == set(names)
+
+
+def test_a_full_spool_refuses_and_all_is_found_once_there_is_room(
+    tmp_path: Path, incoming: Path, spool: Disk, start_watchman: Start
+) -> None:
+    daemon = start_watchman(INI)
+    spool.fill()
+    for n in range(30):
+        (incoming / f"{n}.csv").write_text("1")
+        assert "No space left" in eventually(lambda n=n: announce(daemon, incoming / f"{n}.csv"))
+    assert any("cannot be written" in problem for problem in answered(daemon))
+    # One that is tried anew, and the one before.
+    assert len(list((spool.path / "journal").iterdir())) <= 2
+    spool.free()
+    names = [f"{n}.csv" for n in range(30)]
+    eventually(lambda: each_once(tmp_path, *names), timeout=RECOVERED)
+    eventually(lambda: daemon.status()["healthy"])
+    assert daemon.log.count("Journal cannot be written") == 1
+    assert daemon.log.count("Journal is written again") == 1
+    daemon.kill()
+    daemon.start()
+    (incoming / "last.csv").write_text("1")
+    eventually(lambda: each_once(tmp_path, *names, "last.csv"))
+
+
+def test_a_stop_and_a_start_while_the_spool_is_full_lose_and_repeat_nothing(
+    tmp_path: Path, incoming: Path, spool: Disk, start_watchman: Start
+) -> None:
+    daemon = start_watchman(INI + MOVE)
+    (incoming / "early.csv").write_text("1")
+    eventually(lambda: daemon.queue())
+    names = ["early.csv", *choke(daemon, spool, incoming)]
+    (tmp_path / "storage").mkdir()
+    answered(daemon)
+    stopped(daemon)
+    daemon.start()
+    assert "No space left" in eventually(lambda: announce(daemon, incoming / names[-1]))
+    stopped(daemon)
+    daemon.start()
+    spool.free()
+    eventually(lambda: each_once(tmp_path, *names), timeout=RECOVERED)
+    eventually(lambda: daemon.queue() == [])
+    assert sorted(p.name for p in (tmp_path / "storage").iterdir()) == sorted(names)
+
+
+def test_a_move_that_cannot_be_written_down_does_not_hold_up_a_stop(
+    tmp_path: Path, incoming: Path, spool: Disk, start_watchman: Start
+) -> None:
+    (tmp_path / "storage").mkdir()
+    daemon = start_watchman(INI + MOVE)
+    with failing(daemon, "fdatasync:error=EIO:when=2+"):
+        (incoming / "a.csv").write_text("1")
+        # Accepted, moved, and the journal fails when that is to be written down.
+        eventually(lambda: (tmp_path / "storage" / "a.csv").exists())
+        eventually(lambda: "cannot be written" in daemon.log)
+        assert [row["path"] for row in daemon.queue()] == [str(incoming / "a.csv")]
+        stopped(daemon)
+    assert ids(tmp_path) == {}
+    daemon.start()
+    eventually(lambda: each_once(tmp_path, "a.csv"), timeout=RECOVERED)
+    eventually(lambda: daemon.queue() == [])
+
+
+def test_nothing_is_sent_while_it_could_not_be_written_down(
+    tmp_path: Path, incoming: Path, spool: Disk, start_watchman: Start
+) -> None:
+    daemon = start_watchman(INI)
+    daemon.run("pause", "broker:b")
+    for n in range(500):
+        (incoming / f"{n}.csv").write_text("1")
+    eventually(lambda: daemon.status()["uploads"]["waiting"] == 500)
+    names = choke(daemon, spool, incoming)
+    refused = daemon.run("resume", "broker:b")
+    assert refused.returncode == 1
+    assert "No space left on device" in refused.stderr
+    assert daemon.status()["paused"][0]["name"] == "broker:b"
+    spool.free()
+    eventually(lambda: "is written again" in daemon.log)
+    daemon.run("resume", "broker:b")
+    with failing(daemon, "fdatasync:error=EIO:when=2+"):
+        eventually(lambda: daemon.log.count("Journal cannot be written") == 2)
+        assert len(daemon.queue()) >= 300
+        stopped(daemon)
+        sent = len(published(tmp_path / "broker"))
+    assert sent < 300
+    daemon.start()
+    names += [f"{n}.csv" for n in range(500)]
+    eventually(lambda: each_once(tmp_path, *names))
+    # What was in hand when the journal failed.
+    assert len(published(tmp_path / "broker")) < len(names) + 2 * 64
+
+
+def test_a_transfer_log_is_read_on_where_it_was_when_the_spool_was_full(
+    tmp_path: Path, incoming: Path, spool: Disk, start_watchman: Start
+) -> None:
+    log = tmp_path / "uploads.log"
+    log.write_text("")
+    proftpd = f"[proftpd]\ntransfer_log = {log}\ntoken = a-secret\n"
+    ini = INI.replace("path = in", "path = in\nproftpd = yes\nunconfirmed = hold\nconfirm = 2s")
+    daemon = start_watchman(ini + proftpd)
+    spool.fill()
+    names = ["good.csv", "later.csv"]
+    for n in range(9):
+        names.append(f"{n}-{'long' * 50}.csv")
+        (incoming / names[-1]).write_text("12345")
+        append(log, line(str(incoming / names[-1])))
+    eventually(lambda: "cannot be written" in daemon.log)
+    for name in ("good.csv", "bad.csv"):
+        (incoming / name).write_text("12345")
+    append(log, line(str(incoming / "good.csv")))
+    append(log, line(str(incoming / "bad.csv"), status="426", transfer="failed"))
+    answered(daemon)
+    stopped(daemon)
+    daemon.start()
+    append(log, line(str(incoming / "later.csv")))
+    (incoming / "later.csv").write_text("12345")
+    eventually(lambda: daemon.log.count("Journal cannot be written") == 2)
+    spool.free()
+    eventually(lambda: each_once(tmp_path, *names), timeout=RECOVERED)
+    rows = eventually(lambda: [row for row in daemon.queue() if row["state"] == "failed"])
+    assert [row["path"] for row in rows] == [str(incoming / "bad.csv")]
+    # Each line has been heard once, whatever else has spoken of its file.
+    daemon.restart()
+    assert [row["path"] for row in daemon.queue()] == [str(incoming / "bad.csv")]
+    assert each_once(tmp_path, *names)
+    assert daemon.status()["warnings"] == []
