@@ -6,12 +6,14 @@ the cause is gone, nothing is lost or has two ids, and the log tells of changes,
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.brokers import ROOT
 from tests.daemon import Daemon, published
 from tests.deadline import eventually
 from tests.filesystems import Disk, failing, mounted
@@ -94,14 +96,12 @@ def choke(daemon: Daemon, spool: Disk, incoming: Path) -> list[str]:
 
 
 def answered(daemon: Daemon) -> list[str]:
-    """See that commands are answered in time; return the problems that `status` tells of."""
+    """See that queries are answered in time; return the problems that `status` tells of."""
     began = time.monotonic()
-    status = daemon.run("status")
-    assert status.returncode in (0, 1), status
-    assert daemon.run("queue").returncode == 0
-    # Two interpreters have started for that.
-    assert time.monotonic() - began < 2 * ANSWERED
-    return list(daemon.status()["problems"])
+    problems = list(daemon.status()["problems"])
+    daemon.queue()
+    assert time.monotonic() - began < ANSWERED
+    return problems
 
 
 def stopped(daemon: Daemon) -> None:
@@ -250,3 +250,128 @@ def test_a_transfer_log_is_read_on_where_it_was_when_the_spool_was_full(
     assert [row["path"] for row in daemon.queue()] == [str(incoming / "bad.csv")]
     assert each_once(tmp_path, *names)
     assert daemon.status()["warnings"] == []
+
+
+@pytest.mark.parametrize("call", ["fdatasync", "write"])
+def test_what_a_failing_disk_has_kept_of_a_refused_batch_is_no_second_upload(
+    call: str, tmp_path: Path, incoming: Path, spool: Disk, start_watchman: Start
+) -> None:
+    """The record of who was answered ERROR stays on disk for now: it cannot even be cut off."""
+    daemon = start_watchman(INI)
+    segments = [spool.path / "journal" / f"{n:08}.jsonl" for n in range(1, 9)]
+    with failing(daemon, f"{call}:error=EIO", "ftruncate,unlink:error=EIO", paths=segments):
+        (incoming / "a.csv").write_text("1")
+        assert "Input/output error" in eventually(lambda: announce(daemon, incoming / "a.csv"))
+        assert any("cannot be written" in problem for problem in answered(daemon))
+        assert ids(tmp_path) == {}
+    eventually(lambda: each_once(tmp_path, "a.csv"), timeout=RECOVERED)
+    (incoming / "b.csv").write_text("1")
+    eventually(lambda: each_once(tmp_path, "a.csv", "b.csv"))
+    assert daemon.log.count("Journal cannot be written") == 1
+    daemon.kill()
+    daemon.start()
+    (incoming / "c.csv").write_text("1")
+    eventually(lambda: each_once(tmp_path, "a.csv", "b.csv", "c.csv"))
+
+
+def test_a_record_that_cannot_be_read_back_is_shown_and_tried_again(
+    tmp_path: Path, incoming: Path, spool: Disk, start_watchman: Start
+) -> None:
+    daemon = start_watchman(INI)
+    segments = [spool.path / "journal" / f"{n:08}.jsonl" for n in range(1, 3)]
+    with failing(daemon, "pread64:error=EIO", paths=segments):
+        for n in range(20):
+            (incoming / f"{n}.csv").write_text("1")
+        eventually(lambda: daemon.status()["uploads"]["deferred"] == 20)
+        rows = daemon.queue()
+        assert len(rows) == 20
+        assert all("its record cannot be read" in row["reason"] for row in rows)
+        assert "its record cannot be read" in daemon.run("queue").stdout
+        answered(daemon)
+    eventually(lambda: each_once(tmp_path, *(f"{n}.csv" for n in range(20))), timeout=RECOVERED)
+    assert daemon.log.count("ERROR") == 1
+
+
+def test_a_spool_with_room_for_little_fills_no_log_and_gets_on(
+    tmp_path: Path, incoming: Path, spool: Disk, start_watchman: Start
+) -> None:
+    """Single records fit, a batch does not."""
+    daemon = start_watchman(INI)
+    names = [f"{n}-{'long' * 50}.csv" for n in range(300)]
+    daemon.stop()
+    for name in names:
+        (incoming / name).write_text("1")
+    spool.fill(but=100_000)
+    daemon.start()
+    eventually(lambda: "Journal cannot be written" in daemon.log)
+    began = time.monotonic()
+    answered(daemon)
+    eventually(lambda: time.monotonic() > began + 3)  # over some tries
+    assert daemon.log.count("Journal cannot be written") == 1
+    spool.free()
+    eventually(lambda: each_once(tmp_path, *names), timeout=2 * RECOVERED)
+
+
+def test_a_log_file_that_cannot_be_written_is_said_once_and_holds_up_nothing(
+    tmp_path: Path, incoming: Path, start_watchman: Start
+) -> None:
+    with mounted(tmp_path / "log") as disk:
+        log = disk.path / "watchman.log"
+        ini = INI.replace("drain", f"log_file = {log}\ndrain")
+        daemon = start_watchman(ini, started=False)
+        daemon.begin()
+        eventually(lambda: log.exists() and "Started" in log.read_text())
+        disk.fill()
+        names = [f"full{n}.csv" for n in range(300)]
+        for name in names:
+            (incoming / name).write_text("1")
+        eventually(lambda: each_once(tmp_path, *names))
+        answered(daemon)
+        disk.free()
+        (incoming / "room.csv").write_text("1")
+        eventually(lambda: "lines were lost" in log.read_text())
+        # logrotate has moved it, and there is no room for a new one; then not even its directory.
+        log.rename(disk.path / "watchman.log.1")
+        (incoming / "rotated.csv").write_text("1")
+        names += ["room.csv", "rotated.csv"]
+        eventually(lambda: each_once(tmp_path, *names))
+        disk.unmount()
+        (tmp_path / "log").rmdir()
+        (incoming / "gone.csv").write_text("1")
+        names.append("gone.csv")
+        eventually(lambda: each_once(tmp_path, *names))
+        answered(daemon)
+        (tmp_path / "log").mkdir()
+        (incoming / "back.csv").write_text("1")
+        eventually(lambda: "lines were lost" in log.read_text() if log.exists() else False)
+        eventually(lambda: each_once(tmp_path, *names, "back.csv"))
+        assert 1 <= len(daemon.log.splitlines()) <= 2, daemon.log
+        stopped(daemon)
+
+
+def test_what_hooks_say_of_failures_while_the_spool_is_full_is_kept_in_mind(
+    tmp_path: Path, incoming: Path, spool: Disk, start_watchman: Start
+) -> None:
+    daemon = start_watchman(INI.replace("path = in", "path = in\nproftpd = yes\nconfirm = 3s"))
+    spool.fill()
+    names = [f"{n}-{'long' * 50}.csv" for n in range(9)]
+    for name in names:
+        (incoming / name).write_text("1")
+        announce(daemon, incoming / name)
+    eventually(lambda: "Journal cannot be written" in daemon.log)
+    hook = f"{ROOT}/proftpd/watchman-hook --socket {tmp_path}/watchman.sock"
+    for ending in (f"{hook} failed path={incoming}/a.csv reason=aborted", "kill -9 $$"):
+        name = f"{'a' if 'failed' in ending else 'b'}.csv"
+        session = f"{hook} started path={incoming}/{name}; echo 1 > {incoming}/{name}; {ending}; :"
+        subprocess.run(["sh", "-c", session], check=False, stderr=subprocess.DEVNULL)
+    began = time.monotonic()
+    eventually(lambda: time.monotonic() > began + 3.5)  # over `confirm`
+    spool.free()
+    eventually(lambda: each_once(tmp_path, *names), timeout=RECOVERED)
+    rows = eventually(lambda: len(rows := daemon.queue()) == 2 and rows)
+    reasons = {Path(row["path"]).name: row["reason"] for row in rows if row["state"] == "failed"}
+    assert reasons == {"a.csv": "aborted", "b.csv": "its session died"}
+    daemon.kill()
+    daemon.start()
+    assert {row["reason"] for row in daemon.queue()} == {"aborted", "its session died"}
+    assert each_once(tmp_path, *names)

@@ -203,20 +203,14 @@ class Decisions:
     ) -> None:
         """List an upload as failed; its file stays, and is an upload once it is written again."""
         path = os.path.join(watch.path, subpath)
-        ledger = self._ledgers[watch.name]
-        before = ledger.get(subpath, state)
-        ledger.put(subpath, state)
+        self._ledgers[watch.name].put(subpath, state)
         if not self._judge.matches(path):
             return
         upload = self._pipeline.plan(self._upload(watch, path, state, notification))
         unsure = notification.source is not self._judge.decisive
         self._judge.remember(upload, failed=True, unsure=unsure)
         self._pipeline.failures.forgive(path)
-
-        def failed(_: str) -> None:
-            ledger.restore(subpath, state.inode, before)
-
-        self._pipeline.fail(upload, reason, failed)
+        self._pipeline.fail(upload, reason)
 
     def _upload(
         self, watch: WatchSettings, path: str, state: FileState, notification: Notification

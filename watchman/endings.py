@@ -69,10 +69,15 @@ class Endings:
             self._open(Transfer(path, notification.session, before, position))
             answer(Answer(Outcome.OK))
 
+        def failed(reason: str) -> None:
+            # It is known for as long as we run.
+            self._open(Transfer(path, notification.session, before, -1))
+            answer(Answer(Outcome.ERROR, reason))
+
         record = {"event": Kind.STARTED.value, "at": self._clock(), "path": path}
         record |= {"session": notification.session, "user": notification.user}
         record["before"] = before.encode() if before else None
-        self._commit.stage(record, durable, lambda reason: answer(Answer(Outcome.ERROR, reason)))
+        self._commit.stage(record, durable, failed)
 
     def complete(self, notification: Notification) -> None:
         """Close a transfer of which a source says that it is complete."""
@@ -103,9 +108,11 @@ class Endings:
             self.end(session, "its session died")
 
     def _open(self, transfer: Transfer) -> None:
-        self._journal.hold(transfer.position)
+        if transfer.position >= 0:
+            self._journal.hold(transfer.position)
         for over in self._transfers.open(transfer):
-            self._journal.release(over.position)
+            if over.position >= 0:
+                self._journal.release(over.position)
 
     def _close(self, session: str, path: str = "") -> list[Transfer]:
         """Close a session's transfer of a path, or with "" all of them; return them."""
@@ -119,6 +126,8 @@ class Endings:
             def durable(_: int, position: int = transfer.position) -> None:
                 self._journal.release(position)
 
+            if transfer.position < 0:
+                continue  # nothing is written down that were to end
             self._commit.stage({**record, "session": session}, durable, lasting=True)
         return over
 

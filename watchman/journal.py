@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -24,6 +25,9 @@ WASTE = 4
 
 #: Lines read between two moments at which others get their turn.
 BREATH = 10_000
+
+#: What a write is answered that may fit later.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 CHECKSUM = b',"crc":"'
 
@@ -76,6 +80,8 @@ class Journal:
         self._wasteful: list[int] = []
         #: The segment that was left by a failed write, and the offset that it is to end at.
         self._uncut: tuple[int, int] | None = None
+        #: Bytes of the largest batch that there was no room for, since the last write.
+        self._wanted = 0
         #: Lines that replay could not read, other than a batch cut short by a crash.
         self.damaged = 0
 
@@ -150,19 +156,37 @@ class Journal:
             if self._fd < 0:
                 self._begin()
             try:
+                if self._wanted:
+                    self._find_room(max(self._wanted, len(batch)))
                 view = memoryview(batch)
                 while view:
                     view = view[os.write(self._fd, view) :]
                 os.fdatasync(self._fd)
-            except OSError:
+            except OSError as e:
+                if e.errno in NO_ROOM:
+                    self._wanted = max(self._wanted, len(batch))
                 # What fdatasync(2) could not write is marked clean: asking the same descriptor
                 # again would answer that all is well (the PostgreSQL "fsyncgate" of 2018).
                 self._abandon()
                 raise
+        self._wanted = 0
         start = self._segment << OFFSET_BITS | self._offset
         self._offset += len(batch)
         self._records += batch.count(b"\n")
         return start
+
+    def _find_room(self, size: int) -> None:
+        """Raise OSError if so many bytes do not fit.
+
+        A few would, and then all is well until whoever was refused brings the same again.
+        """
+        try:
+            os.posix_fallocate(self._fd, self._offset, size)
+        except OSError as e:
+            if e.errno in NO_ROOM:
+                raise
+        finally:
+            os.ftruncate(self._fd, self._offset)
 
     def _abandon(self) -> None:
         """Leave the segment, and take back what was written of a batch, now or before the next."""

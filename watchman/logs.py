@@ -66,7 +66,7 @@ class LogFile(logging.handlers.WatchedFileHandler):
         if self._lost == 1:
             text = "watchman: log %s cannot be written: %s; lines are lost until it can"
             with contextlib.suppress(OSError):
-                print(text % (self.baseFilename, error.strerror), file=sys.stderr, flush=True)
+                sys.stderr.write(f"{text % (self.baseFilename, error.strerror)}\n")
 
 
 def _record(text: str, *arguments: object) -> logging.LogRecord:

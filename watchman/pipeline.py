@@ -344,14 +344,9 @@ class Pipeline:
                 self._journal.release(position)
             self._renames.clear()
 
-    def fail(self, upload: Upload, reason: str, unwritten: Callable[[str], None]) -> None:
-        """List an upload as failed that never waited; `unwritten` undoes what goes with it."""
+    def fail(self, upload: Upload, reason: str) -> None:
+        """List an upload as failed that never waited."""
         self.arriving[upload.id] = upload
-
-        def failed(why: str) -> None:
-            del self.arriving[upload.id]
-            unwritten(why)
-
         record = {"event": State.FAILED.value, "at": time.time(), **upload.encode()}
 
         def durable(position: int) -> None:
@@ -360,7 +355,8 @@ class Pipeline:
             del self.arriving[upload.id]
             logger.warning("Upload %s failed: %r: %s.", upload.id, upload.path, reason)
 
-        self._commit.stage({**record, "reason": reason}, durable, failed)
+        # Nobody says it twice, and a scan would take the file for whole.
+        self._commit.stage({**record, "reason": reason}, durable, lasting=True)
 
     def _count(self, state: State) -> None:
         self.settled[state.value] += 1

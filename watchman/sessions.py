@@ -17,7 +17,7 @@ PARENT, START_TIME = 1, 19
 class Transfer:
     """A file that a session began to write, and what it looked like before: None if not there.
 
-    `position` is where the journal keeps its record.
+    `position` is where the journal keeps its record, -1 if it could not be written.
     """
 
     path: str
