@@ -6,6 +6,7 @@ the cause is gone, nothing is lost or has two ids, and the log tells of changes,
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -375,3 +376,42 @@ def test_what_hooks_say_of_failures_while_the_spool_is_full_is_kept_in_mind(
     daemon.start()
     assert {row["reason"] for row in daemon.queue()} == {"aborted", "its session died"}
     assert each_once(tmp_path, *names)
+
+
+@pytest.mark.parametrize("fault", ["full", "read-only", "fsync", "rename"])
+def test_an_embedded_broker_whose_disk_fails_gets_everything_once_it_does_not(
+    fault: str, tmp_path: Path, incoming: Path, start_watchman: Start
+) -> None:
+    reasons = {"full": "No space left on device", "read-only": "Read-only file system"}
+    names = [f"{n}.csv" for n in range(5)]
+    with mounted(tmp_path / "broker") as disk, contextlib.ExitStack() as failure:
+        daemon = start_watchman(INI)
+        (incoming / "before.csv").write_text("1")
+        eventually(lambda: each_once(tmp_path, "before.csv"))
+        if fault == "full":
+            disk.fill()
+        elif fault == "read-only":
+            disk.remount("ro")
+        else:
+            failure.enter_context(failing(daemon, f"{fault}:error=EIO"))
+        for name in names:
+            (incoming / name).write_text("1")
+        eventually(lambda: daemon.status()["brokers"]["b"]["attempts"] >= 3)
+        rows = daemon.queue()
+        assert [row["state"] for row in rows] == ["deferred"] * len(names)
+        reason = reasons.get(fault, "Input/output error")
+        assert all(reason in row["reason"] for row in rows), rows
+        assert any(reason in problem for problem in answered(daemon))
+        # What may be there already is whole; nothing is left of what could not be written.
+        left = [path.name for path in disk.path.iterdir() if path.name != "ballast"]
+        assert [name for name in left if name.startswith(".")] == []
+        if fault == "full":
+            disk.free()
+        elif fault == "read-only":
+            disk.remount("rw")
+        failure.close()
+        eventually(lambda: each_once(tmp_path, "before.csv", *names), timeout=RECOVERED)
+        eventually(lambda: daemon.queue() == [])
+        assert daemon.log.count("Broker b is down") == 1
+        assert daemon.log.count("Broker b is back") == 1
+        stopped(daemon)

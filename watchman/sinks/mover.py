@@ -26,8 +26,10 @@ BATCH = 64
 #: Seconds that a take waits for uploads, and so the longest that stopping an idle thread takes.
 PATIENCE = 1.0
 
-#: Seconds between two tries at the most.
-LONGEST_DELAY = 60.0
+#: Seconds between two tries at the most, as for brokers. A try costs a few system calls for the one
+#: or two batches that find their lane open, so that work goes on soon after a cure, however long
+#: the fault has lasted.
+LONGEST_DELAY = 6.0
 
 #: Seconds that a join waits.
 HUNG = 10.0
