@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,8 @@ from tests.daemon import Daemon, published
 from tests.deadline import eventually
 from tests.filesystems import Disk, failing, mounted, unprivileged
 from tests.moving import files
+from tests.needs import need
+from watchman.sinks.mover import HUNG
 
 pytestmark = pytest.mark.root
 
@@ -224,3 +227,33 @@ def test_a_move_whose_calls_fail_is_deferred_and_made_once_they_do_not(
         assert files(source) == {}
         assert len(published(tmp_path / "broker")) == 3
         daemon.stop()
+
+
+def test_filesystems_that_hang_hold_up_neither_commands_nor_a_stop(
+    tmp_path: Path, start_watchman: Start
+) -> None:
+    """As a file server does that is gone: a call takes as long as it takes."""
+    need("strace")
+    names = ("x", "y", "z")
+    for name in names:
+        (tmp_path / "in" / name).mkdir(parents=True)
+        (tmp_path / "to" / name).mkdir(parents=True)
+    ini = HEAD + "".join(SECTION.format(name=name, mounted="no") for name in names)
+    daemon = start_watchman(ini)
+    with failing(daemon, "renameat2:delay_enter=20s"):
+        for name in names:
+            (tmp_path / "in" / name / "a.csv").write_text(CONTENT)
+        eventually(lambda: len(daemon.queue()) == len(names))
+        log = tmp_path / "strace.log"
+        eventually(lambda: log.read_text().count("renameat2(") == len(names))
+        began = time.monotonic()
+        assert daemon.status()["uploads"]["waiting"] == len(names)
+        assert time.monotonic() - began < 2
+        daemon.signal(signal.SIGTERM)
+        # All at once, not one after the other.
+        eventually(lambda: "Stopped." in daemon.log, timeout=DRAIN + HUNG + 2)
+    daemon.kill()
+    daemon.start()
+    eventually(lambda: daemon.queue() == [], timeout=RECOVERED)
+    assert files(tmp_path / "in") == {}
+    assert len(files(tmp_path / "to")) == len(published(tmp_path / "broker")) == len(names)
