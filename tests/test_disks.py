@@ -72,10 +72,10 @@ def spool(tmp_path: Path) -> Iterator[Disk]:
         yield disk
 
 
-def announce(daemon: Daemon, path: Path) -> str:
+def announce(daemon: Daemon, path: Path, event: str = "completed", **fields: str) -> str:
     """Why a hook's word of a file is answered ERROR; "" if it is not."""
     try:
-        daemon.ask("completed", path=str(path))
+        daemon.ask(event, path=str(path), **fields)
     except RequestRefused as refusal:
         # The socket's client asks queries, and takes any other answer for a refusal.
         word = str(refusal)
@@ -131,15 +131,20 @@ def test_a_full_spool_refuses_and_all_is_found_once_there_is_room(
     tmp_path: Path, incoming: Path, spool: Disk, start_watchman: Start
 ) -> None:
     daemon = start_watchman(INI)
-    spool.fill()
+    (incoming / "old.csv").write_text("1")
+    eventually(lambda: each_once(tmp_path, "old.csv"))
+    names = ["old.csv", *choke(daemon, spool, incoming)]
     for n in range(30):
         (incoming / f"{n}.csv").write_text("1")
         assert "No space left" in eventually(lambda n=n: announce(daemon, incoming / f"{n}.csv"))
     assert any("cannot be written" in problem for problem in answered(daemon))
+    (incoming / "old.csv").rename(incoming / "new.csv")
+    old = {"from": str(incoming / "old.csv")}
+    assert "No space left" in announce(daemon, incoming / "new.csv", "renamed", **old)
     # One that is tried anew, and the one before.
     assert len(list((spool.path / "journal").iterdir())) <= 2
     spool.free()
-    names = [f"{n}.csv" for n in range(30)]
+    names += [f"{n}.csv" for n in range(30)]
     eventually(lambda: each_once(tmp_path, *names), timeout=RECOVERED)
     eventually(lambda: daemon.status()["healthy"])
     assert daemon.log.count("Journal cannot be written") == 1
@@ -422,3 +427,31 @@ def test_an_embedded_broker_whose_disk_fails_gets_everything_once_it_does_not(
         assert daemon.log.count("Broker b is down") == 1
         assert daemon.log.count("Broker b is back") == 1
         stopped(daemon)
+
+
+def test_lines_that_are_read_again_after_a_full_spool_are_no_uploads_without_a_start(
+    tmp_path: Path, incoming: Path, spool: Disk, start_watchman: Start
+) -> None:
+    log = tmp_path / "uploads.log"
+    log.write_text("")
+    proftpd = f"[proftpd]\ntransfer_log = {log}\ntoken = a-secret\n"
+    daemon = start_watchman(INI.replace("path = in", "path = in\nproftpd = yes") + proftpd)
+    names = [f"{n}-{'long' * 50}.csv" for n in range(12)]
+    hook = f"{ROOT}/proftpd/watchman-hook --socket {tmp_path}/watchman.sock started"
+    with contextlib.ExitStack() as stack:
+        sessions = []
+        for name in names:
+            command = f"{hook} path={incoming}/{name}; exec sleep 60"
+            session = stack.enter_context(subprocess.Popen(["sh", "-c", command]))
+            stack.callback(session.kill)
+            sessions.append(session)
+        eventually(lambda: daemon.status()["sources"]["hook"]["heard"] == len(names))
+        spool.fill()
+        for name, session in zip(names, sessions, strict=True):
+            (incoming / name).write_text("12345")
+            append(log, line(str(incoming / name), pid=session.pid))
+        # Each line that is read again is heard again.
+        eventually(lambda: daemon.status()["sources"]["log"]["heard"] > 2 * len(names))
+        spool.free()
+        eventually(lambda: each_once(tmp_path, *names), timeout=RECOVERED)
+        assert daemon.status()["warnings"] == []

@@ -329,7 +329,7 @@ class Dispatcher:
                 self._rename_held(os.path.join(old[0].path, old[1]), notification)
         elif old is not None and new is not None and self._was_decided(*old, *new):
             self.pipeline.follow(notification.old_path, notification.path)
-            answer(Answer(Outcome.DUPLICATE, "-"))
+            self._decisions.answer_durably(answer, Outcome.DUPLICATE, "-")
         else:
             if old is not None and new is not None:
                 notification = self._renamed_while_held(*old, *new) or notification

@@ -138,10 +138,18 @@ class Endings:
                 self._ended.clear()  # a log that is not written
             self._ended.add(notification.path)
         elif notification.source is Source.LOG:
-            if not begun and notification.path not in self._ended:
-                self._judge.starts_missed = True
-                self._crosscheck.miss_start()
-            self._ended.discard(notification.path)
+            begun = begun or notification.path in self._ended
+            if begun:
+                # Until the line is durable: it may have to be read again.
+                self._ended.add(notification.path)
+
+            def durable(_: int) -> None:
+                if not begun:
+                    self._judge.starts_missed = True
+                    self._crosscheck.miss_start()
+                self._ended.discard(notification.path)
+
+            self._commit.stage(None, durable)
 
     def _patience_of(self, path: str) -> float:
         """Return for how many seconds a hook's word of failure waits for the transfer log's."""
