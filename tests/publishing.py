@@ -31,7 +31,7 @@ class Publishers:
         for publisher in self._started:
             publisher.stop()
         for publisher in self._started:
-            publisher.join(15)
+            publisher.join()
 
 
 def consume(url: str, queue: str = "celery") -> list[str]:

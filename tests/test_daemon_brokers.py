@@ -1,7 +1,6 @@
-"""The whole daemon with RabbitMQ and Redis: routes, refusals, and brokers that hang."""
+"""The whole daemon with RabbitMQ and Redis: routes and refusals."""
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,6 @@ import pytest
 from tests.brokers import RabbitServer, RedisServer
 from tests.daemon import Daemon
 from tests.deadline import eventually
-from tests.needs import need
 from tests.publishing import consume, declare
 
 Start = Callable[..., Daemon]
@@ -116,30 +114,3 @@ def test_what_rabbitmq_has_no_queue_for_is_shown_kept_and_sent_in_order_once_it_
     eventually(lambda: daemon.queue() == [])
     eventually(lambda: daemon.status()["healthy"])
     assert consume(rabbit_server.url, queue) == ids
-
-
-@pytest.fixture
-def frozen(tmp_path: Path) -> Iterator[RedisServer]:
-    need("redis-server")
-    with RedisServer(tmp_path / "redis") as server:
-        server.freeze()
-        yield server
-
-
-def test_a_frozen_broker_delays_neither_commands_nor_a_stop(
-    incoming: Path, start_watchman: Start, frozen: RedisServer
-) -> None:
-    daemon = start_watchman(INI.replace("{url}", frozen.url).replace("{queue}", "frozen"))
-    (incoming / "a.csv").write_text("1")
-    eventually(lambda: daemon.status()["uploads"]["waiting"] == 1)
-    for _ in range(3):
-        began = time.monotonic()
-        assert len(daemon.queue()) == 1
-        assert time.monotonic() - began < 1
-    eventually(lambda: daemon.status()["brokers"]["b"]["state"] == "down")
-    began = time.monotonic()
-    daemon.stop()
-    assert time.monotonic() - began < 8
-    frozen.thaw()
-    daemon.start()
-    eventually(lambda: frozen.length("frozen") == 1)

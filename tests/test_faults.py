@@ -351,7 +351,7 @@ def test_a_host_that_never_answers_delays_neither_others_nor_a_stop(
     others.add(*(upload(f"{n}", queue=f"beside-{scheme}") for n in range(100)))
     eventually(lambda: others.unsettled == 0, timeout=2)
     publisher.stop()
-    publisher.join(15)
+    publisher.join()
     assert time.monotonic() - began < STOPPED
     assert uploads.ids(State.DEFERRED) == ["id-a"]
 

@@ -314,3 +314,38 @@ def test_decisions_are_as_in_a_plain_dict_whatever_is_done(tmp_path: Path) -> No
             decided = Decision(1, plain[n].ctime) if n in plain else None
             assert ledger.get(str(n), state(n)) == decided
     assert len(plain) > 100
+
+
+@pytest.mark.parametrize("seen_by_scan", [False, True])
+def test_a_scan_writes_nothing_down_that_may_yet_be_taken_back(
+    tmp_path: Path, *, seen_by_scan: bool
+) -> None:
+    """A decision is in memory before the journal has it, and a scan may end in between."""
+    ledger = open_ledger(tmp_path)
+    sweep = ledger.sweep()
+    if seen_by_scan:
+        ledger.put("new", state(1))
+    assert sweep.known("new", state(1)) is seen_by_scan
+    ledger.put("new", state(1))
+    sweep.finish(complete=True)
+    assert ledger.known("new", state(1))
+    assert not open_ledger(tmp_path).known("new", state(1)), "killed before it was durable"
+    ledger.restore("new", 1, None)
+    assert not ledger.known("new", state(1)), "the journal could not be written"
+
+
+def test_a_scan_keeps_what_was_decided_before_it(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path)
+    ledger.put("old", state(1))
+    ledger.flush()
+    for _ in range(2):
+        sweep = ledger.sweep()
+        assert sweep.known("old", state(1))
+        ledger.put("new", state(2))
+        assert sweep.known("new", state(2))
+        sweep.finish(complete=True)
+    assert ledger.known("new", state(2))
+    ledger.flush()
+    ledger = open_ledger(tmp_path)
+    assert ledger.known("old", state(1))
+    assert ledger.known("new", state(2))

@@ -212,7 +212,7 @@ def test_a_publisher_stops_within_its_time_outs_while_redis_is_frozen(
     eventually(lambda: uploads.taken == 1)
     publisher.stop()
     began = time.monotonic()
-    publisher.join(15)
+    publisher.join()
     assert time.monotonic() - began < 7
     assert uploads.ids(State.DEFERRED) == ["id-a"]
 
@@ -269,7 +269,7 @@ def test_a_publisher_that_had_nothing_to_send_is_idle_and_stops(publish: Publish
     assert publisher.status()["state"] == "idle"
     began = time.monotonic()
     publisher.stop()
-    publisher.join(15)
+    publisher.join()
     assert time.monotonic() - began < 3
 
 
@@ -297,6 +297,6 @@ def test_what_was_taken_slowly_does_not_overtake_what_its_queue_has_refused(
         eventually(lambda: uploads.unsettled == 0)
     finally:
         publisher.stop()
-        publisher.join(15)
+        publisher.join()
     assert redis.task_ids("bad") == ["id-old", "id-older", "id-new"]
     assert "id-new" in uploads.ids(State.DEFERRED)

@@ -142,6 +142,8 @@ class Daemon:
             _start(inside, dispatcher)
             _start(inside, publishers)
             _start(inside, movers)
+            # They are told together: who hangs does so while the others end.
+            inside.callback(publishers.stop)
             inside.callback(pipeline.close)
             with contextlib.ExitStack() as sources:
                 for source in (resubmissions, listener, finders):

@@ -147,7 +147,7 @@ class Dispatcher:
     def close(self) -> None:
         """Close the ledgers, after the end."""
         for ledger in self._ledgers.values():
-            ledger.close()
+            _close(ledger)
 
     def submit(self, notification: Notification, answer: Respond | None = None) -> None:
         """Take a notification from a source's thread, which waits while there are too many.
@@ -507,8 +507,9 @@ class Dispatcher:
         self._endings.replay(position, record)
 
 
-def _close(ledger: Ledger, _: int) -> None:
+def _close(ledger: Ledger, _: int = 0) -> None:
     try:
         ledger.close()
     except OSError as e:
-        logger.warning("Ledger of a watch that was removed is not up to date: %s.", e)
+        # All that it lacks stands in the journal.
+        logger.warning("Ledger closed as it was, it cannot be written: %s.", e)

@@ -81,10 +81,15 @@ class Endings:
             self._open(Transfer(path, notification.session, before, position))
             answer(Answer(Outcome.OK))
 
+        def failed(reason: str) -> None:
+            # It is known for as long as we run.
+            self._open(Transfer(path, notification.session, before, -1))
+            answer(Answer(Outcome.ERROR, reason))
+
         record = {"event": Kind.STARTED.value, "at": self._clock(), "path": path}
         record |= {"session": notification.session, "user": notification.user}
         record["before"] = before.encode() if before else None
-        self._commit.stage(record, durable, lambda reason: answer(Answer(Outcome.ERROR, reason)))
+        self._commit.stage(record, durable, failed)
 
     def complete(self, notification: Notification) -> str:
         """Close a transfer of which a source says that it is complete; return of which path.
@@ -130,9 +135,11 @@ class Endings:
         return LOOK if self._transfers else math.inf
 
     def _open(self, transfer: Transfer) -> None:
-        self._journal.hold(transfer.position)
+        if transfer.position >= 0:
+            self._journal.hold(transfer.position)
         for over in self._transfers.open(transfer):
-            self._journal.release(over.position)
+            if over.position >= 0:
+                self._journal.release(over.position)
 
     def _close(self, session: str, path: str = "") -> list[Transfer]:
         """Close a session's transfer of a path, or with "" all of them; return them."""
@@ -149,6 +156,8 @@ class Endings:
             def durable(_: int, position: int = transfer.position) -> None:
                 self._journal.release(position)
 
+            if transfer.position < 0:
+                continue  # nothing is written down that were to end
             self._commit.stage({**record, "session": transfer.session}, durable, lasting=True)
         return over
 
@@ -160,10 +169,17 @@ class Endings:
             self._ended.add(notification.path)
         elif notification.source is Source.LOG:
             begun = begun or notification.path in self._ended or self._transfers.unsure()
-            if not begun and self._locate(notification.path) is not None:
-                self._judge.starts_missed = True
-                self._crosscheck.miss_start()
-            self._ended.discard(notification.path)
+            if begun:
+                # Until the line is durable: it may have to be read again.
+                self._ended.add(notification.path)
+
+            def durable(_: int) -> None:
+                if not begun and self._locate(notification.path) is not None:
+                    self._judge.starts_missed = True
+                    self._crosscheck.miss_start()
+                self._ended.discard(notification.path)
+
+            self._commit.stage(None, durable)
 
     def _patience_of(self, path: str) -> float:
         """Return for how many seconds a hook's word of failure waits for the transfer log's."""

@@ -71,5 +71,9 @@ class Superseded(WatchmanError):
     """A file is not what it was when it was accepted."""
 
 
+class PausesUnwritable(WatchmanError):
+    """What is to be paused cannot be written down, so that nothing changes."""
+
+
 class Stopped(WatchmanError):
     """The daemon stops, and what takes long is given up."""

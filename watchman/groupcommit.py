@@ -63,6 +63,9 @@ class GroupCommit:
         self._changes: list[Change] = []
         #: Since when the journal cannot be written (monotonic), 0.0 while it can.
         self.unwritable_since = 0.0
+        #: Why, and when to try again (monotonic).
+        self._reason = ""
+        self._next_try = 0.0
 
     def start(self) -> None:
         """Begin to work."""
@@ -136,6 +139,7 @@ class GroupCommit:
             # find all of it so.
             if not self._changes:
                 self._outlive(self._idle)
+        self._next_try = 0.0
         self._commit()
 
     def _work(self, patience: float) -> None:
@@ -160,29 +164,36 @@ class GroupCommit:
         changes, self._changes = self._changes, []
         if not changes:
             return
+        if self._next_try > time.monotonic():
+            # Whoever asks meanwhile need not wait for a disk to say the same once more.
+            self._take_back(changes)
+            return
         try:
             positions = self._journal.write([c.record for c in changes if c.record is not None])
         except JournalUnwritable as e:
-            self._take_back(changes, str(e))
+            self._next_try = time.monotonic() + RETRY
+            self._reason = str(e)
+            self._take_back(changes)
             return
         if self.unwritable_since:
             logger.info("Journal is written again.")
-            self.unwritable_since = 0.0
+            self.unwritable_since = self._next_try = 0.0
         following = iter(positions)
         for change in changes:
             position = next(following) if change.record is not None else -1
             self._outlive(partial(change.durable, position))
 
-    def _take_back(self, changes: list[Change], reason: str) -> None:
+    def _take_back(self, changes: list[Change]) -> None:
         if not self.unwritable_since:
             self.unwritable_since = time.monotonic()
             logger.critical(
-                "Journal cannot be written: %s. Accepting no uploads until it can.", reason
+                "Journal cannot be written: %s. Accepting and sending nothing until it can.",
+                self._reason,
             )
         # The newest first: each one undoes what it did on top of those before it.
         for change in reversed(changes):
             if not change.lasting:
-                why = f"the journal cannot be written: {reason}"
+                why = f"the journal cannot be written: {self._reason}"
                 self._outlive(partial(change.failed, why))
         self._changes = [change for change in changes if change.lasting]
         if not self._changes:

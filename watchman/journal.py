@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -24,6 +25,9 @@ WASTE = 4
 
 #: Lines read between two moments at which others get their turn.
 BREATH = 10_000
+
+#: What a write is answered that may fit later.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 CHECKSUM = b',"crc":"'
 
@@ -74,6 +78,10 @@ class Journal:
         self._records = 0
         #: Closed segments that are yet to be rewritten, the oldest first.
         self._wasteful: list[int] = []
+        #: The segment that was left by a failed write, and the offset that it is to end at.
+        self._uncut: tuple[int, int] | None = None
+        #: Bytes of the largest batch that there was no room for, since the last write.
+        self._wanted = 0
         #: Lines that replay could not read, other than a batch cut short by a crash.
         self.damaged = 0
 
@@ -127,9 +135,12 @@ class Journal:
     def write(self, records: Sequence[dict[str, Any]]) -> list[int]:
         """Append records as one batch and return their positions; they are durable on return.
 
-        Raises JournalUnwritable, and then none of them will be replayed.
+        Raises JournalUnwritable, and then none of them will be replayed; but for a crash before
+        anything else could be written.
         """
         lines = [encode(record) for record in records]
+        with self._unwritable():
+            self._cut_off()
         if self._offset >= self._segment_size:
             with self._unwritable():
                 self._begin()
@@ -145,26 +156,68 @@ class Journal:
             if self._fd < 0:
                 self._begin()
             try:
+                if self._wanted:
+                    self._find_room(max(self._wanted, len(batch)))
                 view = memoryview(batch)
                 while view:
                     view = view[os.write(self._fd, view) :]
                 os.fdatasync(self._fd)
-            except OSError:
+            except OSError as e:
+                if e.errno in NO_ROOM:
+                    self._wanted = max(self._wanted, len(batch))
                 # What fdatasync(2) could not write is marked clean: asking the same descriptor
                 # again would answer that all is well (the PostgreSQL "fsyncgate" of 2018).
                 self._abandon()
                 raise
+        self._wanted = 0
         start = self._segment << OFFSET_BITS | self._offset
         self._offset += len(batch)
         self._records += batch.count(b"\n")
         return start
 
-    def _abandon(self) -> None:
-        """Take back what was written of a batch and leave the segment."""
-        with contextlib.suppress(OSError):
+    def _find_room(self, size: int) -> None:
+        """Raise OSError if so many bytes do not fit.
+
+        A few would, and then all is well until whoever was refused brings the same again.
+        """
+        try:
+            os.posix_fallocate(self._fd, self._offset, size)
+        except OSError as e:
+            if e.errno in NO_ROOM:
+                raise
+        finally:
             os.ftruncate(self._fd, self._offset)
-            os.fsync(self._fd)
+
+    def _abandon(self) -> None:
+        """Leave the segment, and take back what was written of a batch, now or before the next."""
+        self._uncut = self._segment, self._offset
         self.close()
+        with contextlib.suppress(OSError):
+            self._cut_off()
+
+    def _cut_off(self) -> None:
+        """Take back what the last write has left, or raise OSError.
+
+        Nothing may be written before that: who was refused comes again, and its old record would
+        be another upload.
+        """
+        if self._uncut is None:
+            return
+        segment, end = self._uncut
+        if end:
+            fd = os.open(self._segments.path(segment), os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.ftruncate(fd, end)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        else:
+            # Or a disk that is full for days would hold one for each try.
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._segments.path(segment))
+            fsync_directory(self._directory)
+            self._drop(segment)
+        self._uncut = None
 
     @contextlib.contextmanager
     def _unwritable(self) -> Iterator[None]:
@@ -279,4 +332,8 @@ class Journal:
         self._fd = os.open(self._segments.path(segment), flags, 0o600)
         self._offset = os.fstat(self._fd).st_size
         self._held.setdefault(segment, Positions())
-        fsync_directory(self._directory)
+        try:
+            fsync_directory(self._directory)
+        except OSError:
+            self._abandon()
+            raise

@@ -1,9 +1,11 @@
 """Where the log goes, and its form."""
 
+import contextlib
 import json
 import logging
 import logging.handlers
 import sys
+from typing import TextIO
 
 from watchman.settings import Settings
 
@@ -23,14 +25,58 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line)
 
 
+class Stderr(logging.StreamHandler[TextIO]):
+    """Logs to stderr; what cannot be written there is lost."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
+class LogFile(logging.handlers.WatchedFileHandler):
+    """Logs to a file that logrotate may rename, and gets along without it.
+
+    The stock handler raises in whoever logs if the file cannot be opened anew, and prints two
+    screens to stderr for each line that a full disk does not take.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path, errors="backslashreplace")
+        #: Lines lost since it cannot be written, and why the last one was.
+        self._lost = 0
+        self._error: OSError | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._error = None
+        try:
+            super().emit(record)
+        except OSError:
+            self.handleError(record)
+        if self._lost and self._error is None:
+            lost, self._lost = self._lost, 0
+            self.emit(_record("Log is written again; %d lines were lost.", lost))
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        self._error = error
+        self._lost += 1
+        if self._lost == 1:
+            text = "watchman: log %s cannot be written: %s; lines are lost until it can"
+            with contextlib.suppress(OSError):
+                sys.stderr.write(f"{text % (self.baseFilename, error.strerror)}\n")
+
+
+def _record(text: str, *arguments: object) -> logging.LogRecord:
+    return logging.LogRecord(__name__, logging.WARNING, __file__, 0, text, arguments, None)
+
+
 def log_to(settings: Settings) -> None:
     """Have everything logged as the INI file says; OSError leaves it as it was."""
     handler: logging.Handler
-    if settings.log_file:
-        # It looks whether logrotate has renamed the file, and opens a new one.
-        handler = logging.handlers.WatchedFileHandler(settings.log_file, errors="backslashreplace")
-    else:
-        handler = logging.StreamHandler(sys.stderr)
+    handler = LogFile(settings.log_file) if settings.log_file else Stderr(sys.stderr)
     text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     handler.setFormatter(JsonFormatter() if settings.log_format == "json" else text)
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import time
 
+from watchman.errors import PausesUnwritable
 from watchman.segments import fsync_directory
 
 logger = logging.getLogger(__name__)
@@ -42,21 +44,26 @@ class Pauses:
         return dict(self._since)
 
     def pause(self, name: str) -> None:
-        """Durable on return; what was paused already stays so since then."""
+        """Durable on return, or PausesUnwritable; what was paused already stays so since then."""
         self._replace({name: time.time()} | self._since)
 
     def resume(self, name: str) -> None:
-        """Durable on return. ALL ends every pause."""
+        """Durable on return, or PausesUnwritable. ALL ends every pause."""
         left = {} if name == ALL else {n: at for n, at in self._since.items() if n != name}
         self._replace(left)
 
     def _replace(self, since: dict[str, float]) -> None:
         ordered = dict(sorted(since.items(), key=lambda item: item[1]))
         temporary = self._path + ".new"
-        with open(temporary, "w") as file:
-            json.dump(ordered, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(temporary, self._path)
-        fsync_directory(os.path.dirname(self._path))
+        try:
+            with open(temporary, "w") as file:
+                json.dump(ordered, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.rename(temporary, self._path)
+            fsync_directory(os.path.dirname(self._path))
+        except OSError as e:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise PausesUnwritable(f"{self._path} cannot be written: {e.strerror}") from e
         self._since = ordered

@@ -15,7 +15,7 @@ from typing import Any
 
 from watchman import beneath, mounts
 from watchman.backlog import Backlog
-from watchman.errors import JournalCorrupt, NotBelowWatch
+from watchman.errors import JournalCorrupt, NotBelowWatch, Stopped
 from watchman.failures import Failures
 from watchman.groupcommit import GroupCommit
 from watchman.journal import Journal
@@ -35,8 +35,12 @@ RETRY = 5.0
 #: on its way.
 MISSING = 1.0
 
-#: Seconds until a record is read again that could not be read back.
-UNREADABLE = 60.0
+#: Seconds between two looks of who waits for the journal at whether it will be written at all.
+WRITTEN_POLL = 0.5
+
+#: Where uploads wait whose record could not be read back, and what is shown of them.
+UNREADABLE = "journal"
+CANNOT_BE_READ = "its record cannot be read"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +117,15 @@ class Pipeline:
         self._renames: list[Rename] = []
         #: By id, since when (monotonic) the files of uploads that wait are missing.
         self._missing: dict[str, float] = {}
+        #: Journal positions that could not be read back.
+        self._unreadable: set[int] = set()
+        self._closed = threading.Event()
         self.settled: Counter[str] = Counter()
         self.failures = Failures(journal=journal, commit=commit, settled=self._count)
 
     def close(self) -> None:
         """Give movers and publishers nothing any more."""
+        self._closed.set()
         for backlog in self._all_backlogs():
             backlog.close()
 
@@ -162,7 +170,10 @@ class Pipeline:
             self._take_back(report, self._backlog("move", upload.move))
 
     def write(self, state: State, uploads: Sequence[Upload]) -> list[Upload]:
-        """Write down anew what a mover has in hand, and wait until it is durable."""
+        """Write down anew what a mover has in hand, and wait until it is durable.
+
+        Raises Stopped where it cannot be, and watchman stops.
+        """
         written: list[Upload] = []
         done = threading.Event()
 
@@ -172,7 +183,9 @@ class Pipeline:
             self._commit.stage(None, lambda _: done.set(), lasting=True)
 
         self._commit.bring_first(stage)
-        done.wait()
+        while not done.wait(WRITTEN_POLL):
+            if self._closed.is_set() and self._commit.unwritable_since:
+                raise Stopped
         return written
 
     def refill(self, upload: Upload) -> Upload:
@@ -187,13 +200,25 @@ class Pipeline:
     # In all of these.
 
     def _take(self, backlog: Backlog, limit: int, timeout: float) -> Iterator[Upload]:
+        if self._commit.unwritable_since:
+            # What is done now could not be written down, and would be done again after a restart.
+            self._closed.wait(timeout)
+            return
         for position in backlog.take(limit, timeout):
             try:
                 upload = Upload.decode(self._journal.read(position), position)
             except (JournalCorrupt, OSError) as e:
-                logger.error("Upload at journal position %d cannot be read: %s.", position, e)
-                backlog.put_back(position, "journal", UNREADABLE, "its record cannot be read")
+                if not self._unreadable:
+                    logger.error(
+                        "Upload at journal position %d cannot be read: %s. Trying it again, and"
+                        " others of which this is not said.",
+                        position,
+                        e,
+                    )
+                self._unreadable.add(position)
+                backlog.put_back(position, UNREADABLE, RETRY, CANNOT_BE_READ)
                 continue
+            self._unreadable.discard(position)
             pause = self._pause_of(upload)
             if pause:
                 backlog.hold_back(position, pause)
@@ -391,6 +416,7 @@ class Pipeline:
             del self.arriving[upload.id]
             logger.warning("Upload %s failed: %r: %s.", upload.id, upload.path, reason)
 
+        # Nobody says it twice, and a scan would take the file for whole.
         self._commit.stage({**record, "reason": reason}, durable, lasting=True)
 
     def _count(self, state: State) -> None:

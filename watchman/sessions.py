@@ -21,7 +21,7 @@ LOG_LAG = 1.0
 class Transfer:
     """A file that a session began to write, and what it looked like before: None if not there.
 
-    `position` is where the journal keeps its record.
+    `position` is where the journal keeps its record, -1 if it could not be written.
     """
 
     path: str

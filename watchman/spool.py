@@ -1,5 +1,6 @@
 """The spool directory: held by one daemon, and the ledgers in it."""
 
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -27,8 +28,10 @@ def lock(spool: str) -> int:
         holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
         os.close(fd)
         raise SpoolLocked(f"the daemon with pid {holder or '?'} holds the spool {spool}") from e
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+    # A word for whom it keeps out; a disk that is full shall not keep us from starting.
+    with contextlib.suppress(OSError):
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, b"%d\n" % os.getpid(), 0)
     return fd
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple, Self
 
 from watchman.errors import JournalCorrupt, WatchmanError
 from watchman.journal import Journal, decode, id_of
-from watchman.pipeline import Group, Pipeline
+from watchman.pipeline import CANNOT_BE_READ, UNREADABLE, Group, Pipeline
 from watchman.upload import State, Upload
 
 #: Most important first.
@@ -128,7 +129,9 @@ class Unsettled:
                 looked += 1
                 if looked % BREATH == 0:
                     yield None
-                found = self._read(position, group, selection.may_match)
+                found = None
+                with contextlib.suppress(OSError):
+                    found = self._read(position, group, selection.may_match)
                 if found is None or not selection.matches(found.upload):
                     continue
                 yield found
@@ -142,10 +145,16 @@ class Unsettled:
         arriving = dict(self._pipeline.arriving)
         for group in self.groups():
             for position in sorted(group.positions):
-                found = self._read(position, group)
+                try:
+                    found = self._read(position, group)
+                except OSError as e:
+                    yield _unreadable(group, e.strerror)
+                    continue
                 if found is not None:
                     arriving.pop(found.upload.id, None)
                     yield found.row()
+                elif group.lane == UNREADABLE:
+                    yield _unreadable(group, None)
         for upload in arriving.values():
             yield Found(upload, Group("", "waiting", []), "").row()
 
@@ -153,17 +162,27 @@ class Unsettled:
         """Return when the oldest upload that waits was accepted (epoch)."""
         groups = self._pipeline.groups()
         waiting = [min(g.positions) for g in groups if g.state != State.FAILED.value]
-        found = self._read(min(waiting), groups[0]) if waiting else None
+        found = None
+        with contextlib.suppress(OSError):
+            found = self._read(min(waiting), groups[0]) if waiting else None
         return found.upload.accepted if found else None
 
     def _read(
         self, position: int, group: Group, wanted: Callable[[bytes], bool] = bool
     ) -> Found | None:
+        """Return an upload, or None if it is not `wanted` or gone; or raise OSError."""
         try:
             line = self._journal.line(position)
             record = decode(line) if wanted(line) else None
-        except (JournalCorrupt, OSError):
+        except (JournalCorrupt, FileNotFoundError):
             return None  # settled and retired while we looked
         if record is None:
             return None
         return Found(Upload.decode(record, position), group, record.get("reason", ""))
+
+
+def _unreadable(group: Group, why: str | None) -> dict[str, Any]:
+    """Return the row of an upload that is there, and of which nobody can say more."""
+    row: dict[str, Any] = {"id": None, "state": group.state, "path": None, "since": None}
+    row |= {"attempts": group.attempts, "next_try": group.next_try}
+    return row | {"reason": f"{CANNOT_BE_READ}: {why}" if why else CANNOT_BE_READ}

@@ -210,6 +210,7 @@ class Move:
     def _copy_over(self, keep_on: Callable[[], None]) -> None:
         assert self.target is not None
         assert self._status is not None
+        self._look_for_room()
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         fd = os.open(self._copy, flags, 0o600, dir_fd=self.target)
         try:
@@ -233,6 +234,14 @@ class Move:
         if final is None:
             raise FileNotFoundError(errno.ENOENT, "the file was taken away from its destination")
         self._state = final
+
+    def _look_for_room(self) -> None:
+        """Raise OSError with ENOSPC where a copy cannot fit: gigabytes need not tell each time."""
+        assert self._status is not None
+        room = os.statvfs(f"/proc/self/fd/{self.target}")
+        # Blocks as the file has them, which its holes have not; st_blocks counts 512 bytes each.
+        if room.f_blocks and self._status.st_blocks * 512 > room.f_bfree * room.f_frsize:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def check_moved(self) -> None:
         """See once more, later, that nobody writes the file. Raises BeingWritten or Superseded."""

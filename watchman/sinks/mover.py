@@ -26,11 +26,13 @@ BATCH = 64
 #: Seconds that a take waits for uploads, and so the longest that stopping an idle thread takes.
 PATIENCE = 1.0
 
-#: Seconds between two tries at the most.
-LONGEST_DELAY = 60.0
+#: Seconds between two tries at the most, as for brokers. A try costs a few system calls for the one
+#: or two batches that find their lane open, so that work goes on soon after a cure, however long
+#: the fault has lasted.
+LONGEST_DELAY = 6.0
 
-#: Seconds that a join waits.
-HUNG = 10.0
+#: Seconds after a stop that a join waits.
+HUNG = 5.0
 
 #: What holds up everything that goes to a filesystem.
 WHOLE_FILESYSTEM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
@@ -65,6 +67,8 @@ class Mover:
         #: By place and what is wrong there.
         self._back_offs: dict[tuple[str, str], BackOff] = {}
         self._stopping = threading.Event()
+        #: When a join gives up (monotonic).
+        self._hung = 0.0
         self._thread = threading.Thread(target=self._run, name=f"mover:{move.name}", daemon=True)
         #: Replaced as a whole, so that other threads may read it.
         self._status: dict[str, Any] = {}
@@ -76,11 +80,12 @@ class Mover:
     def stop(self) -> None:
         """Signal the end; a copy under way is given up, and its file put back."""
         self._stopping.set()
+        self._hung = time.monotonic() + HUNG
 
     def join(self) -> None:
         """Wait for the end, after stop(); not for ever, as a filesystem that hangs would take."""
         if self._thread.ident is not None:
-            self._thread.join(HUNG)
+            self._thread.join(max(0.0, self._hung - time.monotonic()))
 
     def hurry(self) -> None:
         """Try again at once what could not be moved, and the destination itself; any thread."""
@@ -95,6 +100,8 @@ class Mover:
         while not self._stopping.is_set():
             try:
                 self._move_all(self._take(BATCH, PATIENCE))
+            except Stopped:
+                return
             # The thread must outlive whatever comes; the journal still has what was not reported.
             except Exception:
                 logger.exception("Uploads of move %s are stuck.", self._move.name)

@@ -29,7 +29,7 @@ PATIENCE = 1.0
 #: lasted.
 LONGEST_DELAY = 6.0
 
-#: Seconds that a join waits: longer than the timeouts of a connection.
+#: Seconds after a stop that a join waits: longer than the timeouts of a connection.
 HUNG = 10.0
 
 #: Seconds in which the uploads that a route held up are let go when it is to be tried at once: what
@@ -70,6 +70,8 @@ class Publisher:
         #: Routes that the broker refuses, and when to try them again.
         self._refused: dict[str, BackOff] = {}
         self._stopping = threading.Event()
+        #: When a join gives up (monotonic).
+        self._hung = 0.0
         #: Ends a wait before its time; set by stop() too.
         self._roused = threading.Event()
         self._thread = threading.Thread(
@@ -86,6 +88,7 @@ class Publisher:
         """Signal the end; what has been taken is still sent, which a dead broker ends by time."""
         self._stopping.set()
         self._roused.set()
+        self._hung = time.monotonic() + HUNG
 
     def hurry(self) -> None:
         """Try again at once what the broker did not take, and the broker itself; any thread."""
@@ -93,10 +96,10 @@ class Publisher:
             back_off.until = min(back_off.until, time.monotonic() + HURRY)
         self._roused.set()
 
-    def join(self, timeout: float = HUNG) -> None:
+    def join(self) -> None:
         """Wait for the end, but not for ever on a broker that hangs beyond its timeouts."""
         if self._thread.ident is not None:
-            self._thread.join(timeout)
+            self._thread.join(max(0.0, self._hung - time.monotonic()))
 
     def status(self) -> dict[str, Any]:
         """Whether the broker is up, down, blocked or has not been needed yet; any thread may ask.

@@ -53,7 +53,8 @@ class Listener:
     `submit` is called from the listener's thread, which waits while the dispatcher's inbox is
     full; its callback may be called from any thread, also after the end. `query` is called from
     a thread of its own, one at a time, and what it returns is iterated over there as the peer reads
-    the answer: None says that there is nothing yet. A WatchmanError becomes an ERROR answer.
+    the answer: None says that there is nothing yet. A WatchmanError, or an OSError of a disk that
+    cannot be read, becomes an ERROR answer.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class _Answer:
                 text += one
                 if len(text) >= PART or time.monotonic() > until:
                     return bytes(text), False
-        except WatchmanError as refusal:
+        except (WatchmanError, OSError) as refusal:
             text += line("ERROR", str(refusal))
         except Exception:
             logger.exception("Could not answer %s.", self._request.name)
