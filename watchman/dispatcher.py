@@ -501,8 +501,6 @@ class Dispatcher:
     def _replay_other(self, position: int, record: dict[str, Any]) -> None:
         if record["event"] == READ:
             self._marks.keep(record["log"], record["mark"], position)
-        elif "lost" in record:
-            self.pipeline.lose(record["path"], FileState.decode(record["lost"]))
         self._decisions.replay(position, record)
         self._endings.replay(position, record)
 

@@ -19,7 +19,7 @@ from watchman.errors import JournalCorrupt, NotBelowWatch, Stopped
 from watchman.failures import Failures
 from watchman.groupcommit import GroupCommit
 from watchman.journal import Journal
-from watchman.ledger import Decision, Ledger
+from watchman.ledger import Ledger
 from watchman.moves import claim_name, destination_of
 from watchman.pauses import ALL
 from watchman.rules import Rules, fill
@@ -462,25 +462,12 @@ class Pipeline:
         if located is not None:
             self._ledgers[located[0].name].forget(located[1], state.inode)
 
-    def lose(self, path: str, state: FileState) -> None:
-        """Forget the decision about a file that was gone in its turn: should it come back, as with
-        a root in whose place another one was, it has not been sent. Not a newer file's decision.
-        """
-        located = self._rules.locate(path)
-        if located is not None:
-            ledger = self._ledgers[located[0].name]
-            if ledger.get(located[1], state) == Decision(state.size, state.ctime):
-                ledger.forget(located[1], state.inode)
-
     def _settle(self, report: Report, backlog: Backlog) -> None:
         """Write down what became of an upload."""
         upload, state = report.upload, report.state
         record: dict[str, Any] = {"event": state.value, "at": time.time(), "id": upload.id}
         if state is State.FAILED:
             record |= upload.encode()
-        lost = upload.source_state or upload.state
-        if state is State.GONE:
-            record |= {"path": upload.source_path, "lost": lost.encode()}
         if report.reason:
             record["reason"] = report.reason
         if state in (State.GONE, State.SUPERSEDED) and upload.source_state is None:
@@ -501,8 +488,6 @@ class Pipeline:
                 logger.info("Upload %s is %s: %r.", upload.id, report.reason, upload.path)
             if state is State.SUPERSEDED:
                 self._superseded(upload)
-            elif state is State.GONE:
-                self.lose(upload.source_path, lost)
 
         self._commit.stage(record, durable, lasting=True)
 
