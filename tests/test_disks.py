@@ -387,7 +387,7 @@ def test_what_hooks_say_of_failures_while_the_spool_is_full_is_kept_in_mind(
     "fault",
     [
         "full",
-        "rename",
+        "linkat",
         *(pytest.param(one, marks=pytest.mark.soak) for one in ("read-only", "fsync")),
     ],
 )
