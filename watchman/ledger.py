@@ -168,7 +168,7 @@ class Ledger:
             if self._file is not None:
                 waiting |= {
                     wanted
-                    for wanted, size, _ in self._file.entries()
+                    for wanted, size, _ in self._file.values()
                     if size & WAITING and not size & EXISTING and wanted not in self._delta
                 }
             lost = [wanted for wanted in waiting if not recorded(wanted)]

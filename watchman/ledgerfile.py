@@ -88,7 +88,7 @@ class LedgerFile:
             at = self._map.find(wanted, at + 1, end)
         return None
 
-    def entries(self) -> Iterator[tuple[bytes, int, int]]:
+    def values(self) -> Iterator[tuple[bytes, int, int]]:
         """Yield key, size and ctime of each entry."""
         for offset in range(self._start, self._start + self.count * ENTRY.size, ENTRY.size):
             yield (self._map[offset : offset + KEY], *VALUES.unpack_from(self._map, offset + KEY))
