@@ -6,6 +6,8 @@ VENV = .venv
 PYTEST =
 # How many tests run side by side; they wait more than they work.
 JOBS = 4
+# Minutes for which `make soak` kills the daemon
+SOAK = 20
 # Which measurements, as in: make bench BENCH=transferlog
 BENCH =
 
@@ -15,12 +17,13 @@ DEBIAN = redis-server rabbitmq-server proftpd-core proftpd-mod-crypto lftp curl 
 
 .ONESHELL:
 .SHELLFLAGS = -euc
-.PHONY: help run test test-all bench clean
+.PHONY: help run test test-all soak bench clean
 
 help:
 	@echo "make run       start watchman on watchman.ini.example, with a worker, and try it"
 	echo "make test      install what the tests need and run them all"
 	echo "make test-all  the same with every Python that is supported and here"
+	echo "make soak      run the long tests, and kill the daemon for $(SOAK) minutes (SOAK=minutes)"
 	echo "make bench     measure what watchman costs, each time beside what else there is"
 	echo "make clean     remove what these made, but not var/"
 
@@ -47,6 +50,15 @@ test-all:
 	        echo "There is no $$python here: left out."
 	    fi
 	done
+
+# The table comes last, whatever the tests before it say.
+soak:
+	@.ci/install-debian $(DEBIAN) || [ "$$(id -u)" != 0 ]
+	.ci/make-environment "$(PYTHON)" "$(VENV)" test
+	status=0
+	CI=1 "$(VENV)/bin/python" -m pytest -m soak $(PYTEST) || status=1
+	"$(VENV)/bin/python" -m tests.soak "$(SOAK)" || status=1
+	exit $$status
 
 # Figures are this machine's; ratios travel.
 bench:

@@ -235,5 +235,5 @@ def test_a_folder_that_goes_away_defers_and_is_made_again(tmp_path: Path) -> Non
     folder.unlink()
     eventually(lambda: uploads.ids(State.DONE) == ["id-a", "id-b"])
     publisher.stop()
-    publisher.join(5)
+    publisher.join()
     assert len(list(folder.glob("*.celery.msg"))) == 1

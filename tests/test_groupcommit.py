@@ -122,3 +122,22 @@ def test_idle_work_finds_all_durable_that_was_staged(tmp_path: Path) -> None:
     commit.join()
     journal.close()
     assert "idle" not in steps[steps.index("first") : steps.index("second")]
+
+
+def test_what_follows_on_the_last_records_is_durable_at_the_end(tmp_path: Path) -> None:
+    journal = Journal(str(tmp_path / "journal"), str(tmp_path / "history"))
+    list(journal.replay())
+    commit = GroupCommit(journal, timer=lambda: 1.0, idle=lambda: None)
+    durable: list[int] = []
+
+    def follow(number: int, _: int) -> None:
+        durable.append(number)
+        if number < 4:
+            commit.stage({"event": "next"}, partial(follow, number + 1))
+
+    commit.bring(lambda: commit.stage({"event": "first"}, partial(follow, 1)))
+    commit.stop()
+    commit.start()
+    commit.join()
+    journal.close()
+    assert durable == [1, 2, 3, 4]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from watchman import ledger as ledger_module
-from watchman.ledger import Decision, Ledger
+from watchman.ledger import Decision, Ledger, key
 from watchman.upload import FileState
 
 
@@ -349,3 +349,31 @@ def test_a_scan_keeps_what_was_decided_before_it(tmp_path: Path) -> None:
     ledger = open_ledger(tmp_path)
     assert ledger.known("old", state(1))
     assert ledger.known("new", state(2))
+
+
+@pytest.mark.parametrize("flushed", [False, True])
+def test_what_waits_without_a_record_is_forgotten_and_what_is_settled_is_not(
+    tmp_path: Path, *, flushed: bool
+) -> None:
+    ledger = open_ledger(tmp_path)
+    for name in ("lost", "recorded", "settled", "rewritten"):
+        ledger.put(name, state(1), waiting=True)
+    ledger.put("decided", state(1))
+    if flushed:
+        ledger.close()
+        ledger = open_ledger(tmp_path)
+    ledger.settle("settled", state(1))
+    # Of an upload that was overwritten before its turn.
+    ledger.settle("rewritten", state(1, size=6))
+    recorded = {key("recorded", 1), key("rewritten", 1)}
+    assert ledger.doubt(recorded.__contains__) == 1
+    ledger.close()
+    ledger = open_ledger(tmp_path)
+    found = {
+        name
+        for name in ("lost", "recorded", "settled", "rewritten", "decided")
+        if ledger.known(name, state(1))
+    }
+    assert found == {"recorded", "settled", "rewritten", "decided"}
+    # Those that wait do so over restarts.
+    assert ledger.doubt(lambda _: False) == 2

@@ -192,7 +192,7 @@ class Decisions:
         upload = self._pipeline.plan(upload)
         ledger = self._ledgers[watch.name]
         before = ledger.get(subpath, state)
-        ledger.put(subpath, state)
+        ledger.put(subpath, state, waiting=True)
         self._judge.remember(upload)
         self._pipeline.failures.forgive(path)
         self._pipeline.arriving[upload.id] = upload

@@ -31,7 +31,7 @@ from watchman.judge import (
     Judge,
     PassOver,
 )
-from watchman.ledger import Decision, Ledger
+from watchman.ledger import Ledger, key
 from watchman.marks import READ, Marks
 from watchman.moves import origin_of
 from watchman.pipeline import Pipeline, task_of
@@ -85,6 +85,7 @@ class Dispatcher:
             journal=journal,
             ledgers=ledgers,
             commit=self._commit,
+            settled=self._settled,
             superseded=self._superseded,
             gone=self._gone,
             monotonic=monotonic,
@@ -130,6 +131,8 @@ class Dispatcher:
     def start(self) -> None:
         """Replay the journal, then begin to decide."""
         self.pipeline.replay(self._replay_decision, self._replay_other)
+        if self._journal.damaged:
+            self._look_for_lost()
         self._decisions.take_up()
         logs = self._settings.proftpd.transfer_log
         self._endings.take_up(logged=bool(logs) and self.marked().keys() >= set(logs))
@@ -147,7 +150,9 @@ class Dispatcher:
     def close(self) -> None:
         """Close the ledgers, after the end."""
         for ledger in self._ledgers.values():
-            _close(ledger)
+            # A decision that never became durable must be made again.
+            if not self._commit.unwritable_since:
+                _close(ledger)
 
     def submit(self, notification: Notification, answer: Respond | None = None) -> None:
         """Take a notification from a source's thread, which waits while there are too many.
@@ -486,10 +491,36 @@ class Dispatcher:
             ledger, state = self._ledgers[watch.name], upload.state
             if upload.source_state is not None:
                 ledger.forget(subpath, upload.source_state.inode)
-            elif ledger.get(subpath, state) != Decision(state.size, state.ctime):
-                ledger.put(subpath, state)
+            else:
+                decision = ledger.get(subpath, state)
+                if decision is None or not decision.is_of(state):
+                    ledger.put(subpath, state, waiting=not has_failed)
+                elif has_failed:
+                    ledger.settle(subpath, state)
             if ledger.full():
                 self._flush_early(ledger)
+
+    def _settled(self, upload: Upload) -> None:
+        """Have the ledger know that it alone need know of an upload's file."""
+        located = self.rules.locate(upload.source_path)
+        if located is not None:
+            self._ledgers[located[0].name].settle(located[1], upload.state)
+
+    def _look_for_lost(self) -> None:
+        """Have the scans that begin with every start find the files again whose record is lost.
+
+        A ledger may know of the decision, which would have them passed over.
+        """
+        recorded = {
+            key(upload.source_path, (upload.source_state or upload.state).inode)
+            for upload in map(Upload.decode, self._journal.decisions())
+        }
+        for ledger in self._ledgers.values():
+            if lost := ledger.doubt(recorded.__contains__):
+                logger.warning(
+                    "%d files had been accepted, and no record of it is left. Scanning for them.",
+                    lost,
+                )
 
     def _flush_early(self, ledger: Ledger) -> None:
         """While the journal is replayed, which may hold a million decisions."""

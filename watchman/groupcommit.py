@@ -22,7 +22,7 @@ INBOX = 10_000
 
 #: Seconds of work before a commit: whoever waits for one waits no longer than that, and what has
 #: been sent is sent again after a crash if that was not written down.
-SLICE = 0.05
+SLICE = 0.01
 
 #: Seconds between two tries to write a journal that could not be written.
 RETRY = 1.0
@@ -141,6 +141,8 @@ class GroupCommit:
                 self._outlive(self._idle)
         self._next_try = 0.0
         self._commit()
+        while self._changes and not self.unwritable_since:
+            self._commit()
 
     def _work(self, patience: float) -> None:
         """Do what there is to do, for a while; wait for it at most `patience` seconds."""

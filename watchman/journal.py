@@ -104,7 +104,9 @@ class Journal:
                     try:
                         record = decode(line)
                     except (JournalCorrupt, ValueError):
-                        bad.append(offset)
+                        # Only the last line of all may have no end: nobody was told of it.
+                        if segment != segments[-1] or line.endswith(b"\n"):
+                            bad.append(offset)
                     else:
                         yield segment << OFFSET_BITS | offset, record
                         good = offset + len(line)
@@ -120,11 +122,10 @@ class Journal:
             self._begin()
 
     def _cut(self, segment: int, good: int, end: int, bad: list[int], *, last: bool) -> None:
-        tail = [offset for offset in bad if offset >= good] if last else []
-        if tail:
+        if last and good < end:
             os.truncate(self._segments.path(segment), good)
             logger.info("Cut %d bytes of an unfinished batch off %s.", end - good, segment)
-        for offset in bad[: len(bad) - len(tail)]:
+        for offset in bad:
             self.damaged += 1
             logger.error(
                 "Line at offset %d of %r cannot be read. Rescanning every watch for what it held.",
@@ -296,6 +297,16 @@ class Journal:
     def _drop(self, segment: int) -> None:
         del self._held[segment]
         self._closed.pop(segment, None)
+
+    def decisions(self) -> Iterator[dict[str, Any]]:
+        """Yield the records in use, those that can be read, that hold an upload as a whole."""
+        for segment in self._segments.numbers():
+            with open(self._segments.path(segment), "rb") as file:
+                for line in file:
+                    with contextlib.suppress(JournalCorrupt, ValueError):
+                        record = decode(line)
+                        if "state" in record:
+                            yield record
 
     def records(
         self, needles: Collection[str], ids: Container[str]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from watchman import beneath, mounts
 from watchman.errors import NotBelowWatch
 from watchman.held import Noticed
-from watchman.ledger import Decision, Ledger
+from watchman.ledger import Ledger
 from watchman.rules import Rules
 from watchman.sessions import Transfers
 from watchman.settings import WatchSettings
@@ -349,8 +349,8 @@ class Judge:
 
         That leaves its ctime alone, to the nanosecond.
         """
-        here = Decision(state.size, state.ctime)
-        if not any(ledger.get(subpath, state) == here for ledger in self._ledgers.values()):
+        decisions = [ledger.get(subpath, state) for ledger in self._ledgers.values()]
+        if not any(decision is not None and decision.is_of(state) for decision in decisions):
             return False
         self._ledgers[watch.name].put(subpath, state)
         return True

@@ -31,12 +31,25 @@ _ENCODING, _ERRORS = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors(
 
 
 class Decision(NamedTuple):
-    """The size in bytes and ctime in nanoseconds of a file when it was decided about."""
+    """The size in bytes and ctime in nanoseconds of a file when it was decided about.
+
+    `waiting` if its upload was not settled when that was last written down.
+    """
 
     size: int
     ctime: int
     existing: bool = False
+    waiting: bool = False
 
+    def is_of(self, state: FileState) -> bool:
+        """Whether it was made about a file as it is now."""
+        return not self.existing and (self.size, self.ctime) == (state.size, state.ctime)
+
+
+#: Set in the size of a file whose upload was not settled yet: the journal has a record of it.
+WAITING = 1 << 62
+
+_SIZE = WAITING - 1
 
 #: In memory for a file in the ledger's file about which nothing is decided any more.
 FORGOTTEN = Decision(0, 0)
@@ -131,10 +144,36 @@ class Ledger:
                 decision = Decision(state.size, state.ctime, existing=True)
         return decision
 
-    def put(self, subpath: str, state: FileState) -> None:
-        """Write a decision down, in memory."""
+    def put(self, subpath: str, state: FileState, *, waiting: bool = False) -> None:
+        """Write a decision down, in memory; `waiting` until `settle` if it made an upload."""
+        decision = Decision(state.size, state.ctime, waiting=waiting)
         with self._lock:
-            self._delta[key(subpath, state.inode)] = Decision(state.size, state.ctime)
+            self._delta[key(subpath, state.inode)] = decision
+
+    def settle(self, subpath: str, state: FileState) -> None:
+        """Say that the upload is settled that was made of a file as it was then."""
+        wanted = key(subpath, state.inode)
+        with self._lock:
+            decision = self._get(wanted, state)
+            if decision is not None and decision.waiting and decision.is_of(state):
+                self._delta[wanted] = decision._replace(waiting=False)
+
+    def doubt(self, recorded: Callable[[bytes], bool]) -> int:
+        """Forget about files whose uploads waited and have no record any more; return how many.
+
+        A scan finds them again.
+        """
+        with self._lock:
+            waiting = {wanted for wanted, decision in self._delta.items() if decision.waiting}
+            if self._file is not None:
+                waiting |= {
+                    wanted
+                    for wanted, size, _ in self._file.values()
+                    if size & WAITING and not size & EXISTING and wanted not in self._delta
+                }
+            lost = [wanted for wanted in waiting if not recorded(wanted)]
+            self._delta |= dict.fromkeys(lost, FORGOTTEN)
+        return len(lost)
 
     def restore(self, subpath: str, inode: int, decision: Decision | None) -> None:
         """Undo a `put`: what it replaced is the last decision again."""
@@ -157,7 +196,8 @@ class Ledger:
     def retract(self, subpath: str, state: FileState) -> bool:
         """Forget the decision about a file as it was then; whether it was the last one."""
         with self._lock:
-            if self.get(subpath, state) != Decision(state.size, state.ctime):
+            decision = self.get(subpath, state)
+            if decision is None or not decision.is_of(state):
                 return False
             self.forget(subpath, state.inode)
             return True
@@ -325,7 +365,7 @@ class Sweep:
         if entry is not None and wanted not in ledger._delta and file is ledger._file:
             # What most files are, and cheap: as decided.
             index, size, ctime = entry
-            if state.ctime == ctime and state.size == size & ~EXISTING:
+            if state.ctime == ctime and state.size == size & _SIZE:
                 self.seen[index] = self.saw_files = True
                 return True
         decision = self._ledger._known(wanted, state)
@@ -350,12 +390,13 @@ class Sweep:
 
 def pack(wanted: bytes, decision: Decision) -> bytes:
     """Return the entry of a decision."""
-    return ENTRY.pack(wanted, decision.size | decision.existing << 63, decision.ctime)
+    size = decision.size | decision.existing << 63 | decision.waiting << 62
+    return ENTRY.pack(wanted, size, decision.ctime)
 
 
 def unpack(size: int, ctime: int) -> Decision:
     """Return the decision of an entry's values."""
-    return Decision(size & ~EXISTING, ctime, bool(size & EXISTING))
+    return Decision(size & _SIZE, ctime, bool(size & EXISTING), bool(size & WAITING))
 
 
 def _joined(changes: Mapping[bytes, bytes]) -> bytes:

@@ -88,6 +88,11 @@ class LedgerFile:
             at = self._map.find(wanted, at + 1, end)
         return None
 
+    def values(self) -> Iterator[tuple[bytes, int, int]]:
+        """Yield key, size and ctime of each entry."""
+        for offset in range(self._start, self._start + self.count * ENTRY.size, ENTRY.size):
+            yield (self._map[offset : offset + KEY], *VALUES.unpack_from(self._map, offset + KEY))
+
     def changed(self, changes: Changes, kept: bytearray | None = None) -> Iterator[bytes]:
         """Yield the entries with `changes` made, in order, and without those not marked in `kept`.
 

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 import uuid
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -34,6 +34,10 @@ RETRY = 5.0
 #: Seconds for which a file must be missing until it counts as gone: word of its new name may be
 #: on its way.
 MISSING = 1.0
+
+#: Uploads whose records are kept for a moment while the journal is replayed, for those that it says
+#: are settled: most are, soon after they were accepted.
+RECENT = 1_000
 
 #: Seconds between two looks of who waits for the journal at whether it will be written at all.
 WRITTEN_POLL = 0.5
@@ -94,6 +98,7 @@ class Pipeline:
         journal: Journal,
         ledgers: Mapping[str, Ledger],
         commit: GroupCommit,
+        settled: Callable[[Upload], None],
         superseded: Callable[[Upload], None],
         gone: Callable[[str, FileState], None],
         monotonic: Callable[[], float] = time.monotonic,
@@ -103,6 +108,7 @@ class Pipeline:
         self._journal = journal
         self._ledgers = ledgers
         self._commit = commit
+        self._settled = settled
         self._superseded = superseded
         self._gone = gone
         self._monotonic = monotonic
@@ -479,6 +485,7 @@ class Pipeline:
             self._journal.release(upload.position)
             backlog.settle(upload.position)
             self._missing.pop(upload.id, None)
+            self._settled(upload)
             if state is State.FAILED:
                 self.failures.add(upload, position, record["at"])
                 logger.error("Upload %s failed: %r: %s.", upload.id, upload.path, report.reason)
@@ -501,7 +508,7 @@ class Pipeline:
             before = Upload.decode(self._journal.read(upload.position), upload.position)
             self._settle(Report(before, State.GONE, f"renamed to {upload.path!r}"), backlog)
             return
-        self._ledgers[located[0].name].put(located[1], renamed.state)
+        self._ledgers[located[0].name].put(located[1], renamed.state, waiting=True)
 
         def durable(position: int) -> None:
             self._journal.release(upload.position)
@@ -521,9 +528,10 @@ class Pipeline:
     ) -> None:
         """Take up what the journal says was not settled.
 
-        Tell of each decision on the way, and whether it was that the upload has failed; and of each
-        record, should it be more than an upload's.
+        Tell of each decision on the way, and whether it was that the upload has failed; of each
+        upload that was settled; and of each record, should it be more than an upload's.
         """
+        recent: OrderedDict[int, Upload] = OrderedDict()
         # By where they wait, so that no record need be read twice: there may be a million.
         live: dict[tuple[str, str], dict[int, int]] = {}
         failed: dict[str, int] = {}
@@ -532,10 +540,13 @@ class Pipeline:
             if "id" in record:
                 number = uuid.UUID(record["id"]).int
                 failed.pop(record["id"], None)
-                for positions in live.values():
-                    positions.pop(number, None)
+                before = [positions.pop(number, -1) for positions in live.values()]
+                if "state" not in record and max(before, default=-1) >= 0:
+                    self._settled(recent.get(number) or self._read(max(before)))
             if "state" in record:
-                upload = Upload.decode(record, position)
+                upload = recent[number] = Upload.decode(record, position)
+                if len(recent) > RECENT:
+                    recent.popitem(last=False)
                 has_failed = record["event"] == State.FAILED.value
                 decided(upload, has_failed)
                 if has_failed:
@@ -555,6 +566,9 @@ class Pipeline:
                 self._backlog(kind, name).add(position)
             if positions:
                 logger.info("Took up %d uploads that wait for %s %s.", len(positions), kind, name)
+
+    def _read(self, position: int) -> Upload:
+        return Upload.decode(self._journal.read(position), position)
 
     # In any thread, for those who want to see and to lend a hand.
 
