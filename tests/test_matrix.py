@@ -502,7 +502,7 @@ def test_one_task_for_each_finished_upload(
         moments = [SETTLED, RESTARTED, *moments]
     first = play.found[moments[0]][name]
     results = [row.expected(column), *([row.either] if row.either else [])]
-    assert any(first.is_as(result) for result in results), results
+    assert any(first.is_as(result) for result in results), (first, results)
     for moment in moments[1:]:
         assert play.found[moment][name] == first, moment
 
