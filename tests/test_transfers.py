@@ -19,14 +19,24 @@ class Session:
     """A process with a child, as a session of ProFTPD with its hook."""
 
     def __init__(self) -> None:
-        self.process = subprocess.Popen(["sh", "-c", "sleep 1000; exit"])
-        children = f"/proc/{self.process.pid}/task/{self.process.pid}/children"
-        self.hook = int(eventually(lambda: Path(children).read_text().split())[0])
+        self.process = subprocess.Popen(["sh", "-c", "sleep 1000; read _"], stdin=subprocess.PIPE)
+        self.hook = eventually(self.children)[0]
         self.name = session_of(self.hook)
+
+    def children(self) -> list[int]:
+        pid = self.process.pid
+        return [
+            int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        ]
+
+    def go_on(self) -> None:
+        """Its hook has ended."""
+        os.kill(self.hook, 9)
+        eventually(lambda: not self.children())
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.wait()
+        self.process.communicate()
         try:
             os.kill(self.hook, 9)
         except ProcessLookupError:
@@ -158,6 +168,15 @@ def test_a_good_file_is_not_touched_by_a_transfer_that_was_refused(
     tell(house, Kind.FAILED, "", session)
     assert failed(house) == {}
     assert len(house.take()) == 1
+
+
+def test_a_start_that_is_heard_of_too_late_hides_no_failure(house: House, session: Session) -> None:
+    """As when the daemon was busy or frozen, and the hook did not wait for it."""
+    path = house.write("a.csv")
+    session.go_on()
+    tell(house, Kind.STARTED, path, session)
+    tell(house, Kind.FAILED, path, session)
+    assert list(failed(house)) == [str(path)]
 
 
 @pytest.mark.parametrize("heard", [True, False])

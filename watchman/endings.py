@@ -16,7 +16,7 @@ from watchman.errors import NotBelowWatch
 from watchman.groupcommit import GroupCommit
 from watchman.journal import Journal
 from watchman.judge import RECENT, STILL_OPEN, WRITING, Fail, Hold, Judge
-from watchman.sessions import LOG_LAG, Transfer, Transfers, is_alive
+from watchman.sessions import LOG_LAG, Transfer, Transfers, is_alive, waits
 from watchman.upload import Answer, FileState, Kind, Notification, Outcome, Source
 
 logger = logging.getLogger(__name__)
@@ -76,6 +76,8 @@ class Endings:
             before = beneath.state(watch.path, subpath)
         except (OSError, NotBelowWatch):
             logger.debug("Nothing is at %r before its transfer.", path)
+        if not waits(notification.session):
+            before = None  # we hear of it late: what is there may be its own
 
         def durable(position: int) -> None:
             self._open(Transfer(path, notification.session, before, position))

@@ -60,6 +60,19 @@ def is_alive(session: str) -> bool:
         return False
 
 
+def waits(session: str) -> bool:
+    """Whether a session waits for its hook, which is its child: then it has not gone on yet.
+
+    True where the kernel does not tell of children, see proc(5).
+    """
+    pid = session.partition(".")[0]
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children", "rb") as children:
+            return bool(children.read())
+    except OSError:
+        return is_alive(session)
+
+
 class Transfers:
     """The transfers that were begun and not ended, by session. For the dispatcher's thread.
 
