@@ -106,3 +106,12 @@ def peak_memory(daemon: Daemon) -> int:
     found = re.search(r"VmHWM:\s+(\d+) kB", status)
     assert found is not None
     return 1024 * int(found[1])
+
+
+def size_of(directory: Path) -> int:
+    """How many bytes its files hold, of which some may be leaving."""
+    size = 0
+    for path in directory.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            size += path.stat().st_size
+    return size

@@ -224,7 +224,7 @@ def test_a_few_uploads_that_nobody_takes_do_not_keep_the_journal_of_all(tmp_path
         house.dispatcher.pipeline.report(Report(upload, State.DONE))
     house.say(house.write("new.nc"))
     journal = tmp_path / "spool" / "journal"
-    eventually(lambda: sum(file.stat().st_size for file in journal.iterdir()) < 30_000)
+    eventually(lambda: bulk.size_of(journal) < 30_000)
     for _ in range(2):
         waiting = [(Path(row["path"]).name, row["state"]) for row in house.rows()]
         assert waiting == [("bad.csv", "failed"), ("old.nc", "waiting"), ("new.nc", "waiting")]
