@@ -74,7 +74,7 @@ class Inside:
             log_format="text",
             drain=1.0,
             history=3600.0,
-            keep_failed=3600.0,
+            keep_failed=30 * 86_400.0,
             watches={watch.name: watch for watch in watches},
             brokers={
                 name: BrokerSettings(name, "memory://") for name in {t.broker for t in self.tasks}

@@ -589,3 +589,25 @@ def test_the_logs_late_word_outdoes_what_was_listed_as_failed_before_a_restart(
     assert failed(house) == {}
     assert len(house.take()) == 1
     house.close()
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_hooks_word_is_not_for_what_another_transfer_was_writing_then(
+    tmp_path: Path, restarted: bool
+) -> None:
+    ftp = WatchSettings("ftp", str(tmp_path / "ftp"), proftpd=True)
+    house = House(tmp_path, watches=(ftp,), clock=Clock(still=True))
+    house.open()
+    path = house.write("a.csv")
+    with path.open("a") as file:
+        assert house.say(path, Source.HOOK).outcome is Outcome.OK
+        if restarted:
+            house.close()
+        file.write("half")
+    if restarted:
+        house.open()
+    house.clock.ahead += 5
+    reason = "waiting for ProFTPD's word"
+    eventually(lambda: [row["reason"] for row in house.dispatcher.held.rows()] == [reason])
+    assert house.take() == []
+    house.close()

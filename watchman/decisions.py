@@ -125,6 +125,7 @@ class Decisions:
         record |= {"path": path, "source": notification.source.value, "reason": verdict.reason}
         record |= {"user": notification.user, "client": notification.client}
         record |= {"protocol": notification.protocol}
+        record["seen"] = noticed.state.encode() if noticed.state else None
         if noticed.failure:
             record["failure"] = noticed.failure
         self._commit.stage(record, durable, lambda reason: answer(Answer(Outcome.ERROR, reason)))
@@ -287,7 +288,7 @@ class Decisions:
                 record["path"],
                 notification,
                 None,
-                state=None,
+                state=FileState.decode(seen) if (seen := record.get("seen")) else None,
                 reason=record["reason"],
                 # A failure may still be outdone by what the transfer log holds.
                 wait=LOG_LAG if failure else 0.0,

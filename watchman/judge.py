@@ -194,6 +194,13 @@ class Judge:
             return Hold(e.strerror or str(e), BARRED)
         if not self._is_new(watch, subpath, look.state, notification):
             return PassOver(look.state)
+        if (
+            noticed is not None
+            and notification is noticed.notification
+            and noticed.was_rewritten(look.state)
+        ):
+            # It told of what was there before, and of what is there now nobody has spoken.
+            notification = replace(notification, source=Source.INOTIFY)
         word = notification
         if noticed is not None and not self._decides(notification, look.state):
             # What ProFTPD has said stands, whoever speaks of the file while it is held.
