@@ -27,6 +27,7 @@ from watchman.upload import (
     Source,
     State,
     Task,
+    Upload,
 )
 
 
