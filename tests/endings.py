@@ -30,7 +30,7 @@ CONTENT = b"x" * 1000
 HALF = len(CONTENT)
 
 #: Seconds after which ProFTPD ends a transfer that stands still.
-STALLED = 5
+STALLED = 12
 
 #: Errors of a client whose server has had enough.
 REFUSED = (ftplib.Error, EOFError, OSError)

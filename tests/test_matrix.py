@@ -111,8 +111,10 @@ class Row:
     both: Result
     nobody: Result
     either: Result | None = None
-    #: With hooks alone, of which mod_exec names the wrong files.
+    #: What may come instead with hooks alone, of which mod_exec names the wrong files; and where
+    #: nobody tells, should a client be slow.
     muddled: Result | None = None
+    slow: Result | None = None
     user: str = USER
     #: What comes of it where PathDenyFilter is: among the hooks, whether they can run or not.
     denied: Row | None = None
@@ -127,8 +129,9 @@ class Row:
 
     def results(self, column: str) -> list[Result]:
         """All that is right."""
-        muddled = self.muddled if column == "hooks" else None
-        return [result for result in (self.expected(column), self.either, muddled) if result]
+        others = {"hooks": self.muddled, "hooks, chroot": self.slow}
+        results = (self.expected(column), self.either, others.get(column))
+        return [result for result in results if result is not None]
 
     def is_interrupted(self) -> bool:
         return inspect.isgeneratorfunction(self.do)
@@ -227,6 +230,7 @@ ROWS: dict[str, Row] = {
         both=gives(a=(5, 5)),
         # So soon, and with the same size and times: a chmod looks like that, too.
         nobody=ONE,
+        slow=gives(a=(5, 5)),
     ),
     "sftptimeslater": always(by.sftp_put_again_later_with_times, gives(a=(5, 5))),
     "sftpkilled": known(by.sftp_killed, FAILED, SENT),

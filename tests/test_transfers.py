@@ -421,10 +421,11 @@ def test_nothing_is_taken_for_no_transfer_before_the_first_scan(
 ) -> None:
     logged.ledgers["ftp"].scanned = False
     tell(logged, Kind.STARTED, logged.tmp_path / "ftp" / "other.csv", session)
-    path = logged.write("a.csv")
-    assert logged.say(path).outcome is Outcome.IGNORED
+    early = logged.write("a.csv")
+    assert logged.say(early).outcome is Outcome.IGNORED
     logged.ledgers["ftp"].sweep().finish(complete=True)
-    assert logged.say(path).outcome is Outcome.OK
+    assert logged.say(early).outcome is Outcome.IGNORED
+    assert logged.say(logged.write("b.csv")).outcome is Outcome.OK
 
 
 @pytest.mark.parametrize("name", ["", "a.csv"])

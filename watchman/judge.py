@@ -32,6 +32,9 @@ BARRED = 10.0
 #: Why a file is held whose transfer has failed, until its writer is gone.
 STILL_OPEN = "failed, and still open"
 
+#: Why a file is held of which ProFTPD may have more to say.
+UNCONFIRMED = "waiting for ProFTPD's word"
+
 #: Sources that tell whether ProFTPD has received a file whole.
 PROFTPD = frozenset({Source.HOOK, Source.LOG})
 
@@ -274,12 +277,14 @@ class Judge:
             return None
         # What a scan was the first to find may have been begun while nobody listened.
         found = not self._ledgers[watch.name].scanned or (noticed is not None and noticed.found_in)
-        by_inotify = notification.source is Source.INOTIFY and not found
+        # Who waits goes on: a session that could not name what it began may be over by now.
+        waits = noticed is not None and noticed.reason == UNCONFIRMED
+        by_inotify = notification.source is Source.INOTIFY and not found and not waits
         if by_inotify and self._tells_of_every_start():
             return None
         wait = watch.confirm - self._unchanged(noticed, state)
         if wait > 0:
-            return Hold("waiting for ProFTPD's word", wait, state)
+            return Hold(UNCONFIRMED, wait, state)
         if watch.unconfirmed == "hold" and not (noticed is not None and noticed.hooked):
             return Fail(state, f"ProFTPD did not confirm it within {watch.confirm:g} seconds")
         return None
