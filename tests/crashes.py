@@ -80,8 +80,11 @@ REPEATED = 0.02
 #: Seconds that a held upload waits for ProFTPD's word.
 CONFIRM = 0.2
 
-#: Seconds that a place may take to settle after the last crash, on a busy machine.
-SETTLED = 60.0
+#: Seconds without any progress after which a place has settled as far as it ever will.
+SETTLED = 30.0
+
+#: Seconds that a daemon may take for a few uploads, on a busy machine.
+PATIENCE = 30.0
 
 #: Names of what may be there for a moment, and never afterwards.
 SCRAPS = re.compile(r"^\.watchman-|\.tmp$|\.new$")
@@ -223,12 +226,13 @@ class Place:
         """Start the daemon undisturbed, let all settle, end it, and look."""
         if self.daemon.process is None:
             self.daemon.start()
-        try:
-            eventually(
-                lambda: self.published() >= len(self.uploaded) and self._is_done(), timeout=SETTLED
-            )
-        except AssertionError:
-            return self.look()  # which says what is missing
+        before, deadline = -1, 0.0
+        while not (self.published() >= len(self.uploaded) and self._is_done()):
+            if (now := self.published()) != before:
+                before, deadline = now, time.monotonic() + SETTLED
+            elif time.monotonic() > deadline:
+                return self.look()  # which says what is missing
+            time.sleep(0.05)
         self.daemon.stop()
         assert "Traceback" not in self.daemon.log, self.daemon.log
         return self.look()
@@ -347,7 +351,7 @@ class Load:
 
 #: How a daemon meets its end: at a random moment of its work or of its start, while it stops,
 #: while it reloads, and at a random call of a kind that changes something.
-ENDS = ("work", "work", "start", "stop", "reload", "call", "call")
+ENDS = ("work", "work", "work", "start", "stop", "reload", "call")
 
 #: Calls that change something on disk or tell somebody; the last before a kill.
 CHANGES = (
@@ -490,25 +494,27 @@ class Moment:
             eventually(lambda: _state(process.pid) == "T")
             tracer = attach(daemon, [process.pid], "-f", *options)
             daemon.signal(signal.SIGCONT)
-            eventually(lambda: process.poll() is not None or settled(place) == len(SHORT))
+            eventually(lambda: process.poll() is not None or settled(place) == len(SHORT), PATIENCE)
         else:
             daemon.start()
             process = daemon.process
             assert process is not None
-            eventually(lambda: daemon.log[daemon.begun :].count("Scanned watch") == 2)
+            eventually(lambda: daemon.log[daemon.begun :].count("Scanned watch") == 2, PATIENCE)
             if self.what == "work":
                 self._threads = threads = threads_of(daemon)
                 traced = threads if thread is None else [threads[thread]]
                 tracer = attach(daemon, traced, *options)
                 for number, kind in enumerate(SHORT):
                     place.upload(kind, str(number))
-                    eventually(lambda n=number: process.poll() is not None or settled(place) > n)
+                    eventually(
+                        lambda n=number: process.poll() is not None or settled(place) > n, PATIENCE
+                    )
             else:
                 tracer = attach(daemon, [process.pid], "-f", *options)
                 for number, kind in enumerate(SHORT):
                     place.upload(kind, str(number))
                 daemon.signal(signal.SIGTERM)
-                process.wait(20)
+                process.wait(PATIENCE)
         hit = process.poll() == -signal.SIGKILL
         finish(daemon, tracer)
         return hit

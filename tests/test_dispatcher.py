@@ -376,8 +376,13 @@ def test_an_upload_follows_its_own_file_whatever_words_of_others_come_late(house
     house.say(now, kind=Kind.RENAMED, old=path)
     house.say(first, kind=Kind.RENAMED, old=other)
     uploads: list[Upload] = []
-    # Each is written down under its new name by itself.
-    eventually(lambda: uploads.extend(house.take()) or len(uploads) >= 2)
+
+    def take() -> bool:
+        # Each is written down under its new name by itself.
+        uploads.extend(house.take())
+        return len(uploads) >= 2
+
+    eventually(take)
     assert {(upload.id, upload.path) for upload in uploads} >= {(upload_id, str(now))}
     assert len(uploads) == 2
 

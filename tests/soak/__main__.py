@@ -42,8 +42,8 @@ ROUND = 25
 
 #: Uploads a second and kind while the daemon is killed at random, and seconds that it lives at
 #: most: as much as it gets done, with some to spare.
-RATE = 30.0
-LONGEST = 2.5
+RATE = 20.0
+LONGEST = 3.0
 
 #: Of the time, what the random kills have at least: the rest goes to the calls, one by one.
 AT_RANDOM = 0.4
