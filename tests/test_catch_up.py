@@ -89,10 +89,10 @@ path = {tmp}/in
 [watch:ftp]
 path = {tmp}/ftp
 proftpd = yes
-confirm = 4s
+confirm = LONG
 [watch:slow]
 path = {tmp}/slow
-settle = 4s
+settle = LONG
 [task:csv]
 pattern = *.csv
 broker = b
@@ -105,7 +105,7 @@ def test_what_was_held_when_it_was_killed_is_sent_once(
 ) -> None:
     for name in ("in", "ftp", "slow"):
         (tmp_path / name).mkdir()
-    daemon = start_watchman(HELD)
+    daemon = start_watchman(HELD.replace("LONG", "1h"))
     waiting = {"ftp/a.csv": "waiting for ProFTPD's word", "slow/a.csv": "settling"}
     for name in waiting:
         (tmp_path / name).write_text("1")
@@ -119,6 +119,7 @@ def test_what_was_held_when_it_was_killed_is_sent_once(
         assert held(daemon, tmp_path) == waiting | {"in/a.csv": "it is being written"}
         daemon.kill()
         assert paths(tmp_path) == {}
+        daemon.configure(HELD.replace("LONG", "1s"))
         daemon.start()
         eventually(lambda: paths(tmp_path) == dict.fromkeys(waiting, 1))
         writing.write("whole")
