@@ -357,6 +357,21 @@ def test_a_hooks_good_word_overrules_a_failure_only_of_a_transfer_begun_since(
     assert failed(house) == {}
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_what_failed_and_was_renamed_before_word_of_it_came_has_failed_there(
+    logged: House, session: Session, again: bool
+) -> None:
+    old, path = logged.tmp_path / "ftp" / "a.csv", logged.write("b.csv")
+    log(logged, Kind.FAILED, old, session)
+    if again:
+        log(logged, Kind.COMPLETED, old, session)
+    answer = logged.say(path, Source.LOG, Kind.RENAMED, old)
+    assert answer.outcome is (Outcome.OK if again else Outcome.IGNORED)
+    assert failed(logged) == ({} if again else {str(path): "426 failed"})
+    assert logged.say(path, Source.SCAN).outcome is Outcome.DUPLICATE
+    assert [upload.path for upload in logged.take()] == [str(path)] * again
+
+
 def test_a_late_good_word_is_better_than_none(house: House, session: Session) -> None:
     path = house.write("a.csv", watch="strict")
     house.say(path)

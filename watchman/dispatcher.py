@@ -296,7 +296,10 @@ class Dispatcher:
                 self._endings.fail(notification)
                 self._decisions.answer_durably(answer)
             case Kind.RENAMED:
-                self._rename(notification, answer)
+                if reason := self._endings.rename(notification):
+                    self._decisions.answer_durably(answer, Outcome.IGNORED, reason)
+                else:
+                    self._rename(notification, answer)
             case Kind.COMPLETED:
                 path = self._endings.complete(notification)
                 if path:

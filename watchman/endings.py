@@ -51,6 +51,8 @@ class Endings:
         self._clock = clock
         #: Paths of transfers that hooks began and ended, where the log has yet to tell of them.
         self._ended: set[str] = set()
+        #: Why transfers have failed whose file was not there any more: word of a rename may follow.
+        self._left: dict[str, str] = {}
         #: Whether the transfer log was read to its end since we began.
         self._caught_up = False
         #: While the journal is replayed: what is not over, with its position and record.
@@ -71,6 +73,7 @@ class Endings:
         watch, subpath = located
         path = os.path.join(watch.path, subpath)
         self._judge.begin(path)
+        self._left.pop(path, None)
         before = None
         try:
             before = beneath.state(watch.path, subpath)
@@ -104,6 +107,7 @@ class Endings:
             notification = replace(notification, path=path)
             if not path:
                 return ""
+        self._left.pop(notification.path, None)
         over = self._close(notification.session, notification.path)
         if self._judge.starts_heard and self._judge.decisive is Source.LOG:
             self._look_for_start(notification, begun=bool(over))
@@ -119,6 +123,16 @@ class Endings:
             self._fail(failed, transfer.before, self._patience_of(transfer.path))
         if not over and notification.path:
             self._fail(notification, None, self._patience_of(notification.path))
+
+    def rename(self, notification: Notification) -> str:
+        """Fail a file under its new name that had left its old one before it was told to have
+        failed; return why, "" if that is not so.
+        """
+        reason = self._left.pop(notification.old_path, "")
+        if reason:
+            failed = replace(notification, kind=Kind.FAILED, reason=reason)
+            self._fail(failed, None, self._patience_of(notification.path))
+        return reason
 
     def end(self, session: str, reason: str) -> None:
         """Take what a session has begun and not ended for failed."""
@@ -202,6 +216,9 @@ class Endings:
             look = beneath.look(watch.path, subpath)
         except (OSError, NotBelowWatch) as e:
             logger.debug("A failed transfer left nothing at %r: %s.", path, e)
+            if len(self._left) >= RECENT:
+                self._left.clear()
+            self._left[path] = notification.reason
             return
         noticed = self._decisions.held.get(path)
         touched = not self._judge.was_decided(watch, subpath, look.state)
