@@ -22,6 +22,7 @@ from watchman.upload import (
     Answer,
     FileState,
     Kind,
+    Notification,
     Outcome,
     Report,
     Source,
@@ -271,6 +272,27 @@ def test_a_file_that_looks_again_as_it_did_is_announced_once(house: House) -> No
         answer = house.say(path)
         assert answer.outcome is Outcome.OK
     assert [upload.id for upload in house.take()] == [answer.detail]
+
+
+def test_a_rename_that_a_scan_sees_before_word_of_it_comes_is_no_upload(house: House) -> None:
+    path, new = house.write("a.csv"), house.tmp_path / "ftp" / "b.csv"
+    house.say(path)
+    house.settle(house.take()[0])
+    path.rename(new)
+    found = Notification(Kind.COMPLETED, str(new), Source.SCAN, patience=1.0)
+    assert house.hear(found).outcome is Outcome.IGNORED
+    assert house.say(new, kind=Kind.RENAMED, old=path).outcome is Outcome.DUPLICATE
+    house.clock.ahead += 2
+    eventually(lambda: not house.dispatcher.held.rows())
+    assert house.take() == []
+
+
+def test_what_a_scan_has_found_a_moment_ago_is_an_upload_a_moment_later(house: House) -> None:
+    path = house.write("a.csv")
+    found = Notification(Kind.COMPLETED, str(path), Source.SCAN, patience=1.0)
+    assert house.hear(found).outcome is Outcome.IGNORED
+    house.clock.ahead += 1
+    assert [upload.path for upload in house.take(patience=5)] == [str(path)]
 
 
 def test_a_deleted_file_is_not_announced(house: House) -> None:

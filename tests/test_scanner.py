@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from tests.deadline import eventually
 from tests.watching import Clock, Heard, MemoryLedger, excluded, tree_too_deep
 from watchman.settings import WatchSettings
 from watchman.sources import scanner
-from watchman.sources.scanner import FULL, PROGRESS, STEP, Scanner
+from watchman.sources.scanner import FRESH, FULL, PROGRESS, STEP, Scanner
 from watchman.upload import FileState, Kind, Notification, Source
 
 
@@ -78,10 +79,23 @@ def test_regular_files_on_every_level_are_submitted(start: Start, root: Path) ->
         path.write_text("1")
     scanning = start(WatchSettings("in", str(root)))
     assert scanning.scan()
-    assert set(scanning.notifications) == {
+    assert {replace(found, patience=0.0) for found in scanning.notifications} == {
         Notification(Kind.COMPLETED, str(path), Source.SCAN) for path in files
     }
     assert scanning.status()["files"] == 3
+
+
+def test_what_was_changed_this_moment_is_submitted_as_to_be_waited_for(
+    start: Start, root: Path
+) -> None:
+    (root / "old.csv").write_text("1")
+    eventually(lambda: time.time() - (root / "old.csv").stat().st_ctime > FRESH)
+    (root / "new.csv").write_text("1")
+    scanning = start(WatchSettings("in", str(root)))
+    assert scanning.scan()
+    patience = {Path(n.path).name: n.patience for n in scanning.notifications}
+    assert patience["old.csv"] == 0.0
+    assert 0.0 < patience["new.csv"] <= FRESH
 
 
 def test_known_files_are_not_submitted_and_vanished_ones_are_forgotten(

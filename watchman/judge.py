@@ -209,7 +209,8 @@ class Judge:
             # What ProFTPD has said stands, whoever speaks of the file while it is held.
             word = noticed.notification if self.confirms(noticed, look.state) else notification
         verdict = (
-            self._still_written(noticed, look)
+            _too_fresh(notification, noticed, look.state)
+            or self._still_written(noticed, look)
             or self._failed_before(word, noticed, look.state)
             or self._unconfirmed(watch, path, word, noticed, look.state)
             or self._unsettled(watch, noticed, look)
@@ -366,3 +367,12 @@ class Judge:
             return False
         self._ledgers[watch.name].put(subpath, state)
         return True
+
+
+def _too_fresh(
+    notification: Notification, noticed: Noticed | None, state: FileState
+) -> Verdict | None:
+    """Hold what was found before word of it can have come: it may be a rename's."""
+    if noticed is not None or not notification.patience:
+        return None
+    return Hold("found a moment ago", notification.patience, state)

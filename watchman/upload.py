@@ -67,7 +67,8 @@ class Notification:
     `path` is absolute, from `os.fsdecode`. `old_path` is where a RENAMED file or directory came
     from. `size` in bytes is what ProFTPD says the file holds. `is_link` says that the path is one
     more name of a file, which tells nothing of a write. `resubmit_as` and `same_id` are
-    watchman-send's `--as` and `--same-id`; `old_id` is the upload id that the latter found.
+    watchman-send's `--as` and `--same-id`; `old_id` is the upload id that the latter found. For
+    `patience` seconds somebody else may know better.
     """
 
     kind: Kind
@@ -85,6 +86,7 @@ class Notification:
     resubmit_as: str = ""
     same_id: bool = False
     old_id: str = ""
+    patience: float = 0.0
 
 
 class FileState(NamedTuple):
