@@ -18,13 +18,13 @@ from tests.needs import need
 from tests.nursery import Nursery
 
 #: Calls at which the daemon is killed in each test, about.
-KILLS = 12
+KILLS = 10
 
 #: Share of them that must be reached. The threads of a start or an end take turns as they like.
 REACHED = {"work": 0.9, "start": 0.75, "stop": 0.75}
 
 #: Kills at random of each way to move, uploads a second and kind, seconds that a daemon lives.
-ROUNDS, RATE, LONGEST = 8, 40.0, 2.0
+ROUNDS, RATE, LONGEST = 7, 40.0, 2.0
 
 
 @pytest.fixture(scope="module")
