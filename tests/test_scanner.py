@@ -530,3 +530,19 @@ def test_stop_waits_for_no_subtree_that_is_still_to_be_scanned(root: Path) -> No
     tickets.release(1_000)
     scanner.join()
     assert len(found) <= 4
+
+
+def test_a_root_that_came_just_now_is_scanned_with_a_sweep_of_its_own(
+    start: Start, root: Path
+) -> None:
+    (root / "f").touch()
+    scanning = start(WatchSettings("in", str(root)))
+    ledger = scanning.ledgers["in"]
+    ledger.is_of_root = False
+    scanning.scanner.request("in")
+    eventually(lambda: len(ledger.sweeps) > 1)
+    assert ledger.sweeps[0] is False
+    assert scanning.paths() == set()
+    ledger.is_of_root = True
+    eventually(lambda: ledger.sweeps[-1] is True)
+    assert len(scanning.notifications) == 1

@@ -44,6 +44,8 @@ class MemoryLedger:
         self.decided: dict[str, FileState] = {}
         #: How each sweep ended, None for one under way.
         self.sweeps: list[bool | None] = []
+        #: Whether a sweep is of the root that is scanned then.
+        self.is_of_root = True
 
     def known(self, subpath: str, state: FileState) -> bool:
         return self.decided.get(subpath) == state
@@ -62,6 +64,9 @@ class MemorySweep:
         self._ledger = ledger
         self._number = number
         self._seen: dict[str, FileState] = {}
+
+    def is_of(self, _root: int) -> bool:
+        return self._ledger.is_of_root
 
     def known(self, subpath: str, state: FileState) -> bool:
         if not self._ledger.known(subpath, state):

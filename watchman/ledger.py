@@ -357,6 +357,10 @@ class Sweep:
         self.root = root
         self.saw_files = False
 
+    def is_of(self, root: int) -> bool:
+        """Whether it began with this directory, by inode: one may have come back just now."""
+        return root == self.root
+
     def known(self, subpath: str, state: FileState) -> bool:
         """As `Ledger.known`, and keep the file's decision."""
         wanted = key(subpath, state.inode)

@@ -46,6 +46,8 @@ STEP = 500
 class Sweep(Protocol):
     """A scan of a whole watch, as the ledger sees it."""
 
+    def is_of(self, root: int) -> bool: ...
+
     def known(self, subpath: str, state: FileState) -> bool: ...
 
     def finish(self, *, complete: bool) -> None: ...
@@ -210,7 +212,7 @@ class Scanner:
         scan = self._begin(request, sweep.known)
         complete = False
         try:
-            complete = self._walk_watch(scan, progress)
+            complete = self._walk_watch(scan, progress, sweep)
         finally:
             progress.scanning, progress.files, progress.error = False, scan.files, scan.error
             sweep.finish(complete=complete)
@@ -225,7 +227,7 @@ class Scanner:
             f", {scan.errors} errors" if scan.errors else "",
         )
 
-    def _walk_watch(self, scan: _Scan, progress: _Progress) -> bool:
+    def _walk_watch(self, scan: _Scan, progress: _Progress, sweep: Sweep) -> bool:
         """Walk a whole watch; whether what it did not see is not there."""
         path = scan.watch.path
         try:
@@ -238,6 +240,12 @@ class Scanner:
             return False
         status = os.fstat(fd)
         identity = (status.st_dev, status.st_ino)
+        if not sweep.is_of(status.st_ino):
+            # What is known of this one is known to the next sweep.
+            os.close(fd)
+            scan.error = f"{path!r}: another directory has taken its place"
+            self._schedule.request(scan.watch.name)
+            return False
         self._walk(scan, fd, "")
         if _identity(scan.watch) != identity:
             scan.error = f"{path!r}: another directory has taken its place"
