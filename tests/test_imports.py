@@ -14,7 +14,16 @@ PACKAGE = ROOT / "watchman"
 #: What decides and remembers, between sources and sinks.
 INSIDE = {
     *("dispatcher", "judge", "held", "pipeline", "backlog", "journal", "groupcommit", "ledger"),
-    *("segments", "ledgerfile", "positions", "decisions", "endings", "marks", "failures"),
+    *(
+        "segments",
+        "ledgerfile",
+        "positions",
+        "decisions",
+        "endings",
+        "marks",
+        "failures",
+        "whereabouts",
+    ),
     *("unsettled", "interventions", "resubmissions", "pauses", "stories", "inbox"),
 }
 

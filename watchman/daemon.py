@@ -92,7 +92,7 @@ class Daemon:
                 lambda section: Mover(
                     *section,
                     take=partial(pipeline.take_moves, section[0].name),
-                    look=pipeline.look,
+                    look=pipeline.whereabouts.look,
                     refill=pipeline.refill,
                     write=pipeline.write,
                     report=pipeline.report_move,

@@ -256,7 +256,8 @@ class Dispatcher:
             self._uncleared = True
         else:
             self._uncleared = False
-        self.pipeline.forget_renames()
+        if not self.pipeline.waiting():
+            self.pipeline.whereabouts.forget_renames()
         self.pipeline.failures.forget(self._clock() - self._settings.keep_failed)
         self._marks.renew()
 
@@ -357,11 +358,11 @@ class Dispatcher:
             for located in (old, new):
                 if located is not None:
                     self._ledgers[located[0].name].disturb()
-            self.pipeline.follow(notification.old_path, notification.path)
+            self.pipeline.whereabouts.follow(notification.old_path, notification.path)
             if old is not None:
                 self._rename_held(os.path.join(old[0].path, old[1]), notification)
         elif old is not None and new is not None and (inode := self._was_decided(*old, *new)):
-            self.pipeline.follow(notification.old_path, notification.path, inode)
+            self.pipeline.whereabouts.follow(notification.old_path, notification.path, inode)
             self._decisions.answer_durably(answer, Outcome.DUPLICATE, "-")
         else:
             if old is not None and new is not None:

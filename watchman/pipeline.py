@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import threading
 import time
 import uuid
@@ -13,27 +11,20 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from watchman import beneath, mounts
 from watchman.backlog import Backlog
-from watchman.errors import JournalCorrupt, NotBelowWatch, Stopped
+from watchman.errors import JournalCorrupt, Stopped
 from watchman.failures import Failures
 from watchman.groupcommit import GroupCommit
 from watchman.journal import Journal
 from watchman.ledger import Ledger
-from watchman.moves import claim_name, destination_of
+from watchman.moves import destination_of
 from watchman.pauses import ALL
 from watchman.rules import Rules, fill
-from watchman.settings import Settings, TaskSettings, WatchSettings
+from watchman.settings import Settings, TaskSettings
 from watchman.upload import FileState, Report, State, Task, Upload
+from watchman.whereabouts import RETRY, Whereabouts
 
 logger = logging.getLogger(__name__)
-
-#: Seconds until an upload is looked at again that a disk or a right held up.
-RETRY = 5.0
-
-#: Seconds for which a file must be missing until it counts as gone: word of its new name may be
-#: on its way.
-MISSING = 1.0
 
 #: Uploads whose records are kept for a moment while the journal is replayed, for those that it says
 #: are settled: most are, soon after they were accepted.
@@ -64,29 +55,11 @@ class Group:
     paused: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Rename:
-    """What was renamed: a file, by its inode, or with 0 a directory; and where its record is."""
-
-    old: str
-    new: str
-    inode: int
-    position: int
-
-    def leads(self, path: str, inode: int) -> str | None:
-        """Return where a file that was at `path` may be, None if this rename is of another."""
-        if self.inode:
-            return self.new if self.inode == inode else None
-        if path == self.old or path.startswith(self.old + "/"):
-            return self.new + path[len(self.old) :]
-        return None
-
-
 class Pipeline:
     """The uploads that wait, are taken by a mover, then by a publisher, and are settled.
 
     In memory an upload is its journal position in a backlog; all else is read when it is taken.
-    Publishers call `take` and `report`, movers their own of these, `look` and `write`; all else
+    Publishers call `take` and `report`, movers their own of these and `write`; all else
     happens in the dispatcher's thread.
     """
 
@@ -119,15 +92,14 @@ class Pipeline:
         self.arriving: dict[str, Upload] = {}
         #: What an operator has paused; replaced as a whole.
         self._pauses: frozenset[str] = frozenset()
-        #: Renames in order, for uploads that wait under the old name.
-        self._renames: list[Rename] = []
-        #: By id, since when (monotonic) the files of uploads that wait are missing.
-        self._missing: dict[str, float] = {}
         #: Journal positions that could not be read back.
         self._unreadable: set[int] = set()
         self._closed = threading.Event()
         self.settled: Counter[str] = Counter()
         self.failures = Failures(journal=journal, commit=commit, settled=self._count)
+        self.whereabouts = Whereabouts(
+            rules=rules, ledgers=ledgers, journal=journal, commit=commit, monotonic=monotonic
+        )
 
     def close(self) -> None:
         """Give movers and publishers nothing any more."""
@@ -146,7 +118,7 @@ class Pipeline:
         uploads = []
         for upload in self._take(self.backlogs[broker], limit, timeout):
             # What was moved lies where nobody uploads, and perhaps on a server that hangs.
-            report = self.look(upload) if upload.source_state is None else None
+            report = self.whereabouts.look(upload) if upload.source_state is None else None
             if report is None:
                 uploads.append(upload)
             else:
@@ -244,94 +216,6 @@ class Pipeline:
         names = [f"watch:{upload.watch}", f"task:{upload.task.section}" if upload.task else ""]
         return next((name for name in names if name in self._pauses), "")
 
-    def look(self, upload: Upload) -> Report | None:
-        """Return a report about an upload that must not be moved or sent as it stands."""
-        located = self._rules.locate(upload.path)
-        if located is None:
-            return None  # its section left the INI file after it was accepted, or changed its path
-        watch, subpath = located
-        try:
-            state = beneath.state(watch.path, subpath)
-        except FileNotFoundError:
-            return self._look_for(upload, watch)
-        except NotBelowWatch as e:
-            return Report(upload, State.GONE, str(e))
-        except OSError as e:
-            reason = e.strerror or str(e)
-            return Report(upload, State.DEFERRED, reason, lane=f"file: {reason}", delay=RETRY)
-        old = upload.state
-        superseded = Report(upload, State.SUPERSEDED, "overwritten before its turn")
-        if state.inode != old.inode:
-            return self._find(upload, superseded)
-        self._missing.pop(upload.id, None)
-        if state.rewritten_since(old.size, old.ctime):
-            return superseded
-        return superseded if self._ledgers[watch.name].decided_since(subpath, old) else None
-
-    def _is_away(self, upload: Upload, watch: WatchSettings) -> bool:
-        """Whether the filesystem that a file was on is not there: the watch's, or one below it."""
-        if watch.mounted and not mounts.is_mounted(watch.path):
-            return True
-        directory = os.path.relpath(upload.path, watch.path)
-        while directory:
-            directory = os.path.dirname(directory)
-            try:
-                fd = beneath.open_directory(watch.path, directory)
-            except (FileNotFoundError, NotBelowWatch):
-                continue  # deleted with it: what it was in may tell
-            except OSError:
-                return True
-            try:
-                return os.fstat(fd).st_dev != upload.state.device
-            finally:
-                os.close(fd)
-        return True
-
-    def _look_for(self, upload: Upload, watch: WatchSettings) -> Report:
-        """Find out why a file is not where it was."""
-        if self._is_away(upload, watch):
-            reason = f"{watch.path} is away"
-            return Report(upload, State.DEFERRED, reason, lane=f"watch:{watch.name}", delay=RETRY)
-        return self._find(
-            upload, Report(upload, State.GONE, "deleted or moved away before its turn")
-        )
-
-    def _find(self, upload: Upload, lost: Report) -> Report:
-        """Find a file under the name that it has now; say `lost` once it has been away a while."""
-        old = upload.state
-        for path in self._ways(upload):
-            located = self._rules.locate(path)
-            if located is None:
-                continue
-            found, subpath = located
-            claimed = os.path.join(os.path.dirname(subpath), claim_name(upload.id))
-            for name in (subpath, claimed):
-                with contextlib.suppress(OSError, NotBelowWatch):
-                    state = beneath.state(found.path, name)
-                    if state.inode == old.inode:
-                        upload = replace(upload, watch=found.name, path=path)
-                        if state.rewritten_since(old.size, old.ctime):
-                            return Report(upload, State.SUPERSEDED, "overwritten before its turn")
-                        return Report(replace(upload, state=state), State.RENAMED)
-        now = self._monotonic()
-        if now - self._missing.setdefault(upload.id, now) < MISSING:
-            lane = f"upload {upload.id}"
-            return Report(upload, State.DEFERRED, "it is missing", lane=lane, delay=MISSING)
-        return lost
-
-    def _ways(self, upload: Upload) -> list[str]:
-        """Return where renames may have brought a file, the latest first.
-
-        Words of them may be missing, late or said twice, so none is taken for the only way.
-        """
-        paths = {upload.path: None}
-        for rename in list(self._renames):
-            for path in [rename.leads(path, upload.state.inode) for path in paths]:
-                if path is not None:
-                    paths.pop(path, None)
-                    paths[path] = None
-        return [path for path in reversed(paths) if path != upload.path]
-
     # In the dispatcher's thread.
 
     def plan(self, upload: Upload) -> Upload:
@@ -352,6 +236,7 @@ class Pipeline:
     def change(self, settings: Settings, *, rules: Rules, ledgers: Mapping[str, Ledger]) -> None:
         """Go over to other settings; what waits goes on as it was accepted."""
         self._settings, self._rules, self._ledgers = settings, rules, ledgers
+        self.whereabouts.change(rules=rules, ledgers=ledgers)
         for name in settings.brokers:
             self._backlog("broker", name)
         for name in settings.moves:
@@ -392,24 +277,6 @@ class Pipeline:
         mine = [backlog for backlog in self._all_backlogs() if backlog.has_taken(upload.position)]
         backlog = mine[0] if mine else self._backlog_of(upload)
         self._settle(Report(upload, State.DROPPED, "dropped"), backlog)
-
-    def follow(self, old: str, new: str, inode: int = 0) -> None:
-        """Remember a rename for as long as uploads wait that may lie under the old name."""
-
-        def durable(position: int) -> None:
-            self._journal.hold(position)
-            self._renames.append(Rename(old, new, inode, position))
-
-        record = {"event": State.RENAMED.value, "at": time.time(), "from": old, "path": new}
-        record["inode"] = inode
-        self._commit.stage(record, durable, lasting=True)
-
-    def forget_renames(self) -> None:
-        """Forget them when no upload waits any more."""
-        if self._renames and not self.waiting():
-            for rename in self._renames:
-                self._journal.release(rename.position)
-            self._renames.clear()
 
     def fail(self, upload: Upload, reason: str) -> None:
         """List an upload as failed that never waited."""
@@ -484,7 +351,7 @@ class Pipeline:
             self._count(state)
             self._journal.release(upload.position)
             backlog.settle(upload.position)
-            self._missing.pop(upload.id, None)
+            self.whereabouts.settle(upload)
             self._settled(upload)
             if state is State.FAILED:
                 self.failures.add(upload, position, record["at"])
@@ -554,9 +421,7 @@ class Pipeline:
                 elif upload.move or upload.task is not None:
                     live.setdefault(self._place_of(upload), {})[number] = position
             elif record["event"] == State.RENAMED.value:
-                self._journal.hold(position)
-                inode = record.get("inode", 0)
-                self._renames.append(Rename(record["from"], record["path"], inode, position))
+                self.whereabouts.replay(position, record)
         for position in failed.values():
             record = self._journal.read(position)
             self.failures.add(Upload.decode(record), position, record["at"])

@@ -1,0 +1,190 @@
+"""Where the files of uploads that wait are now: overwritten, renamed, away, or gone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from watchman import beneath, mounts
+from watchman.errors import NotBelowWatch
+from watchman.groupcommit import GroupCommit
+from watchman.journal import Journal
+from watchman.ledger import Ledger
+from watchman.moves import claim_name
+from watchman.rules import Rules
+from watchman.settings import WatchSettings
+from watchman.upload import Report, State, Upload
+
+#: Seconds until an upload is looked at again that a disk or a right held up.
+RETRY = 5.0
+
+#: Seconds for which a file must be missing until it counts as gone: word of its new name may be
+#: on its way.
+MISSING = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rename:
+    """What was renamed: a file, by its inode, or with 0 a directory; and where its record is."""
+
+    old: str
+    new: str
+    inode: int
+    position: int
+
+    def leads(self, path: str, inode: int) -> str | None:
+        """Return where a file that was at `path` may be, None if this rename is of another."""
+        if self.inode:
+            return self.new if self.inode == inode else None
+        if path == self.old or path.startswith(self.old + "/"):
+            return self.new + path[len(self.old) :]
+        return None
+
+
+class Whereabouts:
+    """Looks at an upload's file before its turn, and knows what was renamed meanwhile.
+
+    `look` is called by movers and publishers; all else in the dispatcher's thread.
+    """
+
+    def __init__(
+        self,
+        *,
+        rules: Rules,
+        ledgers: Mapping[str, Ledger],
+        journal: Journal,
+        commit: GroupCommit,
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._journal = journal
+        self._commit = commit
+        self._monotonic = monotonic
+        #: In order, for uploads that wait under the old name.
+        self._renames: list[Rename] = []
+        #: By id, since when (monotonic) the files of uploads that wait are missing.
+        self._missing: dict[str, float] = {}
+        self.change(rules=rules, ledgers=ledgers)
+
+    def change(self, *, rules: Rules, ledgers: Mapping[str, Ledger]) -> None:
+        """Look by other settings from now on."""
+        self._rules, self._ledgers = rules, ledgers
+
+    def look(self, upload: Upload) -> Report | None:
+        """Return a report about an upload that must not be moved or sent as it stands."""
+        located = self._rules.locate(upload.path)
+        if located is None:
+            return None  # its section left the INI file after it was accepted, or changed its path
+        watch, subpath = located
+        try:
+            state = beneath.state(watch.path, subpath)
+        except FileNotFoundError:
+            return self._look_for(upload, watch)
+        except NotBelowWatch as e:
+            return Report(upload, State.GONE, str(e))
+        except OSError as e:
+            reason = e.strerror or str(e)
+            return Report(upload, State.DEFERRED, reason, lane=f"file: {reason}", delay=RETRY)
+        old = upload.state
+        superseded = Report(upload, State.SUPERSEDED, "overwritten before its turn")
+        if state.inode != old.inode:
+            return self._find(upload, superseded)
+        self._missing.pop(upload.id, None)
+        if state.rewritten_since(old.size, old.ctime):
+            return superseded
+        return superseded if self._ledgers[watch.name].decided_since(subpath, old) else None
+
+    def _is_away(self, upload: Upload, watch: WatchSettings) -> bool:
+        """Whether the filesystem that a file was on is not there: the watch's, or one below it."""
+        if watch.mounted and not mounts.is_mounted(watch.path):
+            return True
+        directory = os.path.relpath(upload.path, watch.path)
+        while directory:
+            directory = os.path.dirname(directory)
+            try:
+                fd = beneath.open_directory(watch.path, directory)
+            except (FileNotFoundError, NotBelowWatch):
+                continue  # deleted with it: what it was in may tell
+            except OSError:
+                return True
+            try:
+                return os.fstat(fd).st_dev != upload.state.device
+            finally:
+                os.close(fd)
+        return True
+
+    def _look_for(self, upload: Upload, watch: WatchSettings) -> Report:
+        """Find out why a file is not where it was."""
+        if self._is_away(upload, watch):
+            reason = f"{watch.path} is away"
+            return Report(upload, State.DEFERRED, reason, lane=f"watch:{watch.name}", delay=RETRY)
+        return self._find(
+            upload, Report(upload, State.GONE, "deleted or moved away before its turn")
+        )
+
+    def _find(self, upload: Upload, lost: Report) -> Report:
+        """Find a file under the name that it has now; say `lost` once it has been away a while."""
+        old = upload.state
+        for path in self._ways(upload):
+            located = self._rules.locate(path)
+            if located is None:
+                continue
+            found, subpath = located
+            claimed = os.path.join(os.path.dirname(subpath), claim_name(upload.id))
+            for name in (subpath, claimed):
+                with contextlib.suppress(OSError, NotBelowWatch):
+                    state = beneath.state(found.path, name)
+                    if state.inode == old.inode:
+                        upload = replace(upload, watch=found.name, path=path)
+                        if state.rewritten_since(old.size, old.ctime):
+                            return Report(upload, State.SUPERSEDED, "overwritten before its turn")
+                        return Report(replace(upload, state=state), State.RENAMED)
+        now = self._monotonic()
+        if now - self._missing.setdefault(upload.id, now) < MISSING:
+            lane = f"upload {upload.id}"
+            return Report(upload, State.DEFERRED, "it is missing", lane=lane, delay=MISSING)
+        return lost
+
+    def _ways(self, upload: Upload) -> list[str]:
+        """Return where renames may have brought a file, the latest first.
+
+        Words of them may be missing, late or said twice, so none is taken for the only way.
+        """
+        paths = {upload.path: None}
+        for rename in list(self._renames):
+            for path in [rename.leads(path, upload.state.inode) for path in paths]:
+                if path is not None:
+                    paths.pop(path, None)
+                    paths[path] = None
+        return [path for path in reversed(paths) if path != upload.path]
+
+    def follow(self, old: str, new: str, inode: int = 0) -> None:
+        """Remember a rename for as long as uploads wait that may lie under the old name."""
+
+        def durable(position: int) -> None:
+            self._keep(Rename(old, new, inode, position))
+
+        record = {"event": State.RENAMED.value, "at": time.time(), "from": old, "path": new}
+        record["inode"] = inode
+        self._commit.stage(record, durable, lasting=True)
+
+    def forget_renames(self) -> None:
+        """Forget all renames: no upload waits any more."""
+        for rename in self._renames:
+            self._journal.release(rename.position)
+        self._renames.clear()
+
+    def settle(self, upload: Upload) -> None:
+        """Forget an upload that waits no longer."""
+        self._missing.pop(upload.id, None)
+
+    def replay(self, position: int, record: Mapping[str, Any]) -> None:
+        """Take up a rename from the journal."""
+        self._keep(Rename(record["from"], record["path"], record.get("inode", 0), position))
+
+    def _keep(self, rename: Rename) -> None:
+        self._journal.hold(rename.position)
+        self._renames.append(rename)
