@@ -27,6 +27,7 @@ from typing import Any
 import redis
 
 from tests.brokers import ROOT, RedisServer
+from tests.daemon import Daemon
 from tests.deadline import eventually
 from tests.nursery import Nursery, NurseryDaemon
 from tests.translog import TOKEN, append, line
@@ -393,7 +394,7 @@ def kill_at_random(place: Place, rng: random.Random, longest: float) -> bool:
     return alive
 
 
-def attach(daemon: NurseryDaemon, threads: Sequence[int], *options: str) -> subprocess.Popen[bytes]:
+def attach(daemon: Daemon, threads: Sequence[int], *options: str) -> subprocess.Popen[bytes]:
     """Run strace on threads of the daemon; return once it is attached to them."""
     log = daemon.directory / "strace.log"
     targets = [word for thread in threads for word in ("-p", str(thread))]
@@ -425,7 +426,7 @@ def finish(daemon: NurseryDaemon, tracer: subprocess.Popen[bytes]) -> None:
     daemon.kill()
 
 
-def threads_of(daemon: NurseryDaemon) -> list[int]:
+def threads_of(daemon: Daemon) -> list[int]:
     """The daemon's threads, which it always starts in the same order."""
     assert daemon.process is not None
     tasks = f"/proc/{daemon.process.pid}/task"

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.crashes import attach, threads_of
 from tests.daemon import Daemon
 from tests.needs import need
-from tests.test_crash import attach, threads_of
 
 
 class Disk:
