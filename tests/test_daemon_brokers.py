@@ -108,7 +108,8 @@ def test_what_rabbitmq_has_no_queue_for_is_shown_kept_and_sent_in_order_once_it_
     for n in range(10, 20):
         (incoming / f"{n}.csv").write_text("1")
     daemon.start()
-    rows = eventually(lambda: len(rows := daemon.queue()) == 20 and rows)
+    eventually(lambda: [bool(row["id"]) for row in daemon.queue()] == [True] * 20)
+    rows = daemon.queue()
     ids = [row["id"] for row in sorted(rows, key=lambda row: row["since"])]
     declare(rabbit_server.url, queue)
     eventually(lambda: daemon.queue() == [])
