@@ -1,5 +1,6 @@
 """How many files are held, and in what order they are looked at again."""
 
+import os
 import time
 from collections.abc import Iterator
 from itertools import chain
@@ -12,6 +13,7 @@ from tests.deadline import eventually
 from tests.house import House
 from watchman.dispatcher import FINDS
 from watchman.held import AT_ONCE, FOUND, Held
+from watchman.sessions import session_of
 from watchman.settings import WatchSettings
 from watchman.upload import Answer, Kind, Notification, Outcome, Source
 
@@ -80,3 +82,22 @@ def test_a_hooks_word_passes_what_scans_have_found_and_what_is_due(house: House)
     taken = []
     eventually(lambda: taken.extend(house.take()) or len(taken) == 2_001)
     assert {upload.path for upload in taken} == {str(path), *found}
+
+
+def test_what_waits_for_a_transfer_is_looked_at_when_that_is_over(tmp_path: Path) -> None:
+    house = House(
+        tmp_path, watches=(WatchSettings("ftp", str(tmp_path / "ftp"), proftpd=True, confirm=0.1),)
+    )
+    house.open()
+    session = session_of(os.getpid())
+    path = house.write("a.csv")
+
+    def tell(kind: Kind, where: Path | str) -> Answer:
+        return house.hear(Notification(kind, str(where), Source.HOOK, session=session))
+
+    # A transfer begins over a file that another program has written, and is refused.
+    tell(Kind.STARTED, path)
+    assert house.say(path) == Answer(Outcome.IGNORED, "ProFTPD is receiving it")
+    tell(Kind.FAILED, "")
+    assert [upload.path for upload in house.take(patience=5)] == [str(path)]
+    house.close()

@@ -51,7 +51,8 @@ class Endings:
         self._clock = clock
         #: Paths of transfers that hooks began and ended, where the log has yet to tell of them.
         self._ended: set[str] = set()
-        #: Why transfers have failed whose file was not there any more: word of a rename may follow.
+        #: Why transfers have failed, as the log says, whose file was not there any more: a line
+        #: about its rename may follow. The log tells of everything in turn, hooks do not.
         self._left: dict[str, str] = {}
         #: Whether the transfer log was read to its end since we began.
         self._caught_up = False
@@ -128,11 +129,14 @@ class Endings:
         """Fail a file under its new name that had left its old one before it was told to have
         failed; return why, "" if that is not so.
         """
-        reason = self._left.pop(notification.old_path, "")
-        if reason:
+        self._left.pop(notification.path, None)  # another file's name by now
+        reason = self._left.get(notification.old_path, "")
+        if reason and notification.source is Source.LOG:
+            del self._left[notification.old_path]
             failed = replace(notification, kind=Kind.FAILED, reason=reason)
             self._fail(failed, None, self._patience_of(notification.path))
-        return reason
+            return reason
+        return ""
 
     def end(self, session: str, reason: str) -> None:
         """Take what a session has begun and not ended for failed."""
@@ -165,8 +169,9 @@ class Endings:
         return self._closed(self._transfers.close(session, path))
 
     def _closed(self, over: list[Transfer]) -> list[Transfer]:
-        """Write down that transfers are over."""
+        """Write down that transfers are over, and let nothing wait for them."""
         for transfer in over:
+            self._decisions.held.hasten(transfer.path)
             record = {"event": Kind.ENDED.value, "at": self._clock(), "path": transfer.path}
 
             def durable(_: int, position: int = transfer.position) -> None:
@@ -216,9 +221,10 @@ class Endings:
             look = beneath.look(watch.path, subpath)
         except (OSError, NotBelowWatch) as e:
             logger.debug("A failed transfer left nothing at %r: %s.", path, e)
-            if len(self._left) >= RECENT:
-                self._left.clear()
-            self._left[path] = notification.reason
+            if notification.source is Source.LOG:
+                if len(self._left) >= RECENT:
+                    self._left.clear()
+                self._left[path] = notification.reason
             return
         noticed = self._decisions.held.get(path)
         touched = not self._judge.was_decided(watch, subpath, look.state)

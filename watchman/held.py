@@ -129,6 +129,13 @@ class Held:
             self._found[noticed.found_in] -= 1
         return noticed
 
+    def hasten(self, path: str) -> None:
+        """Look at a held file again at once: what it waited for may be over."""
+        noticed = self._noticed.get(path)
+        if noticed is not None:
+            noticed.due = self._monotonic()
+            heapq.heappush(self._due, (noticed.due, path))
+
     def get(self, path: str) -> Noticed | None:
         """Return how a file is held."""
         return self._noticed.get(path)
