@@ -23,6 +23,9 @@ INSIDE = {
         "marks",
         "failures",
         "whereabouts",
+        "renames",
+        "byhand",
+        "ledgers",
     ),
     *("unsettled", "interventions", "resubmissions", "pauses", "stories", "inbox"),
 }
