@@ -302,6 +302,10 @@ def test_the_queue_lists_the_first_when_asked_to(incoming: Path, start_watchman:
     eventually(lambda: len(daemon.queue()) == 9)
     assert len(did(daemon, "queue", "--json", "--limit", "4").splitlines()) == 4
     assert did(daemon, "queue", "--limit", "4").splitlines()[-1] == "4 waiting"
+    for limit in ("0", "-1", "x"):
+        answer = daemon.run("queue", f"--limit={limit}")
+        assert answer.returncode == 2
+        assert f"{limit!r} is not a number from 1 on" in answer.stderr
 
 
 def test_as_says_by_which_path_a_task_is_found(

@@ -29,11 +29,18 @@ TIMEOUT = 60.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object per upload")
-    parser.add_argument("--limit", type=int, metavar="N", help="list the first N only")
+    parser.add_argument("--limit", type=_positive, metavar="N", help="list the first N only")
+
+
+def _positive(text: str) -> int:
+    """None listed would be told as none waiting, see _report()."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
+    return int(text)
 
 
 def main(settings: Settings, arguments: argparse.Namespace) -> int:
-    fields = {} if arguments.limit is None else {"limit": str(max(0, arguments.limit))}
+    fields = {} if arguments.limit is None else {"limit": str(arguments.limit)}
     uploads = shell.stream(settings, "queue", fields, TIMEOUT)
     if arguments.json:
         for upload in uploads:
