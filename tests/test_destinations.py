@@ -162,6 +162,9 @@ def test_what_is_wrong_with_a_destination_holds_up_only_what_goes_there(
         move = status["moves"][name]
         told = [move["error"] or "", *(held["reason"] for held in move["held_up"])]
         assert any(fault.reason in one for one in told), (name, move)
+        assert any(
+            one.startswith(f"move {name} ") and fault.reason in one for one in status["problems"]
+        ), (name, status["problems"])
     began = time.monotonic()
     daemon.stop()
     assert time.monotonic() - began < DRAIN + 5

@@ -172,3 +172,9 @@ def _sink_problems(kind: str, sinks: Mapping[str, Mapping[str, Any]]) -> Iterato
             yield f"{kind} {name} is {sink['state']}: {sink['error']}"
         elif sink["state"] == "unknown":
             yield f"{sink['waiting']} uploads wait for {kind} {name}, which the INI file has not"
+        # A lane of a move that is called by its reason is of a place that is wrong; others are of a
+        # destination that is away, told above, or of one upload that somebody writes to.
+        if kind == "move":
+            for held in sink["held_up"]:
+                if held["what"] == held["reason"]:
+                    yield f"{kind} {name} holds up {held['uploads']} uploads: {held['reason']}"
