@@ -274,6 +274,20 @@ def test_a_file_that_looks_again_as_it_did_is_announced_once(house: House) -> No
     assert [upload.id for upload in house.take()] == [answer.detail]
 
 
+@pytest.mark.parametrize("state", [State.DONE, State.FAILED])
+def test_a_decision_that_has_followed_a_rename_outlives_a_kill(house: House, state: State) -> None:
+    path, new = house.write("a.csv"), house.tmp_path / "ftp" / "b.csv"
+    house.say(path)
+    house.settle(house.take()[0], state)
+    path.rename(new)
+    assert house.say(new, kind=Kind.RENAMED, old=path).outcome is Outcome.DUPLICATE
+    for _ in range(2):
+        house.restart()
+        assert house.say(new, Source.SCAN).outcome is Outcome.DUPLICATE
+    new.write_text("written again")
+    assert house.say(new, Source.SCAN).outcome is Outcome.OK
+
+
 def test_a_rename_that_a_scan_sees_before_word_of_it_comes_is_no_upload(house: House) -> None:
     path, new = house.write("a.csv"), house.tmp_path / "ftp" / "b.csv"
     house.say(path)

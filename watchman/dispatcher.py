@@ -378,5 +378,7 @@ class Dispatcher:
     def _replay_other(self, position: int, record: dict[str, Any]) -> None:
         if record["event"] == READ:
             self._marks.keep(record["log"], record["mark"], position)
+        if "file" in record:
+            self._ledgers.replay_rename(record["path"], FileState.decode(record["file"]))
         self._decisions.replay(position, record)
         self._endings.replay(position, record)

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from watchman.journal import Journal
 from watchman.ledger import Ledger, key
 from watchman.rules import Rules
-from watchman.upload import Upload
+from watchman.upload import FileState, Upload
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +41,15 @@ class Ledgers:
                     ledger.settle(subpath, state)
             if ledger.full():
                 _flush_early(ledger)
+
+    def replay_rename(self, path: str, state: FileState) -> None:
+        """Take up from the journal that a decision has followed a file to its new name."""
+        located = self._rules.locate(path)
+        if located is not None:
+            watch, subpath = located
+            decision = self.by_watch[watch.name].get(subpath, state)
+            if decision is None or decision.ctime < state.ctime:
+                self.by_watch[watch.name].put(subpath, state)
 
     def settle(self, upload: Upload) -> None:
         """Have the ledger know that it alone need know of an upload's file."""

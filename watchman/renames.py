@@ -12,7 +12,7 @@ from watchman.errors import NotBelowWatch
 from watchman.judge import Judge
 from watchman.ledger import Ledger
 from watchman.settings import WatchSettings
-from watchman.upload import Kind, Notification, Outcome
+from watchman.upload import FileState, Kind, Notification, Outcome
 from watchman.whereabouts import Whereabouts
 
 
@@ -53,8 +53,8 @@ class Renames:
             self._whereabouts.follow(notification.old_path, notification.path)
             if old is not None:
                 self._follow_held(os.path.join(old[0].path, old[1]), notification)
-        elif old is not None and new is not None and (inode := self._was_decided(*old, *new)):
-            self._whereabouts.follow(notification.old_path, notification.path, inode)
+        elif old is not None and new is not None and (file := self._was_decided(*old, *new)):
+            self._whereabouts.follow(notification.old_path, notification.path, file)
             self._decisions.answer_durably(answer, Outcome.DUPLICATE, "-")
         else:
             if old is not None and new is not None:
@@ -85,20 +85,20 @@ class Renames:
 
     def _was_decided(
         self, old_watch: WatchSettings, old: str, new_watch: WatchSettings, new: str
-    ) -> int:
-        """Let the decision follow a file that was an upload under its old name.
+    ) -> FileState | None:
+        """Let the decision follow a file that was an upload under its old name; return its state.
 
-        Return the file's inode, 0 if it was none.
+        None: it was none.
         """
         if self._judge.excludes(old_watch, old) is not None:
-            return 0
+            return None
         if not self._judge.matches(os.path.join(old_watch.path, old)):
-            return 0
+            return None
         try:
             state = beneath.state(new_watch.path, new)
         except (OSError, NotBelowWatch):
-            return 0
+            return None
         if not self._judge.was_decided(old_watch, old, state):
-            return 0
+            return None
         self._ledgers[new_watch.name].put(new, state)
-        return state.inode
+        return state

@@ -17,7 +17,7 @@ from watchman.ledger import Ledger
 from watchman.moves import claim_name
 from watchman.rules import Rules
 from watchman.settings import WatchSettings
-from watchman.upload import Report, State, Upload
+from watchman.upload import FileState, Report, State, Upload
 
 #: Seconds until an upload is looked at again that a disk or a right held up.
 RETRY = 5.0
@@ -161,14 +161,20 @@ class Whereabouts:
                     paths[path] = None
         return [path for path in reversed(paths) if path != upload.path]
 
-    def follow(self, old: str, new: str, inode: int = 0) -> None:
-        """Remember a rename for as long as uploads wait that may lie under the old name."""
+    def follow(self, old: str, new: str, file: FileState | None = None) -> None:
+        """Remember a rename for as long as uploads wait that may lie under the old name.
+
+        `file` is what was renamed, unless it is a directory; it was decided about.
+        """
+        inode = file.inode if file is not None else 0
 
         def durable(position: int) -> None:
             self._keep(Rename(old, new, inode, position))
 
         record = {"event": State.RENAMED.value, "at": time.time(), "from": old, "path": new}
-        record["inode"] = inode
+        record |= {"inode": inode}
+        if file is not None:
+            record["file"] = file.encode()
         self._commit.stage(record, durable, lasting=True)
 
     def forget_renames(self) -> None:
