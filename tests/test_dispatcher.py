@@ -288,6 +288,17 @@ def test_a_decision_that_has_followed_a_rename_outlives_a_kill(house: House, sta
     assert house.say(new, Source.SCAN).outcome is Outcome.OK
 
 
+def test_an_upload_whose_file_was_renamed_there_and_back_is_sent(house: House) -> None:
+    path, new = house.write("a.csv"), house.tmp_path / "ftp" / "b.csv"
+    upload_id = house.say(path).detail
+    path.rename(new)
+    house.say(new, kind=Kind.RENAMED, old=path)
+    new.rename(path)
+    house.say(path, kind=Kind.RENAMED, old=new)
+    house.restart()
+    assert [(upload.id, upload.path) for upload in house.take()] == [(upload_id, str(path))]
+
+
 def test_a_rename_that_a_scan_sees_before_word_of_it_comes_is_no_upload(house: House) -> None:
     path, new = house.write("a.csv"), house.tmp_path / "ftp" / "b.csv"
     house.say(path)

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any
 
 from watchman import beneath, mounts
@@ -29,17 +30,17 @@ MISSING = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Rename:
-    """What was renamed: a file, by its inode, or with 0 a directory; and where its record is."""
+    """What was renamed: a file as it was then, or None for a directory; and where its record is."""
 
     old: str
     new: str
-    inode: int
+    file: FileState | None
     position: int
 
     def leads(self, path: str, inode: int) -> str | None:
         """Return where a file that was at `path` may be, None if this rename is of another."""
-        if self.inode:
-            return self.new if self.inode == inode else None
+        if self.file is not None:
+            return self.new if self.file.inode == inode else None
         if path == self.old or path.startswith(self.old + "/"):
             return self.new + path[len(self.old) :]
         return None
@@ -95,7 +96,22 @@ class Whereabouts:
         self._missing.pop(upload.id, None)
         if state.rewritten_since(old.size, old.ctime):
             return superseded
-        return superseded if self._ledgers[watch.name].decided_since(subpath, old) else None
+        known = self._last_known(upload, upload.path)
+        return superseded if self._ledgers[watch.name].decided_since(subpath, known) else None
+
+    def _last_known(self, upload: Upload, path: str) -> FileState:
+        """Return what a file was like when it was accepted, or when it was last renamed to `path`.
+
+        A rename sets its ctime, and the decision that has followed it has that.
+        """
+        states = [upload.state]
+        for rename in list(self._renames):
+            if rename.file is not None and rename.new == path:
+                states.append(rename.file)
+        return max(
+            (state for state in states if state.inode == upload.state.inode),
+            key=attrgetter("ctime"),
+        )
 
     def _is_away(self, upload: Upload, watch: WatchSettings) -> bool:
         """Whether the filesystem that a file was on is not there: the watch's, or one below it."""
@@ -138,8 +154,10 @@ class Whereabouts:
                 with contextlib.suppress(OSError, NotBelowWatch):
                     state = beneath.state(found.path, name)
                     if state.inode == old.inode:
+                        known = self._last_known(upload, path)
+                        newer = self._ledgers[found.name].decided_since(subpath, known)
                         upload = replace(upload, watch=found.name, path=path)
-                        if state.rewritten_since(old.size, old.ctime):
+                        if newer or state.rewritten_since(old.size, old.ctime):
                             return Report(upload, State.SUPERSEDED, "overwritten before its turn")
                         return Report(replace(upload, state=state), State.RENAMED)
         now = self._monotonic()
@@ -166,13 +184,12 @@ class Whereabouts:
 
         `file` is what was renamed, unless it is a directory; it was decided about.
         """
-        inode = file.inode if file is not None else 0
 
         def durable(position: int) -> None:
-            self._keep(Rename(old, new, inode, position))
+            self._keep(Rename(old, new, file, position))
 
-        record = {"event": State.RENAMED.value, "at": time.time(), "from": old, "path": new}
-        record |= {"inode": inode}
+        record: dict[str, Any] = {"event": State.RENAMED.value, "at": time.time()}
+        record |= {"from": old, "path": new}
         if file is not None:
             record["file"] = file.encode()
         self._commit.stage(record, durable, lasting=True)
@@ -189,7 +206,8 @@ class Whereabouts:
 
     def replay(self, position: int, record: Mapping[str, Any]) -> None:
         """Take up a rename from the journal."""
-        self._keep(Rename(record["from"], record["path"], record.get("inode", 0), position))
+        file = FileState.decode(record["file"]) if "file" in record else None
+        self._keep(Rename(record["from"], record["path"], file, position))
 
     def _keep(self, rename: Rename) -> None:
         self._journal.hold(rename.position)
