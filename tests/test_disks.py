@@ -447,10 +447,11 @@ def test_lines_that_are_read_again_after_a_full_spool_are_no_uploads_without_a_s
             sessions.append(session)
         eventually(lambda: daemon.status()["sources"]["hook"]["heard"] == len(names))
         spool.fill()
-        for name, session in zip(names, sessions, strict=True):
+        for name in names:
             (incoming / name).write_text("12345")
-            append(log, line(str(incoming / name), pid=session.pid))
-        # Each line that is read again is heard again.
+        ends = zip(names, sessions, strict=True)
+        # All at once, so that all are read again: what is read again is heard again.
+        append(log, b"".join(line(str(incoming / name), pid=s.pid) for name, s in ends))
         eventually(lambda: daemon.status()["sources"]["log"]["heard"] > 2 * len(names))
         spool.free()
         eventually(lambda: each_once(tmp_path, *names), timeout=RECOVERED)
