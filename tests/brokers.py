@@ -128,8 +128,11 @@ class Server:
             self.process = None
 
     def freeze(self) -> None:
-        """SIGSTOP: connections stay open and nobody answers."""
+        """SIGSTOP: connections stay open and nobody answers, from the return on."""
         self.signal(signal.SIGSTOP)
+        assert self.process is not None
+        stat = Path(f"/proc/{self.process.pid}/stat")
+        eventually(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T")
 
     def thaw(self) -> None:
         self.signal(signal.SIGCONT)

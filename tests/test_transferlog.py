@@ -367,8 +367,9 @@ reader.stop()
 
         told()
         old = rotate(log)
-        append(log, line("/a"))
+        # In this order, as both may be read at once or one by one.
         session.write(line("/b"))
+        append(log, line("/a"))
         a_minute_ago = time.time() - 60
         os.utime(old, (a_minute_ago, a_minute_ago))
         assert eventually(told) == "/b /a 2"
