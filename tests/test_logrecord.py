@@ -39,7 +39,7 @@ def refusal(text: bytes) -> str:
 
 
 def test_a_good_upload_is_told_with_all_that_proftpd_knows() -> None:
-    assert understand(line("/srv/ftp/a b.csv", size=12)) == Notification(
+    assert understand(line("/srv/ftp/a b.csv", size=12, at=1_600_000_000)) == Notification(
         Kind.COMPLETED,
         "/srv/ftp/a b.csv",
         Source.LOG,
@@ -48,6 +48,7 @@ def test_a_good_upload_is_told_with_all_that_proftpd_knows() -> None:
         protocol="ftp",
         size=12,
         session="4711.",
+        at=1_600_000_000,
     )
 
 

@@ -357,6 +357,26 @@ def test_a_hooks_good_word_overrules_a_failure_only_of_a_transfer_begun_since(
     assert failed(house) == {}
 
 
+@pytest.mark.parametrize("settle", [0.0, 0.2])
+def test_the_word_of_a_rename_is_not_for_what_was_written_since(
+    tmp_path: Path, session: Session, settle: float
+) -> None:
+    """Read together, as after a while without watchman: a rename, and an append that failed."""
+    ftp = WatchSettings("ftp", str(tmp_path / "ftp"), proftpd=True, confirm=1.5, settle=settle)
+    house = House(
+        tmp_path, watches=(ftp,), proftpd=ProftpdSettings(("/var/log/uploads.log",), "secret")
+    )
+    house.open()
+    old, path = tmp_path / "ftp" / "a.csv.part", house.write("a.csv")
+    told = Notification(Kind.RENAMED, str(path), Source.LOG, old_path=str(old), at=time.time() - 10)
+    assert house.hear(told).detail != "-"
+    assert house.take() == []
+    log(house, Kind.FAILED, path, session)
+    assert failed(house) == {str(path): "426 failed"}
+    assert house.take(patience=0.5) == []
+    house.close()
+
+
 @pytest.mark.parametrize("again", [False, True])
 def test_what_failed_and_was_renamed_before_word_of_it_came_has_failed_there(
     logged: House, session: Session, again: bool

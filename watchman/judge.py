@@ -248,6 +248,7 @@ class Judge:
             notification.source is self.decisive
             and notification.kind is not Kind.FAILED
             and notification.size in (None, state.size)
+            and not _is_newer(state, notification)
         )
 
     def _failed_before(
@@ -376,3 +377,13 @@ def _too_fresh(
     if noticed is not None or not notification.patience:
         return None
     return Hold("found a moment ago", notification.patience, state)
+
+
+def _is_newer(state: FileState, notification: Notification) -> bool:
+    """Whether a file was written since a line of the log that does not tell of its size, as that
+    of a rename: lines may be read long after they were written.
+    """
+    if notification.size is not None or not notification.at:
+        return False
+    # An mtime beyond the ctime was set by utimensat(2) and says nothing of a write.
+    return (notification.at + 1) * 1e9 <= state.mtime <= state.ctime

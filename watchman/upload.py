@@ -68,7 +68,8 @@ class Notification:
     from. `size` in bytes is what ProFTPD says the file holds. `is_link` says that the path is one
     more name of a file, which tells nothing of a write. `resubmit_as` and `same_id` are
     watchman-send's `--as` and `--same-id`; `old_id` is the upload id that the latter found. For
-    `patience` seconds somebody else may know better.
+    `patience` seconds somebody else may know better. `at` is when ProFTPD wrote a line of its log
+    (epoch, whole seconds), 0 if it did not.
     """
 
     kind: Kind
@@ -87,6 +88,7 @@ class Notification:
     same_id: bool = False
     old_id: str = ""
     patience: float = 0.0
+    at: float = 0.0
 
 
 class FileState(NamedTuple):

@@ -139,4 +139,5 @@ class Interpreter:
             size=record.size,
             session=f"{record.pid}.",
             reason=reason,
+            at=record.at,
         )
