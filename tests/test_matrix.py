@@ -342,6 +342,10 @@ class Play:
     errors: dict[str, Exception] = field(default_factory=dict)
     log: str = ""
 
+    def story(self, name: str) -> str:
+        """What the daemon's log says of a row's files."""
+        return "\n".join(line for line in self.log.splitlines() if f"/{name}/" in line)
+
 
 class Stage:
     """A server and a daemon on which rows are played, many at a time."""
@@ -514,9 +518,9 @@ def test_one_task_for_each_finished_upload(
         moments = [SETTLED, RESTARTED, *moments]
     first = play.found[moments[0]][name]
     results = row.results(column)
-    assert any(first.is_as(result) for result in results), (first, results)
+    assert any(first.is_as(result) for result in results), f"{results}\n{play.story(name)}"
     for moment in moments[1:]:
-        assert play.found[moment][name] == first, moment
+        assert play.found[moment][name] == first, f"{moment}\n{play.story(name)}"
 
 
 @pytest.mark.parametrize("column", COLUMNS)

@@ -100,6 +100,18 @@ def test_what_proftpd_does_not_speak_of_is_accepted_after_a_while(house: House) 
     assert time.monotonic() - began >= 0.5
 
 
+def test_what_has_a_writer_is_waited_for_from_its_closing_on(house: House) -> None:
+    path = house.write("a.csv")
+    with path.open("a"):
+        # It stalls for longer than anything is waited for.
+        house.say(path, Source.SCAN)
+        house.clock.ahead += 60
+        assert house.say(path, Source.SCAN) == Answer(Outcome.IGNORED, "it is being written")
+    assert house.say(path) == Answer(Outcome.IGNORED, "waiting for ProFTPD's word")
+    house.clock.ahead += 60
+    assert [upload.path for upload in house.take(patience=5)] == [str(path)]
+
+
 def test_what_proftpd_does_not_speak_of_fails_where_the_ini_file_says_so(house: House) -> None:
     path = house.write("a.csv", watch="strict")
     house.say(path)

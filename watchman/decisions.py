@@ -97,6 +97,7 @@ class Decisions:
             state=verdict.state,
             reason=verdict.reason,
             wait=verdict.wait,
+            writing=verdict.writing,
             failure=failure,
             watch=watch,
         )

@@ -24,7 +24,8 @@ AGAIN = 1.0
 
 @dataclass(slots=True)
 class Noticed:
-    """A held file: why, since when (epoch), and what it has looked like since when (monotonic).
+    """A held file: why, since when (epoch), and what it has looked like since when (monotonic),
+    which is anew once its writer is gone: `writing` if it had one.
 
     `failure` is why it has failed, should it only be waited for until it is closed, or for another
     word until `fail_at` (monotonic). `hooked` if a hook has called it complete. One that was
@@ -40,6 +41,7 @@ class Noticed:
     state: FileState | None
     unchanged_since: float
     looks: int
+    writing: bool = False
     failure: str = ""
     fail_at: float = 0.0
     hooked: bool = False
@@ -83,6 +85,7 @@ class Held:
         state: FileState | None,
         reason: str,
         wait: float,
+        writing: bool = False,
         failure: str = "",
         watch: str = "",
     ) -> Noticed:
@@ -91,7 +94,7 @@ class Held:
         `watch` is that of a file that a scan has found.
         """
         now = self._monotonic()
-        same = before is not None and before.state == state
+        same = before is not None and before.state == state and not before.writing
         hooked = before is not None and before.hooked and not before.was_rewritten(state)
         self.pop(path)
         noticed = self._noticed[path] = Noticed(
@@ -103,6 +106,7 @@ class Held:
             state=state or (before.state if before else None),
             unchanged_since=before.unchanged_since if before and same else now,
             looks=before.looks + 1 if before else 1,
+            writing=writing,
             failure=failure or (before.failure if before else ""),
             fail_at=now + wait if failure else before.fail_at if before else 0.0,
             hooked=hooked or _is_hooks_word(notification),

@@ -75,13 +75,14 @@ class Hold:
     """The file may not be whole: look again in `wait` seconds, or when it is spoken of.
 
     `word` is what to go by then: what the source that decides has said of the file as it is, else
-    what was said now.
+    what was said now. `writing` if it has a writer.
     """
 
     reason: str
     wait: float
     state: FileState | None = None
     word: Notification | None = None
+    writing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +231,7 @@ class Judge:
         if look.writing:
             looks = noticed.looks if noticed else 0
             wait = min(WRITING * 2**looks, WRITING_MOST)
-            return Hold("it is being written", wait, look.state)
+            return Hold("it is being written", wait, look.state, writing=True)
         if look.writing is False or self._clock() - look.state.ctime / 1e9 >= QUIET:
             return None
         # The clock may be a file server's: what counts is that we saw no change for a while.
@@ -314,7 +315,7 @@ class Judge:
         return Hold("settling", wait, look.state) if wait > 0 else None
 
     def _unchanged(self, noticed: Noticed | None, state: FileState) -> float:
-        """Return for how many seconds a held file has been seen to be as it is."""
+        """Return for how many seconds a held file has been seen to be as it is, and closed."""
         if noticed is None or noticed.state != state:
             return 0.0
         return self._monotonic() - noticed.unchanged_since
