@@ -15,6 +15,7 @@ import pytest
 from tests.brokers import ROOT, Server
 from tests.proftpd import SHIPPED, UID
 from tests.recorder import Recorder
+from watchman.sessions import is_alive, session_in
 
 HOOK = str(SHIPPED / "watchman-hook")
 
@@ -202,6 +203,19 @@ def test_a_frozen_daemon_costs_at_most_its_limit(tmp_path):
     with ListenerProcess(tmp_path / "listener") as listener:
         listener.freeze()
         assert 0.1 < seconds(listener.directory / "watchman.sock") < LIMIT
+
+
+def test_what_has_begun_is_said_again_with_its_session_when_nobody_answers(path, peer):
+    run(path, "started", "path=/srv/a.csv")
+    with peer.accept()[0] as served:
+        received = served.recv(1000)
+    told = b"event=started\0path=/srv/a.csv\0"
+    again, ended = received.removeprefix(told + b"\0"), b"\0\0"
+    assert again.startswith(told + b"session=")
+    assert again.endswith(ended)
+    session = session_in(again[len(told + b"session=") : -len(ended)].decode())
+    assert session.startswith(f"{os.getpid()}.")
+    assert is_alive(session)
 
 
 def test_a_peer_that_dribbles_costs_at_most_its_limit(path, peer):

@@ -526,3 +526,14 @@ def test_one_task_for_each_finished_upload(
 @pytest.mark.parametrize("column", COLUMNS)
 def test_nothing_went_wrong_meanwhile(plays: dict[str, Future[Play]], column: str) -> None:
     assert "Traceback" not in plays[column].result().log
+
+
+def test_a_session_that_is_killed_while_the_daemon_is_frozen_has_failed() -> None:
+    """Its hook has given up and gone before anybody looked whose it was."""
+    with public_directory() as tmp, scene("advised", tmp) as s:
+        os.chown(s.directory, UID, GID)
+        s.daemon.freeze()
+        by.killed(s)
+        s.daemon.thaw()
+        s.decided()
+        assert (list(s.failed()), s.sent()) == (["a.csv"], {})

@@ -10,7 +10,7 @@ import pytest
 
 from tests.deadline import eventually
 from tests.house import Clock, House
-from watchman.sessions import LOG_LAG, session_of
+from watchman.sessions import LOG_LAG, session_in, session_of
 from watchman.settings import ProftpdSettings, WatchSettings
 from watchman.upload import Answer, Kind, Notification, Outcome, Source
 
@@ -611,6 +611,13 @@ def test_a_transfer_of_which_the_log_has_told_is_over_for_good(
     logged.restart()
     path.write_text("by another program")
     assert logged.say(path) == Answer(Outcome.IGNORED, "waiting for ProFTPD's word")
+
+
+def test_a_session_that_is_named_as_in_another_pid_namespace_is_no_session() -> None:
+    here = os.readlink("/proc/self/ns/pid")
+    assert session_in(f"{here}.12.345") == "12.345"
+    assert session_in("pid:[1].12.345") == ""
+    assert session_in("") == ""
 
 
 def test_a_session_in_another_pid_namespace_is_no_session() -> None:

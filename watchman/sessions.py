@@ -51,6 +51,19 @@ def session_of(hook: int) -> str:
         return ""
 
 
+def session_in(told: str) -> str:
+    """Return the session that a hook says to be of: "NAMESPACE.PID.START", as pid_namespaces(7) has
+    the first.
+
+    "" where its process would have another number here.
+    """
+    namespace, _, session = told.partition(".")
+    try:
+        return session if namespace == os.readlink("/proc/self/ns/pid") else ""
+    except OSError:
+        return ""
+
+
 def is_alive(session: str) -> bool:
     """Whether a session's process still runs; one that took over its number is another."""
     pid, _, started = session.partition(".")

@@ -287,7 +287,11 @@ class _Server(socketserver.UnixStreamServer):
             self._queries.put(_Answer(self._query, request, due))
             return
         notification = request.event.notification(request.fields)
-        if not request.event.admins_only:
+        if not request.event.admins_only and connection.peer.session:
+            if notification.session:
+                # It said so before, and was not gone when it did.
+                due.text = line("OK")
+                return
             notification = replace(notification, session=connection.peer.session)
         try:
             self._submit(

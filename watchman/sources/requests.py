@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from watchman.errors import RequestRefused
+from watchman.sessions import session_in
 from watchman.upload import Kind, Notification, Source
 from watchman.wire import decode, shorten
 
@@ -39,6 +40,7 @@ def _announce(kind: Kind) -> Callable[[Mapping[str, str]], Notification]:
             protocol=fields.get("protocol", ""),
             size=int(size) if size.isdecimal() else None,
             reason=fields.get("reason", ""),
+            session=session_in(fields.get("session", "")),
         )
 
     return notification
@@ -70,7 +72,8 @@ FILTERS = ("failed", "deferred", "broker", "pattern")
 EVENTS: Mapping[str, Event] = {
     # STOU and refused transfers have no name yet, nor does mod_exec know it where SFTP does two
     # things at once: an empty path, which says nothing of any file.
-    "started": _upload(Kind.STARTED, optional=("path", *ABOUT)),
+    # A hook that gives up says for the second time what has begun, and its session.
+    "started": _upload(Kind.STARTED, optional=("path", "session", *ABOUT)),
     "completed": _upload(Kind.COMPLETED, optional=("path", "size", *ABOUT)),
     "failed": _upload(Kind.FAILED, optional=("path", "reason", *ABOUT)),
     "renamed": _upload(Kind.RENAMED, required=("from", "path"), optional=ABOUT),
