@@ -498,7 +498,7 @@ def plays(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Play]]]:
     need("proftpd", "lftp", "curl", "sftp", "scp")
     names: dict[str, list[str]] = {}
     for item in request.session.items:
-        if item.path == Path(__file__) and isinstance(item, pytest.Function):
+        if isinstance(item, pytest.Function) and "plays" in item.fixturenames:
             column, name = (item.callspec.params.get(key) for key in ("column", "name"))
             names.setdefault(column, []).extend([name] if name else [])
     with ThreadPoolExecutor(PLAYED_TOGETHER) as pool:
@@ -536,4 +536,4 @@ def test_a_session_that_is_killed_while_the_daemon_is_frozen_has_failed() -> Non
         by.killed(s)
         s.daemon.thaw()
         s.decided()
-        assert (list(s.failed()), s.sent()) == (["a.csv"], {})
+        assert (list(s.failed()), s.sent()) == (["a.csv"], {}), s.daemon.log

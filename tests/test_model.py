@@ -110,7 +110,7 @@ class Interleavings(RuleBasedStateMachine):
         self.spool = Path(tempfile.mkdtemp(prefix="watchman-model-", dir="/dev/shm"))
         (self.tmp / "spool").symlink_to(self.spool)
         self.house.open()
-        self.house.dispatcher.caught_up()
+        self.house.catch_up()
         self.is_up = True
         (self.tmp / "ftp/d").mkdir()
 
@@ -628,7 +628,7 @@ class Interleavings(RuleBasedStateMachine):
         # "The log is read to its end before a scan decides about what it tells of."
         for word in self.log[self.read :]:
             self.hear(word)
-        self.house.dispatcher.caught_up()
+        self.house.catch_up()
         self.let_it_work()
 
     @invariant()

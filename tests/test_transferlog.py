@@ -489,6 +489,30 @@ def test_what_could_not_be_made_durable_is_submitted_again(reader: Reader, log: 
     reader.hears("/a", "/b")
 
 
+def test_it_tells_until_when_all_was_submitted_that_a_log_held(reader: Reader, log: Path) -> None:
+    reader.writable = False
+    append(log, line("/a"))
+    eventually(lambda: reader.refused)
+    now = time.monotonic()
+    look(reader)
+    assert reader.caught_up[-1] < now
+    reader.writable = True
+    reader.hears("/a")
+    look(reader)
+    eventually(lambda: reader.caught_up[-1] > now)
+    # It reads when asked, and not for ever.
+    now, before = time.monotonic(), len(reader.caught_up)
+    look(reader)
+    eventually(lambda: reader.caught_up[-1] > now)
+    eventually(lambda: time.monotonic() > now + 0.5)
+    assert len(reader.caught_up) - before <= 3
+
+
+def look(reader: Reader) -> None:
+    assert reader.source is not None
+    reader.source.read()
+
+
 def test_a_start_with_a_journal_that_cannot_be_written_is_not_held_up(
     reader: Reader, log: Path
 ) -> None:

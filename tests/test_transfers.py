@@ -296,7 +296,7 @@ def logged(tmp_path: Path) -> Iterator[House]:
         proftpd=ProftpdSettings(("/var/log/uploads.log",), "secret"),
     )
     house.open()
-    house.dispatcher.caught_up()
+    house.catch_up()
     house.ledgers["ftp"].scanned = True
     yield house
     house.close()
@@ -320,6 +320,19 @@ def test_the_logs_line_decides_and_a_hooks_word_is_a_hint(logged: House, session
     assert logged.take() == []
     assert log(logged, Kind.COMPLETED, path, session, size=6).detail == hint.detail
     assert [upload.id for upload in logged.take()] == [hint.detail]
+
+
+def test_a_log_that_was_not_read_is_not_silent(logged: House, session: Session) -> None:
+    logged.log_lags = True
+    path = logged.write("a.csv")
+    assert logged.say(path) == Answer(Outcome.IGNORED, "waiting for ProFTPD's word")
+    logged.clock.ahead += 60
+    logged.say(path, Source.SCAN)
+    assert logged.take() == []
+    log(logged, Kind.FAILED, path, session)
+    logged.log_lags = False
+    assert list(eventually(lambda: failed(logged))) == [str(path)]
+    assert logged.take() == []
 
 
 def test_a_hooks_word_counts_when_the_log_stays_silent(logged: House, session: Session) -> None:
@@ -564,10 +577,12 @@ def test_a_session_that_died_while_nobody_listened_has_failed_if_the_log_is_sile
     logged.write("a.csv")
     logged.close()
     session.kill()
+    logged.log_lags = True
     logged.open()
     logged.say(path, Source.SCAN)
     assert failed(logged) == {}
-    logged.dispatcher.caught_up()
+    logged.log_lags = False
+    logged.catch_up()
     if marked:
         assert eventually(lambda: failed(logged)) == {str(path): "its session died"}
     else:
@@ -575,7 +590,7 @@ def test_a_session_that_died_while_nobody_listened_has_failed_if_the_log_is_sile
         (upload,) = logged.take(patience=5)
         logged.settle(upload)
     logged.restart()
-    logged.dispatcher.caught_up()
+    logged.catch_up()
     assert logged.say(path, Source.SCAN).outcome is Outcome.DUPLICATE
     assert logged.take() == []
     assert list(failed(logged)) == ([str(path)] if marked else [])
@@ -590,12 +605,13 @@ def test_the_logs_word_counts_of_a_session_that_died_while_nobody_listened(
     logged.write("a.csv")
     logged.close()
     session.kill()
+    logged.log_lags = True
     logged.open()
     # However long it takes to read it.
     assert logged.take(patience=1.5) == []
     assert failed(logged) == {}
     assert log(logged, Kind.COMPLETED, path, session, size=6).outcome is Outcome.OK
-    logged.dispatcher.caught_up()
+    logged.catch_up()
     assert len(logged.take()) == 1
     assert failed(logged) == {}
 

@@ -50,6 +50,8 @@ class Reader:
         self.token = token
         self.marks: dict[str, Any] = {}
         self.heard: list[Notification] = []
+        #: Until when all is submitted, as it was told (monotonic).
+        self.caught_up: list[float] = []
         self.writable = True
         self.refused = 0
         #: Called with each batch before it is taken.
@@ -62,6 +64,7 @@ class Reader:
             self.token,
             submit=self._submit,
             marked=lambda: dict(self.marks),
+            caught_up=self.caught_up.append,
         )
         self.source.start()
 

@@ -77,6 +77,7 @@ class Daemon:
                 journal=journal,
                 ledgers=ledgers,
                 rescan=lambda watch, subpath: finders.request(watch, subpath),
+                read_log=lambda: finders.read_log(),
             )
             inside.callback(dispatcher.close)
             pipeline = dispatcher.pipeline

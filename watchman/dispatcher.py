@@ -51,6 +51,9 @@ from watchman.upload import (
 
 logger = logging.getLogger(__name__)
 
+#: Seconds between two looks at whether the transfer log was read; it tells when it was.
+LAG = 1.0
+
 #: Finds of scans that wait to be decided about, at the most.
 FINDS = 200
 
@@ -67,10 +70,14 @@ class Dispatcher:
         journal: Journal,
         ledgers: Mapping[str, Ledger],
         rescan: Callable[[str, str], None],
+        read_log: Callable[[], None],
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`clock` tells the time that files and records bear, `monotonic` how long a wait was."""
+        """`rescan` has a subtree scanned, `read_log` the transfer log read soon, see `caught_up`.
+
+        `clock` tells the time that files and records bear, `monotonic` how long a wait was.
+        """
         self._settings = settings
         self._clock = clock
         self._monotonic = monotonic
@@ -78,6 +85,9 @@ class Dispatcher:
         self._journal = journal
         self._ledgers = Ledgers(ledgers, self.rules)
         self._rescan = rescan
+        self._read_log = read_log
+        #: Whether the log was asked to be read, and was not since.
+        self._log_asked = False
         self._commit = GroupCommit(journal, timer=self._look_again, idle=self._keep_house)
         self.pipeline = Pipeline(
             settings,
@@ -203,9 +213,9 @@ class Dispatcher:
         self._commit.bring(work)
         return written.get()
 
-    def caught_up(self) -> None:
-        """Be told that the transfer logs were read to their end, what was submitted included."""
-        self._commit.bring(self._endings.catch_up)
+    def caught_up(self, now: float) -> None:
+        """Be told that all that the transfer logs held `now` (monotonic) was submitted."""
+        self._commit.bring(partial(self._catch_up, now))
 
     def marked(self) -> dict[str, Any]:
         """Return the last mark by transfer log."""
@@ -253,9 +263,22 @@ class Dispatcher:
     def _look_again(self) -> float:
         """Look at held files that are due, and for sessions that died; return when next, in s."""
         now = self._monotonic()
-        for noticed in self.held.due(now):
+        heard = self.judge.heard_until()
+        for noticed in self.held.due(heard):
             self._complete(noticed.notification, nobody)
-        return min(self._endings.look_for_dead(), self.held.patience(now))
+        patience = self.held.patience(now)
+        if not patience and self.held.patience(heard):
+            # The log is asked first; it wakes us.
+            patience = LAG
+            if not self._log_asked:
+                self._log_asked = True
+                self._read_log()
+        return min(self._endings.look_for_dead(), patience)
+
+    def _catch_up(self, now: float) -> None:
+        self._log_asked = False
+        self._endings.catch_up()
+        self.judge.log_read = now
 
     def _keep_house(self) -> None:
         """Do what need not be done at once."""

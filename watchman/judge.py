@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
@@ -123,6 +124,8 @@ class Judge:
         self._monotonic = monotonic
         #: By path.
         self._recent: OrderedDict[str, Recent] = OrderedDict()
+        #: When the transfer log held no more than what we have heard of it (monotonic).
+        self.log_read = -math.inf
         #: Whether a hook has told of a transfer's start; whether the log has told of one that no
         #: hook did, as those of chrooted sessions.
         self.starts_heard = False
@@ -137,6 +140,15 @@ class Judge:
         self.decisive = Source.LOG if transfer_log else Source.HOOK
         self._rules = rules
         self._ledgers = ledgers
+
+    def heard_until(self) -> float:
+        """Return until when (monotonic) we have heard all that the word that decides may say.
+
+        What ProFTPD wrote to its log while we could not read it is no silence.
+        """
+        if self.decisive is Source.LOG:
+            return min(self._monotonic(), self.log_read)
+        return self._monotonic()
 
     def remember(self, upload: Upload, *, failed: bool = False, unsure: bool = False) -> None:
         """Remember a decision beyond what its ledger holds, among the latest."""
@@ -258,7 +270,7 @@ class Judge:
         """Fail a file whose transfer was said to have failed, unless there is a better word."""
         if noticed is None or not noticed.failure or self._decides(notification, state):
             return None
-        wait = noticed.fail_at - self._monotonic()
+        wait = noticed.fail_at - self.heard_until()
         if wait > 0 and noticed.reason != STILL_OPEN:
             return Hold(noticed.reason, wait, state)
         return Fail(state, noticed.failure)
@@ -318,7 +330,7 @@ class Judge:
         """Return for how many seconds a held file has been seen to be as it is, and closed."""
         if noticed is None or noticed.state != state:
             return 0.0
-        return self._monotonic() - noticed.unchanged_since
+        return max(0.0, self.heard_until() - noticed.unchanged_since)
 
     def _is_new(
         self, watch: WatchSettings, subpath: str, state: FileState, notification: Notification

@@ -27,11 +27,10 @@ class Finders:
         takes: Callable[[str, str], bool],
         submit_lines: Submit,
         marked: Callable[[], Mapping[str, Any]],
-        caught_up: Callable[[], None],
+        caught_up: Callable[[float], None],
     ) -> None:
-        """`submit_lines` and `marked` are the transfer log's, see there; `takes` the scanner's.
-
-        `caught_up` is called when the log was read to its end.
+        """`submit_lines`, `marked` and `caught_up` are the transfer log's, see there; `takes` the
+        scanner's.
         """
         self._submit = submit
         self._submit_find = submit_find
@@ -62,14 +61,19 @@ class Finders:
         )
         paths, token = settings.proftpd.transfer_log, settings.proftpd.token
         self._has_log = bool(paths)
-        self._log = TransferLog(paths, token, submit=self._submit_lines, marked=self._marked)
+        self._log = TransferLog(
+            paths,
+            token,
+            submit=self._submit_lines,
+            marked=self._marked,
+            caught_up=self._caught_up,
+        )
 
     def start(self) -> None:
         """Begin; raises InotifyUnavailable."""
         # The log is read to its end before a scan decides about what it tells of.
         if self._has_log:
             self._log.start()
-            self._caught_up()
         self._watcher.start()
         self._scanner.start()
 
@@ -85,6 +89,10 @@ class Finders:
         """Have a subtree scanned as soon as possible; never blocks, from any thread."""
         if watch in self._names:  # else its section has left the INI file
             self._scanner.request(watch, subpath)
+
+    def read_log(self) -> None:
+        """Have the transfer log read soon; from any thread."""
+        self._log.read()
 
     def status(self) -> dict[str, dict[str, Any]]:
         """What watcher and scanner say of each watch; from any thread."""

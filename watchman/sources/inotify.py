@@ -6,6 +6,7 @@ import os
 import select
 import struct
 import sys
+import threading
 from typing import Any, NamedTuple
 
 import pyinotify
@@ -71,6 +72,8 @@ class Inotify:
         self._calls: Any = _Calls()
         self._fd = self._wake = -1
         self._poll = select.poll()
+        #: Guards `_wake`, which any thread writes to, against being closed and used again.
+        self._wake_lock = threading.Lock()
 
     def open(self) -> None:
         """Make the instance; raises InotifyUnavailable."""
@@ -92,20 +95,24 @@ class Inotify:
 
     def close(self) -> None:
         """Close it, unless it is; nobody may be waiting."""
-        for fd in (self._fd, self._wake):
-            if fd >= 0:
-                self._poll.unregister(fd)
-                os.close(fd)
-        self._fd = self._wake = -1
+        with self._wake_lock:
+            for fd in (self._fd, self._wake):
+                if fd >= 0:
+                    self._poll.unregister(fd)
+                    os.close(fd)
+            self._fd = self._wake = -1
 
     def wait(self, timeout: float) -> None:
         """Return when there are events, after `timeout` seconds, or at once when woken before."""
-        self._poll.poll(1000 * timeout)
+        for fd, _ in self._poll.poll(1000 * timeout):
+            if fd == self._wake:
+                os.eventfd_read(fd)
 
     def wake(self) -> None:
-        """End every wait from now on, if it is open; from any thread."""
-        if self._wake >= 0:
-            os.eventfd_write(self._wake, 1)
+        """End the wait that is, or else the next one, if it is open; from any thread."""
+        with self._wake_lock:
+            if self._wake >= 0:
+                os.eventfd_write(self._wake, 1)
 
     def watch(self, directory: int, mask: int = MASK) -> int:
         """Watch an open directory; the watch descriptor, the same for the same inode."""

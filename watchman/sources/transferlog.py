@@ -139,12 +139,16 @@ class TransferLog:
         *,
         submit: Submit,
         marked: Callable[[], Mapping[str, Any]],
+        caught_up: Callable[[float], None],
     ) -> None:
-        """`marked` returns by log what was submitted last and became durable."""
+        """`marked` returns by log what was submitted last and became durable; `caught_up` is called
+        when all is that the logs held at a time (monotonic).
+        """
         paths = tuple(paths)
         self._logs = [Log(path, token, paths) for path in paths]
         self._submit = submit
         self._marked = marked
+        self._caught_up = caught_up
         self._inotify = Inotify()
         self._stopping = threading.Event()
         #: Set when all was read once, or could not be.
@@ -160,6 +164,10 @@ class TransferLog:
         self._inotify.open()
         self._thread.start()
         self._begun.wait()
+
+    def read(self) -> None:
+        """Read soon, whether or not anything tells that there is more; from any thread."""
+        self._inotify.wake()
 
     def stop(self) -> None:
         self._stopping.set()
@@ -179,9 +187,10 @@ class TransferLog:
     def _run(self) -> None:
         while not self._stopping.is_set():
             try:
+                now = time.monotonic()
                 self._watch()
-                for log in self._logs:
-                    self._read(log)
+                if all(self._read(log) for log in self._logs):
+                    self._caught_up(now)
             except Exception:
                 logger.exception("Reading the transfer log failed. Trying again.")
             self._begun.set()
@@ -198,12 +207,12 @@ class TransferLog:
                 finally:
                     os.close(fd)
 
-    def _read(self, log: Log) -> None:
+    def _read(self, log: Log) -> bool:
+        """Submit what a log holds; False if we stop before."""
         for notifications in log.read():
             if notifications and not self._bring(log, notifications):
-                return
-        if not log.is_marked():
-            self._bring(log, [])
+                return False
+        return log.is_marked() or self._bring(log, [])
 
     def _bring(self, log: Log, notifications: Sequence[Notification]) -> bool:
         """Submit until it is durable; False if we stop before."""
