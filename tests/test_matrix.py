@@ -535,5 +535,5 @@ def test_a_session_that_is_killed_while_the_daemon_is_frozen_has_failed() -> Non
         s.daemon.freeze()
         by.killed(s)
         s.daemon.thaw()
-        s.decided()
-        assert (list(s.failed()), s.sent()) == (["a.csv"], {}), s.daemon.log
+        eventually(lambda: s.failed() or s.sent(), timeout=30)
+        assert (list(s.failed()), s.sent()) == (["a.csv"], {})
