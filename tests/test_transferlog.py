@@ -294,6 +294,20 @@ def test_several_rotations_while_it_cannot_write_leave_nothing_out(
     assert sorted(reader.paths) == ["/1", "/2", "/3", "/a"]
 
 
+def test_the_copy_of_a_file_that_was_not_begun_yet_is_not_read_as_well(
+    reader: Reader, log: Path
+) -> None:
+    reader.writable = False
+    append(log, line("/a"))
+    eventually(lambda: reader.refused)
+    rotate(log, 1)
+    append(log, line("/b"), line("/c"))
+    shutil.copy(log, log.with_name("uploads.log.2"))
+    append(log, line("/d"))
+    reader.writable = True
+    reader.hears("/a", "/b", "/c", "/d")
+
+
 def test_files_that_were_read_before_are_not_read_again(reader: Reader, log: Path) -> None:
     """Neither those rotated long ago nor a copy that somebody made."""
     for number in (9, 8):

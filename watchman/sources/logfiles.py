@@ -144,9 +144,11 @@ class LogFiles:
                 continue
             with contextlib.suppress(OSError):
                 tail = Tail(path)
-                # A file that was read before and is called otherwise now, or the copy of one.
+                # A file that was read before and is called otherwise now, or the copy of one, be it
+                # of that which we begin to read.
                 tail.since = self._looked - SLACK
-                if any(tail.holds(t.position) for t in self._tails if t.offset):
+                was_read = any(tail.holds(t.position) for t in self._tails if t.offset)
+                if was_read or tail.begins_as(current):
                     tail.close()
                 else:
                     found.append(tail)
@@ -172,12 +174,16 @@ class LogFiles:
         for path, status in siblings:
             if not position.offset and status.st_ino != position.inode:
                 break  # of nothing every file begins with it
-            with contextlib.suppress(OSError):
+            try:
                 tail = Tail(path)
-                if tail.holds(position):
-                    tail.seek(position.offset)
-                    return tail
-                tail.close()
+            except FileNotFoundError:
+                return self._find(position)  # packed meanwhile
+            except OSError:
+                continue
+            if tail.holds(position):
+                tail.seek(position.offset)
+                return tail
+            tail.close()
         return None
 
     def _siblings(self) -> list[tuple[str, os.stat_result]]:

@@ -66,6 +66,12 @@ class Tail:
         whole = len(before) == min(position.offset, BEFORE)
         return whole and _digest(before) == position.digest
 
+    def begins_as(self, other: Tail) -> bool:
+        """Whether one is a copy of the other, which may have grown since."""
+        mine, theirs = (os.pread(tail._fd, BEFORE, 0) for tail in (self, other))
+        length = min(len(mine), len(theirs))
+        return length > 0 and mine[:length] == theirs[:length]
+
     def seek(self, offset: int) -> None:
         """Read on from there."""
         self.offset, self._before = offset, self._bytes_before(offset)
