@@ -442,6 +442,30 @@ def test_the_rest_of_the_copy_is_read_also_while_running(reader: Reader, log: Pa
     reader.hears("/a", "/b", "/c", *[f"/{number}" for number in range(50)])
 
 
+def test_a_copy_of_what_was_not_begun_is_read_after_a_restart(reader: Reader, log: Path) -> None:
+    append(log, line("/a"))
+    reader.hears("/a")
+    copytruncate(log)
+    eventually(lambda: offsets(reader)[-1] == 0)
+    reader.stop()
+    append(log, line("/b"))
+    copytruncate(log, 2)
+    reader.start()
+    reader.hears("/a", "/b")
+
+
+def test_copies_of_what_was_not_begun_are_read_once(reader: Reader, log: Path) -> None:
+    """However soon the log is truncated again, read or not."""
+    wanted = [f"/{number:02}" for number in range(40)]
+    for number, path in enumerate(wanted):
+        append(log, line(path))
+        copytruncate(log, number)
+    eventually(lambda: len(reader.heard) >= len(wanted))
+    assert sorted(reader.paths) == wanted
+    eventually(lambda: len(offsets(reader)) == 1)
+    assert sorted(reader.paths) == wanted
+
+
 # Lines that are not ours.
 
 
@@ -574,7 +598,8 @@ def test_logrotate_is_followed(reader: Reader, log: Path, tmp_path: Path) -> Non
                 check=True,
                 timeout=30,
             )
-            eventually(lambda: sorted(reader.paths) == sorted(wanted))
+            eventually(lambda: len(reader.heard) >= len(wanted), timeout=30)
+            assert sorted(reader.paths) == sorted(wanted), way
     eventually(lambda: len(offsets(reader)) == 1)
     reader.restart()
     assert sorted(reader.paths) == sorted(wanted)

@@ -94,6 +94,9 @@ class LogFiles:
                 self._change()
             elif not self._tails[-1].is_intact():
                 self._begin_again(self._tails[-1])
+            elif not self._tails[-1].offset:
+                # It does not show whether it was truncated.
+                self._tails[-1:-1] = self._passed(self._tails[-1])
             self.problem = None
         except OSError as e:
             self.problem = e
@@ -148,7 +151,9 @@ class LogFiles:
                 # of that which we begin to read.
                 tail.since = self._looked - SLACK
                 was_read = any(tail.holds(t.position) for t in self._tails if t.offset)
-                if was_read or tail.begins_as(current):
+                # A copy that is only begun shows what it is when it is looked at again.
+                is_begun = not tail.size and current in self._tails
+                if was_read or is_begun or tail.begins_as(current):
                     tail.close()
                 else:
                     found.append(tail)
@@ -203,6 +208,6 @@ class LogFiles:
         if len(self._tails) > OLD and tail is self._tails[0]:
             logger.warning("Log %r has too many old files. Letting go of the oldest.", self.path)
             return True
-        # What was written this moment would be taken for a file that we have not seen yet.
-        idle = time.time() - tail.written()
+        # What was written since would be taken for a file that we have not seen yet.
+        idle = self._looked - tail.written()
         return idle > FORSAKEN or (idle > SLACK and tail.has_writers() is False)
