@@ -292,7 +292,12 @@ def logged(tmp_path: Path) -> Iterator[House]:
     """As `house`, with a transfer log beside the hooks."""
     house = House(
         tmp_path,
-        watches=(WatchSettings("ftp", str(tmp_path / "ftp"), proftpd=True, confirm=1.5),),
+        watches=(
+            WatchSettings("ftp", str(tmp_path / "ftp"), proftpd=True, confirm=1.5),
+            WatchSettings(
+                "strict", str(tmp_path / "strict"), proftpd=True, confirm=0.5, unconfirmed="hold"
+            ),
+        ),
         proftpd=ProftpdSettings(("/var/log/uploads.log",), "secret"),
     )
     house.open()
@@ -349,6 +354,23 @@ def test_the_logs_failure_overrules_a_hooks_good_word(logged: House, session: Se
     log(logged, Kind.FAILED, path, session)
     assert failed(logged) == {str(path): "426 failed"}
     assert logged.take(patience=2) == []
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_what_was_answered_ok_and_fails_then_is_listed_under_that_id(
+    logged: House, session: Session, silent: bool
+) -> None:
+    path = logged.write("a.csv", watch="strict")
+    old = str(path.with_name("a.csv.part"))
+    told = tell(logged, Kind.RENAMED, path, session, old_path=old)
+    assert told.outcome is Outcome.OK
+    if not silent:
+        log(logged, Kind.FAILED, path, session)
+    eventually(lambda: failed(logged))
+    for _ in range(2):
+        assert [row["id"] for row in logged.rows()] == [told.detail]
+        assert not logged.dispatcher.held
+        logged.restart()
 
 
 @pytest.mark.parametrize("restarted", [False, True])

@@ -6,7 +6,6 @@ import logging
 import os
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from watchman.groupcommit import GroupCommit
@@ -157,14 +156,10 @@ class Decisions:
 
     def release(self, noticed: Noticed, verdict: Ignore | PassOver | Fail) -> None:
         """Write down that a file, noticed durably, came to nothing."""
-
-        def durable(_: int) -> None:
-            if noticed.position >= 0:
-                self._journal.release(noticed.position)
-
         reason = "decided about before" if isinstance(verdict, PassOver) else verdict.reason
         record = {"event": State.GONE.value, "at": self._clock(), "id": noticed.id}
-        self._commit.stage({**record, "reason": reason}, durable, lasting=True)
+        record["reason"] = reason
+        self._commit.stage(record, lambda _: self._let_go(noticed), lasting=True)
 
     def pass_over(
         self, path: str, state: FileState | None, source: Source, answer: Respond
@@ -188,10 +183,7 @@ class Decisions:
     ) -> None:
         """Make an upload of a file, and hand it on; `noticed` is how it was held."""
         path = os.path.join(watch.path, subpath)
-        upload = self._upload(watch, path, state, notification)
-        if noticed is not None and noticed.id:
-            upload = replace(upload, id=noticed.id)
-        upload = self._pipeline.plan(upload)
+        upload = self._upload(watch, path, state, notification, noticed)
         ledger = self._ledgers[watch.name]
         before = ledger.get(subpath, state)
         ledger.put(subpath, state, waiting=True)
@@ -200,8 +192,8 @@ class Decisions:
         self._pipeline.arriving[upload.id] = upload
 
         def durable(position: int) -> None:
-            if noticed is not None and noticed.position >= 0:
-                self._journal.release(noticed.position)
+            if noticed is not None:
+                self._let_go(noticed)
             logger.info(
                 "Accepted upload %s, noticed by %s: %r, %d bytes, for %s %s.",
                 upload.id,
@@ -232,23 +224,42 @@ class Decisions:
         state: FileState,
         notification: Notification,
         reason: str,
+        noticed: Noticed | None = None,
     ) -> None:
-        """List an upload as failed; its file stays, and is an upload once it is written again."""
+        """List an upload as failed; its file stays, and is an upload once it is written again.
+
+        `noticed` is how it was held: whoever was answered with an id finds it by that.
+        """
         path = os.path.join(watch.path, subpath)
         self._ledgers[watch.name].put(subpath, state)
         if not self._judge.matches(path):
+            if noticed is not None and noticed.id:
+                self.release(noticed, Fail(state, reason))
             return
-        upload = self._pipeline.plan(self._upload(watch, path, state, notification))
+        upload = self._upload(watch, path, state, notification, noticed)
         unsure = notification.source is not self._judge.decisive
         self._judge.remember(upload, failed=True, unsure=unsure)
         self._pipeline.failures.forgive(path)
         self._pipeline.fail(upload, reason)
+        if noticed is not None:
+            self._commit.stage(None, lambda _: self._let_go(noticed), lasting=True)
+
+    def _let_go(self, noticed: Noticed) -> None:
+        """Keep the record no longer that a file was noticed."""
+        if noticed.position >= 0:
+            self._journal.release(noticed.position)
 
     def _upload(
-        self, watch: WatchSettings, path: str, state: FileState, notification: Notification
+        self,
+        watch: WatchSettings,
+        path: str,
+        state: FileState,
+        notification: Notification,
+        noticed: Noticed | None,
     ) -> Upload:
-        return Upload(
-            id=notification.old_id or str(uuid.uuid4()),
+        noticed_id = noticed.id if noticed is not None else ""
+        upload = Upload(
+            id=noticed_id or notification.old_id or str(uuid.uuid4()),
             watch=watch.name,
             path=path,
             original=notification.resubmit_as or path,
@@ -260,6 +271,7 @@ class Decisions:
             client=notification.client,
             protocol=notification.protocol,
         )
+        return self._pipeline.plan(upload)
 
     # At start.
 

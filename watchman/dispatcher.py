@@ -363,7 +363,7 @@ class Dispatcher:
         verdict = self.judge.judge(watch, subpath, notification, noticed)
         if not isinstance(verdict, Hold):
             self.held.pop(path)
-            if noticed is not None and noticed.id and not isinstance(verdict, Accept):
+            if noticed is not None and noticed.id and not isinstance(verdict, Accept | Fail):
                 self._decisions.release(noticed, verdict)
         match verdict:
             case Ignore(reason):
@@ -376,7 +376,7 @@ class Dispatcher:
             case Fail(state, reason):
                 if noticed is None or not noticed.failure:
                     self.crosscheck.miss(watch.name, notification.source, hinted=False)
-                self._decisions.fail(watch, subpath, state, notification, reason)
+                self._decisions.fail(watch, subpath, state, notification, reason, noticed)
                 answer(Answer(Outcome.IGNORED, reason))
             case Accept(state, word):
                 if watch.proftpd and self.judge.waited_in_vain(word):

@@ -15,7 +15,7 @@ from watchman.decisions import Decisions, Respond, nobody
 from watchman.errors import NotBelowWatch
 from watchman.groupcommit import GroupCommit
 from watchman.journal import Journal
-from watchman.judge import RECENT, STILL_OPEN, WRITING, Fail, Hold, Judge
+from watchman.judge import RECENT, STILL_OPEN, WRITING, Hold, Judge
 from watchman.sessions import LOG_LAG, Transfer, Transfers, is_alive, waits
 from watchman.upload import Answer, FileState, Kind, Notification, Outcome, Source
 
@@ -240,10 +240,8 @@ class Endings:
             reason = notification.reason
             self._decisions.hold(path, notification, noticed, hold, nobody, reason)
             return
-        noticed = self._decisions.held.pop(path)
-        if noticed is not None and noticed.id:
-            self._decisions.release(noticed, Fail(look.state, notification.reason))
-        self._decisions.fail(watch, subpath, look.state, notification, notification.reason)
+        noticed, reason = self._decisions.held.pop(path), notification.reason
+        self._decisions.fail(watch, subpath, look.state, notification, reason, noticed)
 
     # At start.
 
