@@ -6,6 +6,7 @@ import resource
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from tests.house import Clock, House
 from watchman import ledger as ledger_module
 from watchman.decisions import SEARCH
 from watchman.judge import QUIET
-from watchman.settings import WatchSettings
+from watchman.settings import MoveSettings, WatchSettings
 from watchman.unsettled import Selection
 from watchman.upload import (
     Answer,
@@ -209,7 +210,36 @@ def test_a_failed_upload_stays_listed_and_is_not_sent_again(house: House) -> Non
         (row,) = house.rows()
         assert (row["state"], row["reason"]) == ("failed", "cannot be serialized")
         assert house.take() == []
-        assert house.say(path, Source.SCAN).outcome is Outcome.DUPLICATE
+        for source in (Source.SCAN, Source.HOOK, Source.LOG):
+            assert house.say(path, source) == Answer(Outcome.DUPLICATE, row["id"])
+        house.restart()
+
+
+@pytest.mark.parametrize("is_moved", [False, True])
+def test_what_becomes_of_an_older_write_leaves_the_newer_decision_as_it_is(
+    house: House, is_moved: bool
+) -> None:
+    """A file that was overwritten, in place, while its task was being sent; which fails then."""
+    if is_moved:
+        source, destination = str(house.tmp_path / "ftp"), str(house.tmp_path / "store")
+        house.moves = {"all": MoveSettings("all", source, destination)}
+        house.restart()
+    path = house.write("a.csv")
+    house.say(path)
+    if is_moved:
+        (upload,) = house.pipeline.take_moves("all", 100, 0.0)
+        copy = house.write("a.csv", watch="store")
+        moved = replace(upload, path=str(copy), state=FileState.of(copy.lstat()))
+        moved = replace(moved, moved_from=upload.path, source_state=upload.state)
+        (moved,) = house.pipeline.write(State.MOVED, [moved])
+        house.pipeline.report_move(Report(moved, State.MOVED))
+    (upload,) = house.take()
+    path.write_text("more than before")
+    newer = house.say(path).detail
+    house.settle(upload, State.FAILED, "cannot be serialized")
+    for _ in range(2):
+        for source in (Source.SCAN, Source.LOG, Source.HOOK):
+            assert house.say(path, source) == Answer(Outcome.DUPLICATE, newer)
         house.restart()
 
 

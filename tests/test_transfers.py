@@ -439,10 +439,15 @@ def test_what_failed_and_was_renamed_before_word_of_it_came_has_failed_there(
     assert [upload.path for upload in logged.take()] == [str(path)] * again
 
 
-def test_a_late_good_word_is_better_than_none(house: House, session: Session) -> None:
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_late_good_word_is_better_than_none(
+    house: House, session: Session, restarted: bool
+) -> None:
     path = house.write("a.csv", watch="strict")
     house.say(path)
     eventually(lambda: failed(house))
+    if restarted:
+        house.restart()
     assert tell(house, Kind.COMPLETED, path, session).outcome is Outcome.OK
     assert failed(house) == {}
 

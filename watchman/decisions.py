@@ -237,8 +237,7 @@ class Decisions:
                 self.release(noticed, Fail(state, reason))
             return
         upload = self._upload(watch, path, state, notification, noticed)
-        unsure = notification.source is not self._judge.decisive
-        self._judge.remember(upload, failed=True, unsure=unsure)
+        self._judge.remember(upload, failed=True)
         self._pipeline.failures.forgive(path)
         self._pipeline.fail(upload, reason)
         if noticed is not None:

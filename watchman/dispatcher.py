@@ -101,7 +101,7 @@ class Dispatcher:
             monotonic=monotonic,
         )
         self.crosscheck = Crosscheck()
-        transfers = Transfers()
+        transfers = Transfers(monotonic=monotonic)
         self.judge = Judge(
             rules=self.rules,
             ledgers=ledgers,
@@ -394,8 +394,10 @@ class Dispatcher:
     def _gone(self, path: str, state: FileState) -> None:
         self._decisions.search(path, state)
 
-    def _replay_decision(self, upload: Upload, has_failed: bool) -> None:
-        self.judge.remember(upload, failed=has_failed)
+    def _replay_decision(self, upload: Upload, has_failed: bool, never_waited: bool) -> None:
+        recent = self.judge.recent(upload.source_path, None)
+        if recent is None or recent.decided <= upload.accepted:
+            self.judge.remember(upload, failed=never_waited)
         self._ledgers.replay(upload, has_failed=has_failed)
 
     def _replay_other(self, position: int, record: dict[str, Any]) -> None:

@@ -150,9 +150,13 @@ class Judge:
             return min(self._monotonic(), self.log_read)
         return self._monotonic()
 
-    def remember(self, upload: Upload, *, failed: bool = False, unsure: bool = False) -> None:
-        """Remember a decision beyond what its ledger holds, among the latest."""
+    def remember(self, upload: Upload, *, failed: bool = False) -> None:
+        """Remember a decision beyond what its ledger holds, among the latest.
+
+        `failed` if it was that a transfer has failed.
+        """
         inode = (upload.source_state or upload.state).inode
+        unsure = failed and upload.source is not self.decisive
         recent = Recent(upload.id, inode, upload.accepted, {upload.source}, failed, unsure)
         self._recent.pop(upload.source_path, None)
         self._recent[upload.source_path] = recent

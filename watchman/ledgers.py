@@ -31,7 +31,9 @@ class Ledgers:
         if located is not None:
             watch, subpath = located
             ledger, state = self.by_watch[watch.name], upload.state
-            if upload.source_state is not None:
+            if ledger.decided_since(subpath, upload.source_state or state):
+                pass  # of an older write, written down later, as that its task has failed
+            elif upload.source_state is not None:
                 ledger.forget(subpath, upload.source_state.inode)
             else:
                 decision = ledger.get(subpath, state)

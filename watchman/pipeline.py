@@ -33,6 +33,9 @@ RECENT = 1_000
 #: Seconds between two looks of who waits for the journal at whether it will be written at all.
 WRITTEN_POLL = 0.5
 
+#: In the record of an upload that has failed as its transfer had, not its move or its task.
+NEVER_WAITED = "never_waited"
+
 #: Where uploads wait whose record could not be read back, and what is shown of them.
 UNREADABLE = "journal"
 CANNOT_BE_READ = "its record cannot be read"
@@ -282,6 +285,7 @@ class Pipeline:
         """List an upload as failed that never waited."""
         self.arriving[upload.id] = upload
         record = {"event": State.FAILED.value, "at": time.time(), **upload.encode()}
+        record[NEVER_WAITED] = True
 
         def durable(position: int) -> None:
             self._count(State.FAILED)
@@ -390,13 +394,14 @@ class Pipeline:
 
     def replay(
         self,
-        decided: Callable[[Upload, bool], None],
+        decided: Callable[[Upload, bool, bool], None],
         other: Callable[[int, dict[str, Any]], None],
     ) -> None:
         """Take up what the journal says was not settled.
 
-        Tell of each decision on the way, and whether it was that the upload has failed; of each
-        upload that was settled; and of each record, should it be more than an upload's.
+        Tell of each decision on the way, whether it was that the upload has failed, and whether as
+        one that never waited; of each upload that was settled; and of each record, should it be
+        more than an upload's.
         """
         recent: OrderedDict[int, Upload] = OrderedDict()
         # By where they wait, so that no record need be read twice: there may be a million.
@@ -415,7 +420,7 @@ class Pipeline:
                 if len(recent) > RECENT:
                     recent.popitem(last=False)
                 has_failed = record["event"] == State.FAILED.value
-                decided(upload, has_failed)
+                decided(upload, has_failed, NEVER_WAITED in record)
                 if has_failed:
                     failed[upload.id] = position
                 elif upload.move or upload.task is not None:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import select
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from watchman.upload import FileState
@@ -92,7 +93,8 @@ class Transfers:
     A session's process is held by a pidfd: no other can be taken for it, and its end is seen.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic = monotonic
         self._sessions: dict[str, _Session] = {}
         self._paths: dict[str, set[str]] = {}
         self._poll = select.poll()
@@ -124,7 +126,7 @@ class Transfers:
     def unsure(self) -> bool:
         """Whether files may be written that no session is known to have begun."""
         sessions = self._sessions.values()
-        return time.monotonic() < self._unsure_until or any(s.unsure for s in sessions)
+        return self._monotonic() < self._unsure_until or any(s.unsure for s in sessions)
 
     def only(self, name: str) -> str:
         """Return the path of the only transfer that a session has begun and not ended, or ""."""
@@ -162,7 +164,7 @@ class Transfers:
         session = self._sessions.get(name)
         if session is not None:
             # The log may tell of its files a little later.
-            self._unsure_until = time.monotonic() + LOG_LAG
+            self._unsure_until = self._monotonic() + LOG_LAG
             self._forget(name)
         return over
 
