@@ -464,6 +464,37 @@ def test_an_upload_follows_its_own_file_whatever_words_of_others_come_late(house
     assert len(uploads) == 2
 
 
+@pytest.mark.parametrize("is_sent", [True, False])
+@pytest.mark.parametrize("last", ["file", "directory"])
+def test_renames_in_a_row_that_are_heard_of_late_make_no_upload(
+    house: House, is_sent: bool, last: str
+) -> None:
+    """`mv a.csv d/b.csv; mv d/b.csv c.csv`, or then `mv d e`: words come when all is over."""
+    path = house.write("a.csv")
+    upload_id = house.say(path).detail
+    if is_sent:
+        house.settle(house.take()[0])
+    second = path.with_name("d") / "b.csv"
+    second.parent.mkdir()
+    path.rename(second)
+    if last == "file":
+        third = second.rename(path.with_name("c.csv"))
+        house.write("d/b.csv", "another file")
+        words = [(second, path), (third, second)]
+    else:
+        third = second.parent.rename(path.with_name("e")) / "b.csv"
+        words = [(second, path), (third.parent, second.parent)]
+    for new, old in words:
+        house.say(new, kind=Kind.RENAMED, old=old)
+    house.say(third, Source.SCAN)
+    taken = house.take() + house.take(patience=1.0)
+    expected = {} if is_sent else {str(third): upload_id}
+    if last == "file":
+        assert len(taken) == 1 + (not is_sent)
+        taken = [upload for upload in taken if upload.path != str(second)]
+    assert {upload.path: upload.id for upload in taken} == expected
+
+
 def test_an_upload_is_found_though_nobody_told_of_one_of_its_renames(house: House) -> None:
     path = house.write("a.csv")
     upload_id = house.say(path).detail

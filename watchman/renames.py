@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from watchman import beneath
 from watchman.decisions import Decisions, Respond, nobody
 from watchman.errors import NotBelowWatch
-from watchman.judge import Judge
+from watchman.judge import RECENT, Judge
 from watchman.ledger import Ledger
 from watchman.settings import WatchSettings
 from watchman.upload import FileState, Kind, Notification, Outcome
 from watchman.whereabouts import Whereabouts
+
+#: Names of one file that are remembered.
+NAMES = 10
 
 
 class Renames:
@@ -38,6 +41,9 @@ class Renames:
         self._decisions = decisions
         self._whereabouts = whereabouts
         self._complete = complete
+        #: By the name that a file was renamed to, and was not found decided about: those before it,
+        #: the latest first. The next rename, its own or of a directory above, may be over by then.
+        self._passed: dict[str, tuple[str, ...]] = {}
 
     def change(self, ledgers: Mapping[str, Ledger]) -> None:
         """Write down in other ledgers from now on."""
@@ -45,27 +51,64 @@ class Renames:
 
     def follow(self, notification: Notification, answer: Respond) -> None:
         """Follow a file or a directory that was renamed within the watches."""
-        old, new = self._locate(notification.old_path), self._locate(notification.path)
         if notification.is_directory:
-            for located in (old, new):
-                if located is not None:
-                    self._ledgers[located[0].name].disturb()
-            self._whereabouts.follow(notification.old_path, notification.path)
-            if old is not None:
-                self._follow_held(os.path.join(old[0].path, old[1]), notification)
-        elif old is not None and new is not None and (file := self._was_decided(*old, *new)):
-            self._whereabouts.follow(notification.old_path, notification.path, file)
-            self._decisions.answer_durably(answer, Outcome.DUPLICATE, "-")
-        else:
-            if old is not None and new is not None:
-                notification = self._word_of_held(*old, *new) or notification
-            self._complete(notification, answer)
+            self._follow_directory(notification)
+            return
+        new, names = self._locate(notification.path), self._names(notification.old_path)
+        if new is not None and names:
+            for old in names:
+                if file := self._was_decided(*old, *new):
+                    self._whereabouts.follow(notification.old_path, notification.path, file)
+                    self._decisions.answer_durably(answer, Outcome.DUPLICATE, "-")
+                    return
+            self._remember(_path(new), names)
+            words = (self._word_of_held(*old, *new) for old in names)
+            notification = next(filter(None, words), notification)
+        self._complete(notification, answer)
 
-    def _follow_held(self, directory: str, notification: Notification) -> None:
-        """Follow the held files of a directory that was renamed."""
-        for path in self._decisions.held.below(directory):
-            new = notification.path + path[len(directory) :]
-            self.follow(replace(notification, path=new, old_path=path, is_directory=False), nobody)
+    def _follow_directory(self, notification: Notification) -> None:
+        old, new = self._locate(notification.old_path), self._locate(notification.path)
+        for located in (old, new):
+            if located is not None:
+                self._ledgers[located[0].name].disturb()
+        self._whereabouts.follow(notification.old_path, notification.path)
+        if old is None:
+            return
+        directory = _path(old)
+        passed = [path for path in self._passed if path.startswith(directory + "/")]
+        for path in dict.fromkeys([*self._decisions.held.below(directory), *passed]):
+            name = notification.path + path[len(directory) :]
+            self.follow(replace(notification, path=name, old_path=path, is_directory=False), nobody)
+
+    def _names(self, path: str) -> list[beneath.Place]:
+        """Return the names that a file may have been decided about under, the latest first.
+
+        It became another upload by a name that is none of an upload.
+        """
+        located = self._locate(path)
+        if located is None:
+            return []
+        names = [located]
+        for earlier in self._passed.get(_path(located), ()):
+            if self._excludes(*names[-1]) or (located := self._locate(earlier)) is None:
+                break
+            names.append(located)
+        return names
+
+    def _remember(self, path: str, names: Sequence[beneath.Place]) -> None:
+        """Remember which names the file had that was renamed to a path."""
+        if self._excludes(*names[0]):
+            return
+        self._passed.pop(path, None)
+        self._passed[path] = tuple(map(_path, names[:NAMES]))
+        if len(self._passed) > RECENT:
+            del self._passed[next(iter(self._passed))]
+
+    def _excludes(self, watch: WatchSettings, subpath: str) -> bool:
+        """Whether a name is none of an upload."""
+        if self._judge.excludes(watch, subpath) is not None:
+            return True
+        return not self._judge.matches(os.path.join(watch.path, subpath))
 
     def _word_of_held(
         self, old_watch: WatchSettings, old: str, watch: WatchSettings, subpath: str
@@ -90,9 +133,7 @@ class Renames:
 
         None: it was none.
         """
-        if self._judge.excludes(old_watch, old) is not None:
-            return None
-        if not self._judge.matches(os.path.join(old_watch.path, old)):
+        if self._excludes(old_watch, old):
             return None
         try:
             state = beneath.state(new_watch.path, new)
@@ -102,3 +143,7 @@ class Renames:
             return None
         self._ledgers[new_watch.name].put(new, state)
         return state
+
+
+def _path(place: beneath.Place) -> str:
+    return os.path.join(place[0].path, place[1])
