@@ -716,15 +716,19 @@ def test_a_replay_keeps_few_decisions_in_memory(tmp_path: Path) -> None:
         house.close()
 
 
+@pytest.mark.parametrize("is_renamed", [False, True])
 def test_an_upload_whose_directory_is_renamed_while_nobody_looks_is_found_again(
-    tmp_path: Path,
+    house: House, is_renamed: bool
 ) -> None:
-    house = House(tmp_path, clock=Clock(still=True))
-    house.open()
+    house.clock.still = True
+    house.restart()
     old = house.write("d/a.csv")
     house.say(old)
+    if is_renamed:
+        before, old = old, old.rename(old.with_name("b.csv"))
+        assert house.say(old, kind=Kind.RENAMED, old=before).outcome is Outcome.DUPLICATE
     house.close()
-    new = old.parent.rename(tmp_path / "ftp" / "e") / "a.csv"
+    new = old.parent.rename(house.tmp_path / "ftp" / "e") / old.name
     house.open()
     assert house.say(new, Source.SCAN).outcome is Outcome.DUPLICATE
     assert house.take() == []
@@ -732,11 +736,10 @@ def test_an_upload_whose_directory_is_renamed_while_nobody_looks_is_found_again(
     eventually(lambda: house.take() == [] and house.pipeline.settled["gone"])
     eventually(lambda: house.rescans == ["ftp"])
     for _ in range(2):
-        assert not house.ledgers["ftp"].known("e/a.csv", FileState.of(new.stat()))
+        assert not house.ledgers["ftp"].known(f"e/{new.name}", FileState.of(new.stat()))
         house.restart()
     assert house.say(new, Source.SCAN).outcome is Outcome.OK
     assert [upload.path for upload in house.take()] == [str(new)]
-    house.close()
 
 
 def test_files_that_go_away_before_their_turn_are_looked_for_now_and_then(tmp_path: Path) -> None:

@@ -277,7 +277,9 @@ class Decisions:
     def replay(self, position: int, record: dict[str, Any]) -> None:
         """Take up what was noticed, by id, until it ends; forget decisions that came to nothing."""
         if "gone" in record:
-            self._retract(record["path"], FileState.decode(record["gone"]))
+            names = [[record["path"], record["gone"]], *record.get("names", ())]
+            for path, state in names:
+                self._retract(path, FileState.decode(state))
         if record["event"] == State.NOTICED.value:
             self._noticed_before[record["id"]] = position, record
         else:

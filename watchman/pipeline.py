@@ -350,6 +350,11 @@ class Pipeline:
         if state in (State.GONE, State.SUPERSEDED) and upload.source_state is None:
             record |= {"path": upload.path, "gone": upload.state.encode()}
             self._gone(upload.path, upload.state)
+        if state is State.GONE and upload.source_state is None:
+            names = self.whereabouts.give_up(upload)
+            record["names"] = [[path, file.encode()] for path, file in names]
+            for path, file in names:
+                self._gone(path, file)
 
         def durable(position: int) -> None:
             self._count(state)

@@ -200,6 +200,21 @@ class Whereabouts:
             self._journal.release(rename.position)
         self._renames.clear()
 
+    def give_up(self, upload: Upload) -> list[tuple[str, FileState]]:
+        """Forget where the file of an upload went that is gone; return the names that the decision
+        about it has followed it to, and what it was like then.
+        """
+        old, names, others = upload.state, [], []
+        for rename in self._renames:
+            file = rename.file
+            if file and file.is_same_file(old) and not file.rewritten_since(old.size, old.ctime):
+                names.append((rename.new, file))
+                self._journal.release(rename.position)
+            else:
+                others.append(rename)
+        self._renames = others
+        return names
+
     def settle(self, upload: Upload) -> None:
         """Forget an upload that waits no longer."""
         self._missing.pop(upload.id, None)
