@@ -41,7 +41,7 @@ class Clock:
         return time.time() + self.ahead
 
     def monotonic(self) -> float:
-        return self.ahead if self.still else time.monotonic() + self.ahead
+        return (1.0 if self.still else time.monotonic()) + self.ahead
 
 
 @dataclass

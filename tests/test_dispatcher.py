@@ -549,6 +549,25 @@ def test_a_renamed_directory_makes_no_uploads_and_its_waiting_ones_follow(
     assert (upload.id, upload.path) == (unsent_id, str(new / "e" / "unsent.csv"))
 
 
+def test_a_file_that_comes_back_with_its_directory_is_known_as_what_it_is_by_then(
+    house: House,
+) -> None:
+    path = house.write("d/a.csv")
+    house.say(path)
+    house.settle(house.take()[0])
+    there = path.parent.rename(house.tmp_path / "other" / "d")
+    house.say(there, kind=Kind.RENAMED, old=path.parent)
+    house.write("d/a.csv", "written in another watch", watch="other")
+    house.say(there / "a.csv")
+    house.settle(house.take()[0])
+    there.rename(path.parent)
+    house.say(path.parent, kind=Kind.RENAMED, old=there)
+    for _ in range(2):
+        assert house.say(path, Source.SCAN).outcome is Outcome.DUPLICATE
+        house.restart()
+    assert house.take() == []
+
+
 def test_an_operator_may_send_what_was_decided_and_what_is_excluded(house: House) -> None:
     path, hidden = house.write("a.csv"), house.write(".b.csv")
     first = house.say(path)
@@ -621,8 +640,8 @@ def test_what_was_noticed_and_acknowledged_keeps_its_id_through_a_full_disk(
     with no_room_beyond(0):
         assert house.say(path).outcome is Outcome.ERROR
         assert [row["id"] for row in house.dispatcher.held.rows()] == [answer.detail]
-    eventually(lambda: house.rescans == ["ftp"])
     house.clock.ahead += 2
+    eventually(lambda: house.rescans == ["ftp"])
     (upload,) = house.take(patience=5)
     assert upload.id == answer.detail
     assert house.say(path, Source.SCAN).outcome is Outcome.DUPLICATE
@@ -636,6 +655,52 @@ def test_a_failure_said_while_the_disk_is_full_is_listed_when_there_is_room(hous
     listed = [("failed", str(path))]
     eventually(lambda: [(row["state"], row["path"]) for row in house.rows()] == listed)
     assert house.say(path, Source.SCAN).outcome is Outcome.DUPLICATE
+
+
+@pytest.fixture
+def strict(house: House) -> House:
+    """One where a failure need not be the last word."""
+    path = str(house.tmp_path / "ftp")
+    house.watches = (WatchSettings("ftp", path, proftpd=True, confirm=0.1, unconfirmed="hold"),)
+    house.restart()
+    return house
+
+
+def test_a_failure_is_listed_while_the_better_word_cannot_be_written_down(strict: House) -> None:
+    path = strict.write("a.csv")
+    strict.say(path)
+    (failure,) = eventually(strict.rows)
+    with no_room_beyond(0):
+        assert strict.say(path, Source.HOOK).outcome is Outcome.ERROR
+    eventually(lambda: not strict.dispatcher.unwritable())
+    with no_room_beyond(0):
+        assert strict.say(path, Source.HOOK).outcome is Outcome.ERROR
+    eventually(lambda: not strict.dispatcher.unwritable())
+    for _ in range(2):
+        assert [row["id"] for row in strict.rows()] == [failure["id"]]
+        strict.restart()
+    assert strict.say(path, Source.HOOK).outcome is Outcome.OK
+
+
+@pytest.mark.parametrize("written", [0, 1, 2])
+def test_a_failure_or_the_better_word_of_its_file_outlives_a_power_failure(
+    strict: House, written: int
+) -> None:
+    path = strict.write("a.csv")
+    strict.say(path)
+    (failure,) = eventually(strict.rows)
+    (journal,) = (strict.tmp_path / "spool" / "journal").iterdir()
+    before = journal.read_bytes()
+    better = strict.say(path, Source.HOOK)
+    strict.close()
+    records = journal.read_bytes()[len(before) :].splitlines(keepends=True)
+    assert len(records) == 2
+    journal.write_bytes(before + b"".join(records[:written]))
+    strict.open()
+    for _ in range(2):
+        expected = better.detail if written else failure["id"]
+        assert [row["id"] for row in strict.rows()] == [expected]
+        strict.restart()
 
 
 def test_settled_segments_leave_the_journal_and_their_decisions_stay(tmp_path: Path) -> None:

@@ -623,6 +623,20 @@ def test_a_session_that_died_while_nobody_listened_has_failed_if_the_log_is_sile
     assert list(failed(logged)) == ([str(path)] if marked else [])
 
 
+def test_a_failure_that_is_spoken_of_before_the_log_was_read_is_listed_once_it_is(
+    logged: House, session: Session
+) -> None:
+    path = logged.write("a.csv")
+    tell(logged, Kind.FAILED, path, session)
+    logged.log_lags = True
+    logged.restart()
+    assert logged.say(path).outcome is Outcome.IGNORED
+    assert failed(logged) == {}
+    logged.log_lags = False
+    logged.catch_up()
+    assert list(eventually(lambda: failed(logged))) == [str(path)]
+
+
 def test_the_logs_word_counts_of_a_session_that_died_while_nobody_listened(
     logged: House, session: Session
 ) -> None:

@@ -187,13 +187,14 @@ class Decisions:
         ledger = self._ledgers[watch.name]
         before = ledger.get(subpath, state)
         ledger.put(subpath, state, waiting=True)
+        recent = self._judge.recent(path, None)
         self._judge.remember(upload)
-        self._pipeline.failures.forgive(path)
         self._pipeline.arriving[upload.id] = upload
 
         def durable(position: int) -> None:
             if noticed is not None:
                 self._let_go(noticed)
+            self._pipeline.failures.forgive(path)
             logger.info(
                 "Accepted upload %s, noticed by %s: %r, %d bytes, for %s %s.",
                 upload.id,
@@ -210,6 +211,7 @@ class Decisions:
         def failed(reason: str) -> None:
             del self._pipeline.arriving[upload.id]
             ledger.restore(subpath, state.inode, before)
+            self._judge.restore(path, recent)
             self._missed[watch.name] = 0.0
             if noticed is not None and noticed.id:
                 self.held.put_back(noticed)
@@ -238,7 +240,6 @@ class Decisions:
             return
         upload = self._upload(watch, path, state, notification, noticed)
         self._judge.remember(upload, failed=True)
-        self._pipeline.failures.forgive(path)
         self._pipeline.fail(upload, reason)
         if noticed is not None:
             self._commit.stage(None, lambda _: self._let_go(noticed), lasting=True)

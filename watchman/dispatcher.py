@@ -88,7 +88,9 @@ class Dispatcher:
         self._read_log = read_log
         #: Whether the log was asked to be read, and was not since.
         self._log_asked = False
-        self._commit = GroupCommit(journal, timer=self._look_again, idle=self._keep_house)
+        self._commit = GroupCommit(
+            journal, timer=self._look_again, idle=self._keep_house, monotonic=monotonic
+        )
         self.pipeline = Pipeline(
             settings,
             rules=self.rules,

@@ -51,11 +51,19 @@ class GroupCommit:
     Work may `stage` changes; what must wait until they are durable goes into `durable`.
     """
 
-    def __init__(self, journal: Journal, *, timer: Callable[[], float], idle: Work) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        *,
+        timer: Callable[[], float],
+        idle: Work,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         #: `timer` does what is due and says in how many seconds it wants to be called again;
         #: `idle` is called when all that was staged is durable. Both in the thread.
         self._timer = timer
         self._idle = idle
+        self._monotonic = monotonic
         self._journal = journal
         self._inbox = Inbox(INBOX)
         self._thread = threading.Thread(target=self._run, name="dispatcher")
@@ -166,14 +174,14 @@ class GroupCommit:
         changes, self._changes = self._changes, []
         if not changes:
             return
-        if self._next_try > time.monotonic():
+        if self._next_try > self._monotonic():
             # Whoever asks meanwhile need not wait for a disk to say the same once more.
             self._take_back(changes)
             return
         try:
             positions = self._journal.write([c.record for c in changes if c.record is not None])
         except JournalUnwritable as e:
-            self._next_try = time.monotonic() + RETRY
+            self._next_try = self._monotonic() + RETRY
             self._reason = str(e)
             self._take_back(changes)
             return
@@ -187,7 +195,7 @@ class GroupCommit:
 
     def _take_back(self, changes: list[Change]) -> None:
         if not self.unwritable_since:
-            self.unwritable_since = time.monotonic()
+            self.unwritable_since = self._monotonic()
             logger.critical(
                 "Journal cannot be written: %s. Accepting and sending nothing until it can.",
                 self._reason,

@@ -163,6 +163,12 @@ class Judge:
         if len(self._recent) > RECENT:
             self._recent.popitem(last=False)
 
+    def restore(self, path: str, recent: Recent | None) -> None:
+        """Undo a `remember`: what it replaced is the last decision again."""
+        self._recent.pop(path)
+        if recent is not None:
+            self._recent[path] = recent
+
     def begin(self, path: str) -> None:
         """Remember that a session begins to write a file."""
         if path in self._recent:
@@ -274,9 +280,8 @@ class Judge:
         """Fail a file whose transfer was said to have failed, unless there is a better word."""
         if noticed is None or not noticed.failure or self._decides(notification, state):
             return None
-        wait = noticed.fail_at - self.heard_until()
-        if wait > 0 and noticed.reason != STILL_OPEN:
-            return Hold(noticed.reason, wait, state)
+        if noticed.fail_at > self.heard_until() and noticed.reason != STILL_OPEN:
+            return Hold(noticed.reason, max(0.0, noticed.fail_at - self._monotonic()), state)
         return Fail(state, noticed.failure)
 
     def _unconfirmed(
@@ -342,10 +347,8 @@ class Judge:
         """Whether a file holds a write that nobody has decided about yet."""
         source = notification.source
         decision = self._ledgers[watch.name].get(subpath, state)
-        if decision is None:
+        if decision is None or state.rewritten_since(decision.size, decision.ctime):
             return not self._came_with_its_directory(watch, subpath, state)
-        if state.rewritten_since(decision.size, decision.ctime):
-            return True
         if source is Source.SCAN or notification.is_link:
             return False
         if decision.existing:

@@ -289,6 +289,7 @@ class Pipeline:
 
         def durable(position: int) -> None:
             self._count(State.FAILED)
+            self.failures.forgive(upload.source_path)
             self.failures.add(upload, position, record["at"])
             del self.arriving[upload.id]
             logger.warning("Upload %s failed: %r: %s.", upload.id, upload.path, reason)
@@ -412,6 +413,7 @@ class Pipeline:
         # By where they wait, so that no record need be read twice: there may be a million.
         live: dict[tuple[str, str], dict[int, int]] = {}
         failed: dict[str, int] = {}
+        failed_of: dict[str, list[str]] = {}
         for position, record in self._journal.replay():
             other(position, record)
             if "id" in record:
@@ -426,8 +428,13 @@ class Pipeline:
                     recent.popitem(last=False)
                 has_failed = record["event"] == State.FAILED.value
                 decided(upload, has_failed, NEVER_WAITED in record)
+                if NEVER_WAITED in record or record["event"] == State.ACCEPTED.value:
+                    # It settles older failures of its path, though that may not be written down.
+                    for older in failed_of.pop(upload.source_path, ()):
+                        failed.pop(older, None)
                 if has_failed:
                     failed[upload.id] = position
+                    failed_of.setdefault(upload.source_path, []).append(upload.id)
                 elif upload.move or upload.task is not None:
                     live.setdefault(self._place_of(upload), {})[number] = position
             elif record["event"] == State.RENAMED.value:
