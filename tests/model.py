@@ -10,10 +10,14 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from watchman.upload import FileState, Kind, Notification, Source
+
+#: The clock that stamps files, see clock_getres(2).
+CLOCK_REALTIME_COARSE = 5
 
 
 @dataclass(eq=False)
@@ -27,20 +31,35 @@ class Write:
     #: Ids that a source was told with OK, for as long as the file lies where it was then.
     told: set[str] = field(default_factory=set)
     accepted: bool = False
-    #: The source that decides has called it failed before it was accepted, or it was listed so.
+    #: The source that decides has called it failed before it was accepted.
     failed: bool = False
-    #: Where it lay when it was listed as failed.
+    #: Where it lay when it was listed as failed, and whether nothing good was said of it since: of
+    #: a name that is written again within a second, a line of the log may be about either.
     listed: Path | None = None
+    gave_up: bool = False
     #: The source that decides has called it complete.
     confirmed: bool = False
+    #: It has said so of its transfer, and not only of a rename.
+    whole: bool = False
     #: Listed as failed is as good as sent: somebody may have called it failed.
     may_fail: bool = False
     #: It may be sent under a second id.
     may_repeat: bool = False
     #: It need not be sent.
     may_miss: bool = False
-    #: Its mode, times or name were changed since it was written.
+    #: Its mode or times were changed since it was written.
     touched: bool = False
+    #: It was sent, and watchman may not know.
+    in_doubt: bool = False
+    #: Its inode had a content of that size before.
+    is_alike: bool = False
+    #: Its directory was renamed into another watch.
+    crossed: bool = False
+
+    def may_be_new(self) -> None:
+        """Watchman may take it for a write that it has not seen yet."""
+        self.may_repeat = True
+        self.failed = self.gave_up = False
 
 
 @dataclass(frozen=True)
@@ -80,8 +99,11 @@ class Files:
     def __init__(self) -> None:
         self.writes: list[Write] = []
         self.at: dict[Path, Write] = {}
-        #: Every inode with every ctime that one of them had.
+        #: Every inode with every ctime that one of them had, and with every size.
         self._seen: set[tuple[int, int]] = set()
+        self._sizes: set[tuple[int, int]] = set()
+        #: Inodes of files that have changed since the clock was moved.
+        self.fresh: set[int] = set()
 
     def number(self, path: Path) -> int:
         return int(path.read_bytes().split()[-1])
@@ -100,9 +122,15 @@ class Files:
             with path.open(mode) as file:
                 file.write(content)
             if self.is_stamped(path):
+                self.finish(path, self.at[path])
                 return
             if mode == "ab":
                 os.truncate(path, path.stat().st_size - len(content))
+
+    def wait_for_clock(self, path: Path) -> None:
+        """Return when the kernel would stamp a file with another time than it bears."""
+        while time.clock_gettime_ns(CLOCK_REALTIME_COARSE) <= path.stat().st_ctime_ns:
+            pass
 
     def is_stamped(self, path: Path) -> bool:
         status = path.stat()
@@ -110,7 +138,15 @@ class Files:
         if stamp in self._seen:
             return False
         self._seen.add(stamp)
+        self.fresh.add(status.st_ino)
         return True
+
+    def finish(self, path: Path, write: Write) -> None:
+        """Remember what a file is like that has been written."""
+        status = path.stat()
+        shape = status.st_ino, status.st_size
+        write.is_alike = shape in self._sizes
+        self._sizes.add(shape)
 
     def move(self, old: Path, new: Path) -> None:
         old.rename(new)
