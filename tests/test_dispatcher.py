@@ -807,6 +807,28 @@ def test_an_upload_whose_directory_is_renamed_while_nobody_looks_is_found_again(
     assert [upload.path for upload in house.take()] == [str(new)]
 
 
+def test_a_renamed_upload_whose_directory_is_replaced_while_nobody_looks_is_found_again(
+    house: House,
+) -> None:
+    house.clock.still = True
+    house.restart()
+    path = house.write("d/a.csv")
+    house.say(path)
+    renamed = path.rename(path.with_name("b.csv"))
+    assert house.say(renamed, kind=Kind.RENAMED, old=path).outcome is Outcome.DUPLICATE
+    house.close()
+    new = path.parent.rename(house.tmp_path / "ftp" / "e") / "b.csv"
+    house.write("d/a.csv", "another file")
+    house.open()
+    eventually(lambda: house.take() == [])
+    house.clock.ahead += 2
+    eventually(lambda: house.take() == [] and house.pipeline.settled["superseded"])
+    for _ in range(2):
+        assert not house.ledgers["ftp"].known("e/b.csv", FileState.of(new.stat()))
+        house.restart()
+    assert house.say(new, Source.SCAN).outcome is Outcome.OK
+
+
 def test_files_that_go_away_before_their_turn_are_looked_for_now_and_then(tmp_path: Path) -> None:
     house = House(tmp_path, clock=Clock(still=True))
     house.open()

@@ -351,8 +351,8 @@ class Pipeline:
         if state in (State.GONE, State.SUPERSEDED) and upload.source_state is None:
             record |= {"path": upload.path, "gone": upload.state.encode()}
             self._gone(upload.path, upload.state)
-        if state is State.GONE and upload.source_state is None:
-            names = self.whereabouts.give_up(upload)
+            is_away = state is State.GONE or self.whereabouts.is_replaced(upload)
+            names = self.whereabouts.give_up(upload) if is_away else []
             record["names"] = [[path, file.encode()] for path, file in names]
             for path, file in names:
                 self._gone(path, file)

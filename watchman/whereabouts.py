@@ -200,6 +200,15 @@ class Whereabouts:
             self._journal.release(rename.position)
         self._renames.clear()
 
+    def is_replaced(self, upload: Upload) -> bool:
+        """Whether another file has the name of an upload's, or none."""
+        located = self._rules.locate(upload.path)
+        try:
+            state = beneath.state(located[0].path, located[1]) if located else None
+        except (OSError, NotBelowWatch):
+            return True
+        return state is None or state.inode != upload.state.inode
+
     def give_up(self, upload: Upload) -> list[tuple[str, FileState]]:
         """Forget where the file of an upload went that is gone; return the names that the decision
         about it has followed it to, and what it was like then.
