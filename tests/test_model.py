@@ -582,7 +582,8 @@ class Interleavings(RuleBasedStateMachine):
         self.note(f"sent {upload.id} {upload.path} write {write.number}")
         write.sent.add(upload.id)
         assert not write.failed, "a failed transfer was sent"
-        assert not write.gave_up, "what was listed as failed was sent"
+        # What may be two uploads may have been in hand as one and fail as the other.
+        assert not write.gave_up or write.may_repeat, "what was listed as failed was sent"
         may_repeat = write.may_repeat or write.may_miss
         assert len(write.sent) == 1 or may_repeat, "a write was sent under two ids"
         others = [w for w in self.files.writes if upload.id in w.sent and w is not write]
