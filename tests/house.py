@@ -8,6 +8,7 @@ from typing import Any
 
 from tests.deadline import eventually
 from watchman.dispatcher import Dispatcher
+from watchman.interventions import Interventions
 from watchman.journal import Journal
 from watchman.ledger import Ledger
 from watchman.settings import (
@@ -150,6 +151,11 @@ class Inside:
 
     def unsettled(self) -> Unsettled:
         return Unsettled(self.pipeline, journal=self.journal, sinks=dict)
+
+    def retry(self, **fields: str) -> list[str]:
+        """Have uploads tried again as by `watchman retry`; return their ids."""
+        hand = Interventions(self.unsettled(), dispatcher=self.dispatcher, hurry=lambda *_: None)
+        return [row["id"] for row in hand.retry(fields) if row and not row["refused"]]
 
     def rows(self) -> list[dict[str, Any]]:
         return list(self.unsettled().rows())

@@ -243,6 +243,73 @@ def test_what_becomes_of_an_older_write_leaves_the_newer_decision_as_it_is(
         house.restart()
 
 
+@pytest.mark.parametrize("what", ["file", "directory", "directory to another watch"])
+def test_a_failed_upload_whose_file_is_renamed_is_listed_there_and_sent_from_there(
+    house: House, what: str
+) -> None:
+    old, kept = house.write("d/e/a.csv"), house.write("d.csv")
+    for path in (old, kept):
+        house.say(path)
+    uploads = house.take()
+    for upload in uploads:
+        house.settle(upload, State.FAILED, "cannot be serialized")
+    ids = {upload.path: upload.id for upload in uploads}
+    before, after = old.parent.parent, house.tmp_path / "ftp" / "new"
+    if what == "file":
+        before, after = old, old.with_name("b.csv")
+    elif what != "directory":
+        after = house.tmp_path / "other" / "new"
+    before.rename(after)
+    new = after if what == "file" else after / "e" / "a.csv"
+    for _ in range(2):  # as two sources would
+        house.say(after, kind=Kind.RENAMED, old=before)
+    listed = {str(kept): ids[str(kept)], str(new): ids[str(old)]}
+    for restarted in (False, True):
+        rows = eventually(lambda: {row["path"]: row["id"] for row in house.rows()} == listed)
+        assert rows
+        assert {row["state"] for row in house.rows()} == {"failed"}
+        assert {row["reason"] for row in house.rows()} == {"cannot be serialized"}
+        assert house.say(new, Source.SCAN).outcome is Outcome.DUPLICATE
+        if not restarted:
+            house.restart()
+    assert house.retry(pattern=str(new)) == [ids[str(old)]]
+    (upload,) = house.take()
+    assert (upload.id, upload.path) == (ids[str(old)], str(new))
+    assert upload.task is not None
+    assert upload.task.args == [str(new)]
+    house.restart()
+    assert [upload.path for upload in house.take()] == [str(new)]
+    assert [row["path"] for row in house.rows() if row["state"] == "failed"] == [str(kept)]
+
+
+@pytest.mark.parametrize("new", ["a.csv.part", "a.dat"])
+def test_a_failed_upload_whose_file_gets_a_name_that_is_none_is_gone(
+    house: House, new: str
+) -> None:
+    path = house.write("a.csv")
+    house.say(path)
+    house.settle(house.take()[0], State.FAILED)
+    house.say(path.rename(path.with_name(new)), kind=Kind.RENAMED, old=path)
+    for _ in range(2):
+        assert house.rows() == []
+        assert house.take() == []
+        house.restart()
+
+
+def test_what_takes_the_name_of_a_failed_upload_and_leaves_it_is_another(house: House) -> None:
+    other, path = house.write("other.csv"), house.write("a.csv")
+    new = path.with_name("b.csv")
+    house.say(path)
+    house.settle(house.take()[0], State.FAILED)
+    path.rename(house.tmp_path / "away")
+    house.say(other)
+    other.rename(path)
+    house.say(path, kind=Kind.RENAMED, old=other)
+    path.rename(new)
+    house.say(new, kind=Kind.RENAMED, old=path)
+    assert [row["path"] for row in house.rows() if row["state"] == "failed"] == [str(path)]
+
+
 def test_a_few_uploads_that_nobody_takes_do_not_keep_the_journal_of_all(tmp_path: Path) -> None:
     house = House(tmp_path, segment_size=3_000)
     house.open()

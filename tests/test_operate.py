@@ -192,6 +192,23 @@ def test_a_failed_upload_is_tried_again_under_its_id_and_the_task_of_today(
     assert {task["id"] for task in published(tmp_path / "broker")} == set(failed.values())
 
 
+def test_a_failed_upload_is_found_and_tried_again_by_the_name_that_it_was_given_since(
+    tmp_path: Path, incoming: Path, start_watchman: Start
+) -> None:
+    daemon = start_watchman(broken(INI))
+    write(incoming, "a.bad")
+    eventually(lambda: [row["state"] for row in daemon.queue()] == ["failed"])
+    failed = ids(daemon)["a.bad"]
+    (incoming / "a.bad").rename(incoming / "a.csv")
+    eventually(lambda: ids(daemon) == {"a.csv": failed})
+    kill(daemon)
+    assert ids(daemon) == {"a.csv": failed}
+    assert did(daemon, "retry", "--failed") == f"retried {failed} {incoming / 'a.csv'}\n"
+    eventually(lambda: sent(tmp_path) == ["a.csv"])
+    eventually(lambda: daemon.queue() == [])
+    assert [task["id"] for task in published(tmp_path / "broker")] == [failed]
+
+
 def test_dropped_uploads_are_not_sent_also_after_a_kill_and_their_story_stays(
     tmp_path: Path, incoming: Path, start_watchman: Start
 ) -> None:

@@ -391,6 +391,27 @@ def test_a_transfer_that_failed_and_was_repeated_at_once_is_one_upload(
     assert log(logged, Kind.COMPLETED, path, session, size=6).outcome is Outcome.DUPLICATE
 
 
+def test_what_one_reading_of_the_log_tells_of_a_failure_and_then_is_one_story(
+    logged: House,
+) -> None:
+    """Read in one go, as lines are that come together, and written down together."""
+    again, old = logged.write("again.csv"), logged.write("old.csv")
+    new = old.with_name("new.csv")
+
+    def words() -> Iterator[Notification]:
+        for path in (again, old):
+            yield Notification(Kind.FAILED, str(path), Source.LOG, reason="426 failed", size=3)
+        yield Notification(Kind.COMPLETED, str(again), Source.LOG, size=6)
+        old.rename(new)
+        yield Notification(Kind.RENAMED, str(new), Source.LOG, old_path=str(old))
+
+    assert logged.dispatcher.submit_lines("/var/log/uploads.log", words(), 1)  # type: ignore[arg-type]
+    for _ in range(2):
+        assert failed(logged) == {str(new): "426 failed"}
+        assert [upload.path for upload in logged.take()] == [str(again)]
+        logged.restart()
+
+
 def test_a_hooks_good_word_overrules_a_failure_only_of_a_transfer_begun_since(
     house: House, session: Session
 ) -> None:

@@ -137,7 +137,7 @@ class Dispatcher:
             judge=self.judge,
             ledgers=ledgers,
             decisions=self._decisions,
-            whereabouts=self.pipeline.whereabouts,
+            pipeline=self.pipeline,
             complete=self._complete,
         )
         self._by_hand = ByHand(

@@ -13,7 +13,7 @@ from typing import Any
 
 from watchman.backlog import Backlog
 from watchman.errors import JournalCorrupt, Stopped
-from watchman.failures import Failures
+from watchman.failures import NEVER_WAITED, Failures
 from watchman.groupcommit import GroupCommit
 from watchman.journal import Journal
 from watchman.ledger import Ledger
@@ -32,9 +32,6 @@ RECENT = 1_000
 
 #: Seconds between two looks of who waits for the journal at whether it will be written at all.
 WRITTEN_POLL = 0.5
-
-#: In the record of an upload that has failed as its transfer had, not its move or its task.
-NEVER_WAITED = "never_waited"
 
 #: Where uploads wait whose record could not be read back, and what is shown of them.
 UNREADABLE = "journal"
@@ -265,14 +262,30 @@ class Pipeline:
             return False
         again = replace(upload, task=task)
 
+        self.arriving[upload.id] = again
+
         def durable(position: int) -> None:
-            if self.failures.remove(upload):
-                self.wait(again.at(position))
-                logger.info("Upload %s is tried again: %r.", upload.id, upload.path)
+            self.wait(again.at(position))
+            del self.arriving[upload.id]
+            logger.info("Upload %s is tried again: %r.", upload.id, upload.path)
 
         record = {"event": "retried", "at": time.time(), **again.encode()}
-        self._commit.stage(record, durable, lasting=True)
+        self.failures.leave(upload.id, record, durable)
         return True
+
+    def rename_failed(self, upload: Upload, reason: str) -> None:
+        """List a failed upload under its file's new name, where it could be an upload."""
+        renamed = self._renamed(upload)
+        if renamed is None:
+            self.failures.settle(upload.id, State.GONE, f"renamed to {upload.path!r}")
+            return
+        self.arriving[upload.id] = renamed
+
+        def durable(_: int) -> None:
+            del self.arriving[upload.id]
+            logger.info("Failed upload %s was renamed: %r.", upload.id, upload.path)
+
+        self.failures.rename(renamed, reason, durable)
 
     def drop(self, upload: Upload) -> None:
         """Settle for good an upload that was withdrawn from its backlog."""
@@ -282,20 +295,16 @@ class Pipeline:
         self._settle(Report(upload, State.DROPPED, "dropped"), backlog)
 
     def fail(self, upload: Upload, reason: str) -> None:
-        """List an upload as failed that never waited."""
+        """List an upload as failed that never waited, in place of older ones of its path."""
         self.arriving[upload.id] = upload
-        record = {"event": State.FAILED.value, "at": time.time(), **upload.encode()}
-        record[NEVER_WAITED] = True
 
-        def durable(position: int) -> None:
+        def durable(_: int) -> None:
             self._count(State.FAILED)
-            self.failures.forgive(upload.source_path)
-            self.failures.add(upload, position, record["at"])
             del self.arriving[upload.id]
             logger.warning("Upload %s failed: %r: %s.", upload.id, upload.path, reason)
 
-        # Nobody says it twice, and a scan would take the file for whole.
-        self._commit.stage({**record, "reason": reason}, durable, lasting=True)
+        self.failures.add(upload, reason, durable, never_waited=True)
+        self.failures.forgive(upload.source_path, but=upload.id)
 
     def _count(self, state: State) -> None:
         self.settled[state.value] += 1
@@ -344,8 +353,6 @@ class Pipeline:
         """Write down what became of an upload."""
         upload, state = report.upload, report.state
         record: dict[str, Any] = {"event": state.value, "at": time.time(), "id": upload.id}
-        if state is State.FAILED:
-            record |= upload.encode()
         if report.reason:
             record["reason"] = report.reason
         if state in (State.GONE, State.SUPERSEDED) and upload.source_state is None:
@@ -357,14 +364,13 @@ class Pipeline:
             for path, file in names:
                 self._gone(path, file)
 
-        def durable(position: int) -> None:
+        def durable(_: int) -> None:
             self._count(state)
             self._journal.release(upload.position)
             backlog.settle(upload.position)
             self.whereabouts.settle(upload)
             self._settled(upload)
             if state is State.FAILED:
-                self.failures.add(upload, position, record["at"])
                 logger.error("Upload %s failed: %r: %s.", upload.id, upload.path, report.reason)
             elif state is State.DONE:
                 logger.debug("Upload %s is done.", upload.id)
@@ -373,15 +379,16 @@ class Pipeline:
             if state is State.SUPERSEDED:
                 self._superseded(upload)
 
-        self._commit.stage(record, durable, lasting=True)
+        if state is State.FAILED:
+            self.failures.add(upload, report.reason, durable)
+        else:
+            self._commit.stage(record, durable, lasting=True)
 
     def _rename(self, report: Report, backlog: Backlog) -> None:
         """Let an upload go on under its file's new name, as the rules say for that."""
         old_path, upload = report.upload.original, report.upload
-        located = self._rules.locate(upload.path)
-        renamed = self.plan(replace(upload, original=upload.path, position=-1))
-        nothing = not renamed.move and renamed.task is None
-        if located is None or self._rules.excluded(*located) is not None or nothing:
+        renamed, located = self._renamed(upload), self._rules.locate(upload.path)
+        if renamed is None or located is None:
             before = Upload.decode(self._journal.read(upload.position), upload.position)
             self._settle(Report(before, State.GONE, f"renamed to {upload.path!r}"), backlog)
             return
@@ -395,6 +402,14 @@ class Pipeline:
 
         record = {"event": State.RENAMED.value, "at": time.time(), **renamed.encode()}
         self._commit.stage(record, durable, lasting=True)
+
+    def _renamed(self, upload: Upload) -> Upload | None:
+        """Return what the rules make of an upload under its file's new name, None for nothing."""
+        located = self._rules.locate(upload.path)
+        renamed = self.plan(replace(upload, original=upload.path, position=-1))
+        if located is None or self._rules.excluded(*located) is not None:
+            return None
+        return renamed if renamed.move or renamed.task is not None else None
 
     # At start.
 
@@ -413,7 +428,7 @@ class Pipeline:
         # By where they wait, so that no record need be read twice: there may be a million.
         live: dict[tuple[str, str], dict[int, int]] = {}
         failed: dict[str, int] = {}
-        failed_of: dict[str, list[str]] = {}
+        failed_of: dict[str, list[tuple[str, int]]] = {}
         for position, record in self._journal.replay():
             other(position, record)
             if "id" in record:
@@ -430,18 +445,19 @@ class Pipeline:
                 decided(upload, has_failed, NEVER_WAITED in record)
                 if NEVER_WAITED in record or record["event"] == State.ACCEPTED.value:
                     # It settles older failures of its path, though that may not be written down.
-                    for older in failed_of.pop(upload.source_path, ()):
-                        failed.pop(older, None)
+                    for older, then in failed_of.pop(upload.source_path, ()):
+                        if failed.get(older) == then:  # else it was renamed
+                            del failed[older]
                 if has_failed:
                     failed[upload.id] = position
-                    failed_of.setdefault(upload.source_path, []).append(upload.id)
+                    failed_of.setdefault(upload.source_path, []).append((upload.id, position))
                 elif upload.move or upload.task is not None:
                     live.setdefault(self._place_of(upload), {})[number] = position
             elif record["event"] == State.RENAMED.value:
                 self.whereabouts.replay(position, record)
         for position in failed.values():
             record = self._journal.read(position)
-            self.failures.add(Upload.decode(record), position, record["at"])
+            self.failures.replay(Upload.decode(record, position), record)
         for (kind, name), positions in live.items():
             for position in positions.values():
                 self._journal.hold(position)

@@ -11,9 +11,9 @@ from watchman.decisions import Decisions, Respond, nobody
 from watchman.errors import NotBelowWatch
 from watchman.judge import RECENT, Judge
 from watchman.ledger import Ledger
+from watchman.pipeline import Pipeline
 from watchman.settings import WatchSettings
 from watchman.upload import FileState, Kind, Notification, Outcome
-from watchman.whereabouts import Whereabouts
 
 #: Names of one file that are remembered.
 NAMES = 10
@@ -32,14 +32,14 @@ class Renames:
         judge: Judge,
         ledgers: Mapping[str, Ledger],
         decisions: Decisions,
-        whereabouts: Whereabouts,
+        pipeline: Pipeline,
         complete: Callable[[Notification, Respond], None],
     ) -> None:
         self._locate = locate
         self._judge = judge
         self._ledgers = ledgers
         self._decisions = decisions
-        self._whereabouts = whereabouts
+        self._pipeline = pipeline
         self._complete = complete
         #: By the name that a file was renamed to, and was not found decided about: those before it,
         #: the latest first. The next rename, its own or of a directory above, may be over by then.
@@ -58,7 +58,8 @@ class Renames:
         if new is not None and names:
             for old in names:
                 if file := self._was_decided(*old, *new):
-                    self._whereabouts.follow(notification.old_path, notification.path, file)
+                    self._pipeline.whereabouts.follow(_path(old), notification.path, file)
+                    self._follow_failed(_path(old), notification.path)
                     self._decisions.answer_durably(answer, Outcome.DUPLICATE, "-")
                     return
             self._remember(_path(new), names)
@@ -71,10 +72,12 @@ class Renames:
         for located in (old, new):
             if located is not None:
                 self._ledgers[located[0].name].disturb()
-        self._whereabouts.follow(notification.old_path, notification.path)
+        self._pipeline.whereabouts.follow(notification.old_path, notification.path)
         if old is None:
             return
         directory = _path(old)
+        for path in self._pipeline.failures.below(directory):
+            self._follow_failed(path, notification.path + path[len(directory) :])
         passed = [path for path in self._passed if path.startswith(directory + "/")]
         for path in dict.fromkeys([*self._decisions.held.below(directory), *passed]):
             name = notification.path + path[len(directory) :]
@@ -109,6 +112,24 @@ class Renames:
         if self._judge.excludes(watch, subpath) is not None:
             return True
         return not self._judge.matches(os.path.join(watch.path, subpath))
+
+    def _follow_failed(self, old: str, new: str) -> None:
+        """Follow failed uploads of a path, if the file at another one is theirs."""
+        located = self._locate(new)
+        if located is None:
+            return
+        watch, subpath = located
+        try:
+            state = beneath.state(watch.path, subpath)
+        except (OSError, NotBelowWatch):
+            return
+        path = os.path.join(watch.path, subpath)
+        for upload, reason in self._pipeline.failures.of(old):
+            before = upload.state
+            is_its = upload.source_state is None and state.inode == before.inode
+            if is_its and not state.rewritten_since(before.size, before.ctime):
+                upload = replace(upload, watch=watch.name, path=path, state=state)
+                self._pipeline.rename_failed(upload, reason)
 
     def _word_of_held(
         self, old_watch: WatchSettings, old: str, watch: WatchSettings, subpath: str
