@@ -121,7 +121,7 @@ def test_a_pause_holds_back_nothing_else(
     eventually(lambda: len(sent(tmp_path)) == 4)
 
 
-def test_a_pause_or_resume_of_what_is_not_there_says_what_is(
+def test_a_command_about_what_is_not_there_says_what_is(
     incoming: Path, start_watchman: Start
 ) -> None:
     daemon = start_watchman(INI)
@@ -130,11 +130,15 @@ def test_a_pause_or_resume_of_what_is_not_there_says_what_is(
         ("pause", "in", "watch:in"),
         ("resume", "watch:in", "nothing is paused"),
         ("resume", "", "nothing is paused"),
+        ("retry", "--broker=bb", "no broker is called bb; there are: b"),
+        ("drop", "--broker=bb", "no broker is called bb; there are: b"),
     ):
         done = daemon.run(command, *([name] if name else []))
         assert done.returncode == 1
         assert known in done.stderr
         assert len(done.stderr.splitlines()) == 1
+    for command in ("retry", "drop"):
+        assert did(daemon, command, "--broker=b") == f"nothing to {command}\n"
 
 
 def test_a_file_of_pauses_that_cannot_be_read_is_set_aside(

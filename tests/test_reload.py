@@ -143,6 +143,8 @@ def test_uploads_for_a_broker_that_was_removed_wait_until_it_is_back(
     [problem] = daemon.status()["problems"]
     assert "broker b" in problem
     assert len(daemon.queue()) == 1
+    answer = daemon.run("retry", "--failed", "--broker", "b")
+    assert (answer.returncode, answer.stdout) == (0, "nothing to retry\n")
     reload(daemon, INI)
     eventually(lambda: sent(tmp_path) == ["a.csv"])
     assert daemon.status()["healthy"]

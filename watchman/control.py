@@ -16,7 +16,7 @@ from watchman.settings import Settings
 from watchman.sinks.sinks import Movers, Publishers
 from watchman.sources.finders import Finders
 from watchman.stories import Stories
-from watchman.unsettled import Unsettled
+from watchman.unsettled import ORDER, Selection, Unsettled
 
 Rows = Iterable[Mapping[str, Any] | None]
 
@@ -71,9 +71,9 @@ class Control:
             case "explain":
                 return self._stories.tell(fields.get("path") or fields.get("id", ""))
             case "retry":
-                return self._interventions.retry(fields)
+                return self._intervene(self._interventions.retry, fields)
             case "drop":
-                return self._interventions.drop(fields)
+                return self._intervene(self._interventions.drop, fields)
             case "pause":
                 return self._pause(fields.get("name", ALL))
             case "resume":
@@ -87,6 +87,22 @@ class Control:
             raise WatchmanError(f"limit {limit!r} is not a number")
         rows = itertools.chain(self._unsettled.rows(), self._dispatcher.held.rows())
         return itertools.islice(rows, int(limit) if limit else None)
+
+    def _intervene(
+        self, act: Callable[[Mapping[str, str]], Rows], fields: Mapping[str, str]
+    ) -> Iterator[Mapping[str, Any] | None]:
+        """Act on uploads, unless they are those for a broker that is unknown."""
+        broker = fields.get("broker", "")
+        if broker and broker not in self.settings.brokers:
+            of_it = Selection(states=frozenset(ORDER), broker=broker)
+            for found in self._unsettled.select(of_it):
+                if found is not None:
+                    break
+                yield None
+            else:
+                known = ", ".join(self.settings.brokers) or "none"
+                raise WatchmanError(f"no broker is called {broker}; there are: {known}")
+        yield from act(fields)
 
     def _pause(self, name: str) -> Rows:
         kind, _, section = name.partition(":")
