@@ -10,6 +10,7 @@ import pytest
 from tests.brokers import RedisServer
 from tests.daemon import Daemon, published
 from tests.deadline import eventually
+from watchman.errors import RequestRefused
 
 INI = """
 [broker:b]
@@ -265,6 +266,30 @@ def test_a_retry_of_what_is_paused_says_to_resume(incoming: Path, start_watchman
     answer = daemon.run("retry", named["a.csv"])
     assert answer.returncode == 1
     assert "watch:in is paused" in answer.stderr
+
+
+def test_an_empty_name_is_not_taken_for_all_there_are(
+    incoming: Path, start_watchman: Start
+) -> None:
+    """As a shell's variable that is not set."""
+    daemon = start_watchman(INI)
+    did(daemon, "pause", "watch:in")
+    write(incoming, "a.csv")
+    eventually(lambda: ids(daemon))
+    for arguments in (
+        ["drop", " "],
+        ["drop", "--broker=b", "--path="],
+        ["drop", "--path=*", "--broker="],
+        ["pause", ""],
+        ["resume", ""],
+    ):
+        answer = daemon.run(*arguments)
+        assert (answer.returncode, answer.stdout) == (2, "")
+        assert "empty" in answer.stderr
+    with pytest.raises(RequestRefused, match="no id"):
+        daemon.ask("drop", ids=" ")
+    assert list(ids(daemon)) == ["a.csv"]
+    assert [pause["name"] for pause in daemon.status()["paused"]] == ["watch:in"]
 
 
 @pytest.mark.parametrize(

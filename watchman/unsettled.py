@@ -57,6 +57,8 @@ class Selection:
         """Read a request's fields; `states` are meant where none is named."""
         named = [s for s in (State.FAILED.value, State.DEFERRED.value) if fields.get(s) == "yes"]
         ids = frozenset(fields.get("ids", "").split())
+        if "ids" in fields and not ids:
+            raise WatchmanError("no id is given")
         if ids and len(fields) > 1:
             raise WatchmanError("give ids, or say which ones by their state, broker and path")
         return cls(

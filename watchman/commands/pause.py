@@ -27,6 +27,8 @@ def main(settings: Settings, arguments: argparse.Namespace) -> int:
 
 def ask(settings: Settings, event: str, arguments: argparse.Namespace) -> int:
     """Pause or resume, and tell what is paused now."""
+    if arguments.name == "":
+        raise shell.Misused(f"the name of what to {event} is empty; leave it out for all")
     fields = {"name": arguments.name} if arguments.name else {}
     pauses = shell.ask(settings, event, fields)
     for pause in pauses:

@@ -50,6 +50,9 @@ def carry_out(settings: Settings, event: str, done: str, arguments: argparse.Nam
 
 
 def _requests(arguments: argparse.Namespace) -> Iterator[dict[str, str]]:
+    # A shell's variable that is not set is not meant to say "all".
+    if not all(one.strip() for one in arguments.ids) or "" in (arguments.broker, arguments.path):
+        raise shell.Misused("an id, a broker's name or a pattern is empty")
     filters = {
         name: "yes" for name in ("all", "failed", "deferred") if getattr(arguments, name, False)
     }
