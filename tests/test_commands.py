@@ -229,6 +229,7 @@ def test_the_version_is_told(place):
         (["stats"], "invalid choice: 'stats'"),
         (["status", "--colour"], "unrecognized arguments: --colour"),
         (["explain"], "required: PATH; see watchman explain --help"),
+        (["explain", "ftp/a.csv", ""], "a path is empty"),
     ],
 )
 def test_wrong_usage_is_one_line_and_2(place, arguments, text):
@@ -371,7 +372,8 @@ def test_explain_says_in_one_sentence_what_would_happen(place):
         "ftp/new.csv": "Once it is uploaded, task import_csv is sent to broker main, queue",
         "alias/new.csv": "Once it is uploaded, task import_csv is sent to broker main, queue",
         "elsewhere.csv": f"Nothing: it is below no watch. There are: {place}/ftp.",
-        "ftp": "Nothing: it is below no watch.",
+        "ftp": "Nothing: it is [watch:ftp] itself, whose files are the uploads.",
+        "alias/": "Nothing: it is [watch:ftp] itself, whose files are the uploads.",
         "ftp/a.csv.bak": "Nothing: [watch:ftp] excludes it by the pattern *.bak.",
         "ftp/.git/a.csv": "Nothing: [watch:ftp] excludes it by the pattern .*.",
         "ftp/a.txt": "Nothing: no [task:...] section has a pattern that matches it; it is ignored.",
@@ -410,9 +412,10 @@ def test_explain_of_an_id_tells_its_story_and_its_path(place, daemon):
     assert found["id"] == UPLOAD_ID
     assert found["path"] == f"{place}/ftp/a.csv"
     assert [record["event"] for record in found["story"]] == ["accepted", "done"]
-    done = run(place, "explain", UPLOAD_ID.replace("0", "1"))
+    done = run(place, "explain", UPLOAD_ID.replace("0", "1"), "ftp/a.csv")
     assert done.returncode == 1
     assert "knows of no upload 1b1e6a51" in one_line(done.stderr)
+    assert done.stdout.decode().splitlines()[0] == f"{place}/ftp/a.csv"
 
 
 def found_by_check(place, *arguments):

@@ -39,20 +39,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(settings: Settings, arguments: argparse.Namespace) -> int:
+    if "" in arguments.paths:
+        raise shell.Misused("a path is empty")
     explainer = Explainer(settings)
-    for number, subject in enumerate(arguments.paths):
-        if UPLOAD_ID.fullmatch(subject) and not os.path.lexists(subject):
-            found = _past(settings, subject, explainer)
-        else:
-            found = explainer.explain(os.path.abspath(subject))
-            found |= _story(settings, found["path"])
+    told = refused = 0
+    for subject in arguments.paths:
+        try:
+            found = _found(settings, subject, explainer)
+        except RequestRefused as refusal:
+            refused += 1
+            shell.complain("watchman explain", str(refusal))
+            continue
         if arguments.json:
             shell.print_json(found)
         else:
-            if number:
+            if told:
                 print()
             print("\n".join(_report(found)))
-    return shell.DONE
+        told += 1
+    return shell.REFUSED if refused else shell.DONE
 
 
 class Explainer:
@@ -66,8 +71,7 @@ class Explainer:
     def explain(self, path: str) -> dict[str, Any]:
         located = beneath.locate(self._rules, self._settings.watches.values(), path)
         if located is None:
-            watches = ", ".join(watch.path for watch in self._settings.watches.values())
-            return {"path": path, "would": f"Nothing: it is below no watch. There are: {watches}"}
+            return {"path": path, "would": f"Nothing: {self._why_none(path)}"}
         watch, subpath = located
         path = os.path.join(watch.path, subpath)
         found: dict[str, Any] = {"path": path, "watch": watch.name, "watch_path": watch.path}
@@ -85,6 +89,14 @@ class Explainer:
             found["also"] = [task.name for task in tasks[1:]]
         found["would"] = _sentence(found, watch, subpath, problem if not state else "")
         return found
+
+    def _why_none(self, path: str) -> str:
+        """Say why a path is no watch's."""
+        watches = self._settings.watches.values()
+        for watch in watches:
+            if os.path.realpath(path) == os.path.realpath(watch.path):
+                return f"it is [watch:{watch.name}] itself, whose files are the uploads"
+        return f"it is below no watch. There are: {', '.join(watch.path for watch in watches)}"
 
     def _task(
         self,
@@ -163,6 +175,14 @@ def _steps(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"task {found['task']} is sent to broker {found['broker']}, {found['route']}"
     else:
         yield "no task is sent, for no [task:...] section matches it"
+
+
+def _found(settings: Settings, subject: str, explainer: Explainer) -> dict[str, Any]:
+    """All there is to say of a path or an upload's id; raises RequestRefused if there is none."""
+    if UPLOAD_ID.fullmatch(subject) and not os.path.lexists(subject):
+        return _past(settings, subject, explainer)
+    found = explainer.explain(os.path.abspath(subject))
+    return found | _story(settings, found["path"])
 
 
 def _past(settings: Settings, upload_id: str, explainer: Explainer) -> dict[str, Any]:
