@@ -26,6 +26,7 @@ INSIDE = {
         "renames",
         "byhand",
         "ledgers",
+        "heirs",
     ),
     *("unsettled", "interventions", "resubmissions", "pauses", "stories", "inbox"),
 }

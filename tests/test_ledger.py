@@ -377,3 +377,30 @@ def test_what_waits_without_a_record_is_forgotten_and_what_is_settled_is_not(
     assert found == {"recorded", "settled", "rewritten", "decided"}
     # Those that wait do so over restarts.
     assert ledger.doubt(lambda _: False) == 2
+
+
+def test_an_heir_knows_what_others_know_unless_it_knows_better(tmp_path: Path) -> None:
+    outer, inner = tmp_path / "outer", tmp_path / "inner"
+    for directory in (outer, inner):
+        directory.mkdir()
+    heir = open_ledger(outer)
+    other = open_ledger(inner, baseline=50)
+    heir.put("mine", state(1, ctime=300))
+    heir.put("mine newer", state(2, ctime=300))
+    other.put("mine newer", state(2, ctime=200))
+    heir.put("theirs newer", state(3, ctime=100))
+    other.put("theirs newer", state(3, ctime=200, size=7))
+    other.put("theirs", state(4, ctime=200), waiting=True)
+    heir.adopt([other])
+    heir = open_ledger(outer)
+    decisions = {
+        name: heir.get(name, state(inode))
+        for inode, name in enumerate(("mine", "mine newer", "theirs newer", "theirs"), 1)
+    }
+    assert decisions == {
+        "mine": Decision(1, 300),
+        "mine newer": Decision(1, 300),
+        "theirs newer": Decision(7, 200),
+        "theirs": Decision(1, 200, waiting=True),
+    }
+    assert heir.get("of no one", state(5, ctime=10)) is None

@@ -18,6 +18,7 @@ from watchman import __version__
 from watchman.control import Control
 from watchman.dispatcher import Dispatcher
 from watchman.errors import ConfigError, InotifyUnavailable, WatchmanError
+from watchman.heirs import hand_over
 from watchman.journal import Journal
 from watchman.logs import log_to
 from watchman.pauses import Pauses
@@ -68,6 +69,7 @@ class Daemon:
             ledgers = {
                 name: open_ledger(settings, watch) for name, watch in settings.watches.items()
             }
+            hand_over(settings, ledgers)
             journal = Journal(
                 os.path.join(settings.spool, "journal"), os.path.join(settings.spool, "history")
             )

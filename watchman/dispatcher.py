@@ -21,6 +21,7 @@ from watchman.decisions import Decisions, Respond, nobody
 from watchman.endings import Endings
 from watchman.errors import JournalUnwritable
 from watchman.groupcommit import SLICE, GroupCommit
+from watchman.heirs import hand_over
 from watchman.journal import Journal
 from watchman.judge import (
     PROFTPD,
@@ -261,6 +262,7 @@ class Dispatcher:
                 self._decisions.release(noticed, Ignore("its watch left the INI file"))
         # Once the journal has what was decided until now.
         self._commit.stage(None, lambda _: close(left), lasting=True)
+        self._commit.stage(None, lambda _: hand_over(settings, ledgers), lasting=True)
 
     def _look_again(self) -> float:
         """Look at held files that are due, and for sessions that died; return when next, in s."""

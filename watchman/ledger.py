@@ -9,10 +9,10 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from watchman.ledgerfile import ENTRY, Changes, Draft, LedgerFile
+from watchman.ledgerfile import ENTRY, KEY, VALUES, Changes, Draft, LedgerFile
 from watchman.upload import FileState
 
 logger = logging.getLogger(__name__)
@@ -80,7 +80,9 @@ class Ledger:
         #: Where decisions wait about files that were not seen since another root took the place of
         #: theirs: that may be back, as a disk that was unmounted.
         self._away = path + ".away"
-        self._watch_path = watch_path
+        self.watch_path = watch_path
+        #: Whether it is yet to be told what the ledgers of other watches know of its files.
+        self.inherits = False
         #: Guards what is below but is held for a moment only: the scanner asks while the dispatcher
         #: decides, and while a hook waits for that.
         self._lock = threading.RLock()
@@ -107,10 +109,11 @@ class Ledger:
         try:
             file = LedgerFile.open(self._path)
             header = file.header
-            if header["watch"] != self._watch_path:
-                raise ValueError(f"not the ledger of {self._watch_path!r}")
+            if header["watch"] != self.watch_path:
+                raise ValueError(f"not the ledger of {self.watch_path!r}")
             self._baseline, self._root = header["baseline"], header["root"]
             self._since = header.get("since", 0.0)
+            self.inherits = header.get("inherits", False)
         except FileNotFoundError:
             return False
         except (ValueError, KeyError, TypeError) as e:
@@ -121,12 +124,30 @@ class Ledger:
         self._file = file
         return True
 
-    def begin(self, baseline: int) -> None:
+    def begin(self, baseline: int, *, inherits: bool = False) -> None:
         """From now on take a file without a decision and with a ctime before `baseline` (ns) as
         one that needs none. Durable on return; over when a whole scan has written them down.
         """
-        self._baseline = baseline
+        self._baseline, self.inherits = baseline, self.inherits or inherits
         self._merge()
+
+    def adopt(self, others: Iterable[Ledger]) -> None:
+        """Know what others know, where that is lacking here or older. All that was decided is
+        durable, and so is this on return; or OSError.
+        """
+        for other in others:
+            other.flush()
+            self.flush()
+            with self._writing:
+                theirs, mine = other._file, self._file
+                assert theirs is not None
+                assert mine is not None
+                draft = self._draft(_newer(part, mine) for part in theirs.entries())
+                with self._lock:
+                    self._file = draft.commit()
+        if self.inherits:
+            self.inherits = False
+            self._merge()
 
     def get(self, subpath: str, state: FileState) -> Decision | None:
         """Return the last decision about a file of that name and inode."""
@@ -230,7 +251,7 @@ class Ledger:
 
     def sweep(self) -> Sweep:
         """Begin a scan of the whole watch."""
-        root = _inode(self._watch_path)
+        root = _inode(self.watch_path)
         if root not in (0, self._root):
             self._take_back()
         with self._lock:
@@ -261,8 +282,8 @@ class Ledger:
 
     def _draft(self, changes: Changes, kept: bytearray | None = None, **header: Any) -> Draft:
         entries = self._file.changed(changes, kept) if self._file else map(_joined, changes)
-        before = {"watch": self._watch_path, "baseline": self._baseline}
-        before |= {"root": self._root, "since": self._since}
+        before = {"watch": self.watch_path, "baseline": self._baseline}
+        before |= {"root": self._root, "since": self._since, "inherits": self.inherits}
         return Draft(self._path, before | header, entries)
 
     def _finish(self, sweep: Sweep) -> None:
@@ -333,12 +354,16 @@ class Ledger:
             os.unlink(self._away)
 
     def _is_disturbed(self, sweep: Sweep) -> bool:
-        return sweep.disturbances != self._disturbances or sweep.root != _inode(self._watch_path)
+        return sweep.disturbances != self._disturbances or sweep.root != _inode(self.watch_path)
 
     def close(self) -> None:
         """Write everything down and let go of the file."""
         self.flush()
         self._file = None
+
+    def remove(self) -> None:
+        """Remove the file of a watch that is none any more."""
+        os.unlink(self._path)
 
 
 class Sweep:
@@ -401,6 +426,16 @@ def pack(wanted: bytes, decision: Decision) -> bytes:
 def unpack(size: int, ctime: int) -> Decision:
     """Return the decision of an entry's values."""
     return Decision(size & _SIZE, ctime, bool(size & EXISTING), bool(size & WAITING))
+
+
+def _newer(entries: Mapping[bytes, bytes], file: LedgerFile) -> dict[bytes, bytes]:
+    """Return those of some entries that a file lacks, or has older."""
+    found = {}
+    for wanted, entry in entries.items():
+        mine = file.get(wanted)
+        if mine is None or mine[2] < VALUES.unpack_from(entry, KEY)[1]:
+            found[wanted] = entry
+    return found
 
 
 def _joined(changes: Mapping[bytes, bytes]) -> bytes:

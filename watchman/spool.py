@@ -35,13 +35,18 @@ def lock(spool: str) -> int:
     return fd
 
 
+def ledger_directory(settings: Settings) -> str:
+    """Return where the files of all ledgers are."""
+    return os.path.join(settings.spool, "ledger")
+
+
 def open_ledger(settings: Settings, watch: WatchSettings) -> Ledger:
     """Open a watch's ledger, and at first sight settle what is to become of what is there."""
     name = hashlib.blake2b(os.fsencode(watch.path), digest_size=8).hexdigest()
-    ledger = Ledger(os.path.join(settings.spool, "ledger", name), watch.path)
+    ledger = Ledger(os.path.join(ledger_directory(settings), name), watch.path)
     now = time.clock_gettime_ns(CLOCK_REALTIME_COARSE)
     if not ledger.open():
-        ledger.begin(0 if watch.existing else now)
+        ledger.begin(0 if watch.existing else now, inherits=True)
     elif not watch.catch_up:
         ledger.begin(now)
     return ledger
