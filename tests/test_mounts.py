@@ -234,3 +234,57 @@ def test_what_lies_on_a_mount_below_a_watch_is_waited_for_and_gone_once_deleted(
         daemon.stop()
     finally:
         subprocess.run(["umount", "--lazy", str(nested)], check=True)
+
+
+def test_what_was_deleted_before_devices_were_numbered_anew_is_gone(
+    start_watchman: Callable[..., Daemon], tmp_path: Path
+) -> None:
+    """As at a boot; and what lies on a mount that is not there yet is waited for."""
+    ftp, nested, new = tmp_path / "ftp", tmp_path / "ftp" / "nested", tmp_path / "new"
+    for directory in (ftp, new):
+        directory.mkdir()
+    mount("-t", "tmpfs", "tmpfs", str(ftp))
+    try:
+        nested.mkdir()
+        mount("-t", "tmpfs", "tmpfs", str(nested))
+        daemon = start_watchman(
+            "[broker:b]\nurl = filesystem://broker\n[watch:ftp]\npath = ftp\n"
+            "[task:csv]\npattern = *.csv\nbroker = b\ntask = tests.record\n"
+        )
+        eventually(lambda: daemon.status()["watches"]["ftp"]["last_scan"])
+        daemon.ask("pause", name="broker:b")
+        for directory in (ftp, nested):
+            for name in ("kept.csv", "deleted.csv"):
+                (directory / name).write_text("1")
+        eventually(lambda: [bool(row["id"]) for row in daemon.queue()] == [True] * 4)
+        ids = {row["path"]: row["id"] for row in daemon.queue()}
+        daemon.stop()
+        renumbered(nested, new / "nested")
+        renumbered(ftp, new / "ftp", "nested")
+        mount("--bind", str(new / "ftp"), str(ftp))
+        daemon.start()
+        daemon.ask("resume", name="broker:b")
+        eventually(lambda: len(daemon.queue()) == 2, timeout=30)
+        eventually(lambda: {"is away" in row["reason"] for row in daemon.queue()} == {True})
+        mount("--bind", str(new / "nested"), str(nested))
+        eventually(lambda: daemon.queue() == [], timeout=30)
+        sent = {task["args"][0]: task["id"] for task in published(tmp_path / "broker")}
+        kept = [str(ftp / "kept.csv"), str(nested / "kept.csv")]
+        assert sent == {path: ids[path] for path in kept}
+        daemon.stop()
+    finally:
+        for directory in (nested, ftp, new / "nested", new / "ftp"):
+            while directory.exists() and is_mount(directory):
+                subprocess.run(["umount", "--lazy", str(directory)], check=True)
+
+
+def renumbered(directory: Path, new: Path, *subdirectories: str) -> None:
+    """Unmount a tmpfs; one with another number has its first file at `new`, and no other."""
+    new.mkdir()
+    mount("-t", "tmpfs", "tmpfs", str(new))
+    assert new.stat().st_dev != directory.stat().st_dev
+    for name in subdirectories:
+        (new / name).mkdir()
+    shutil.copy2(directory / "kept.csv", new / "kept.csv")
+    assert (new / "kept.csv").stat().st_ino == (directory / "kept.csv").stat().st_ino
+    umount(directory)

@@ -46,6 +46,15 @@ def locate(rules: Rules, watches: Iterable[WatchSettings], path: str) -> Place |
     return None
 
 
+def identity(root: str) -> tuple[int, int] | None:
+    """Return device and inode of a directory, None where it cannot be seen."""
+    try:
+        status = os.stat(root)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
 def open_directory(root: str, subpath: str) -> int:
     """Open a directory below `root` as with O_PATH; raise NotBelowWatch at a symlink on the way.
 

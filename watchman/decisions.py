@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from watchman import beneath
 from watchman.groupcommit import GroupCommit
 from watchman.held import Held, Noticed
 from watchman.journal import Journal
@@ -270,6 +271,7 @@ class Decisions:
             user=notification.user,
             client=notification.client,
             protocol=notification.protocol,
+            root=beneath.identity(watch.path),
         )
         return self._pipeline.plan(upload)
 

@@ -128,7 +128,8 @@ class Renames:
             before = upload.state
             is_its = upload.source_state is None and state.inode == before.inode
             if is_its and not state.rewritten_since(before.size, before.ctime):
-                upload = replace(upload, watch=watch.name, path=path, state=state)
+                root = beneath.identity(watch.path)
+                upload = replace(upload, watch=watch.name, path=path, state=state, root=root)
                 self._pipeline.rename_failed(upload, reason)
 
     def _word_of_held(

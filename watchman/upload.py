@@ -163,6 +163,7 @@ class Upload:
     was uploaded as. `accepted` in seconds since the epoch. `task` is None for a file that is moved
     and matches no task. `move` names the `[move:...]` section it falls under, and `destination` is
     where it goes; `moved_from` and `source_state` are where and what it was before it was moved.
+    `root` is the root of its watch as it was when the file was seen there, by device and inode.
     `position` is where the journal keeps its record, -1 before that.
     """
 
@@ -181,6 +182,7 @@ class Upload:
     destination: str = ""
     moved_from: str = ""
     source_state: FileState | None = None
+    root: tuple[int, int] | None = None
     position: int = -1
 
     @property
@@ -213,6 +215,8 @@ class Upload:
                 values[name] = getattr(self, name)
         if self.source_state is not None:
             values["source_state"] = self.source_state.encode()
+        if self.root is not None:
+            values["root"] = list(self.root)
         return values
 
     @classmethod
@@ -235,6 +239,7 @@ class Upload:
             source_state=(
                 FileState.decode(values["source_state"]) if "source_state" in values else None
             ),
+            root=tuple(values["root"]) if "root" in values else None,
             position=position,
         )
 

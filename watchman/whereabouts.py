@@ -127,9 +127,10 @@ class Whereabouts:
             except OSError:
                 return True
             try:
-                return os.fstat(fd).st_dev != upload.state.device
+                device = os.fstat(fd).st_dev
             finally:
                 os.close(fd)
+            return not _is_there(upload, watch, device)
         return True
 
     def _look_for(self, upload: Upload, watch: WatchSettings) -> Report:
@@ -159,7 +160,8 @@ class Whereabouts:
                         upload = replace(upload, watch=found.name, path=path)
                         if newer or state.rewritten_since(old.size, old.ctime):
                             return Report(upload, State.SUPERSEDED, "overwritten before its turn")
-                        return Report(replace(upload, state=state), State.RENAMED)
+                        root = beneath.identity(found.path)
+                        return Report(replace(upload, state=state, root=root), State.RENAMED)
         now = self._monotonic()
         if now - self._missing.setdefault(upload.id, now) < MISSING:
             lane = f"upload {upload.id}"
@@ -236,3 +238,14 @@ class Whereabouts:
     def _keep(self, rename: Rename) -> None:
         self._journal.hold(rename.position)
         self._renames.append(rename)
+
+
+def _is_there(upload: Upload, watch: WatchSettings, device: int) -> bool:
+    """Whether a directory on `device` is on the filesystem that a file was on."""
+    then, now = upload.root, beneath.identity(watch.path)
+    if then is None or now is None:
+        return device == upload.state.device
+    # Devices may have other numbers by now, as after a boot, and those of each other. So: is the
+    # root the one of then, and are both on its filesystem, or neither?
+    is_same = watch.mounted or then[0] == now[0] or then[1] == now[1]
+    return is_same and (device == now[0]) == (upload.state.device == then[0])
