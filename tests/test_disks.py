@@ -14,12 +14,15 @@ from pathlib import Path
 
 import pytest
 
+from tests import bulk
 from tests.brokers import ROOT
 from tests.daemon import Daemon, published
 from tests.deadline import eventually
 from tests.filesystems import Disk, failing, mounted
 from tests.translog import append, line
 from watchman.errors import RequestRefused
+from watchman.journal import SEGMENT_SIZE
+from watchman.upload import Task
 
 pytestmark = pytest.mark.root
 
@@ -456,3 +459,40 @@ def test_lines_that_are_read_again_after_a_full_spool_are_no_uploads_without_a_s
         spool.free()
         eventually(lambda: each_once(tmp_path, *names), timeout=RECOVERED)
         assert daemon.status()["warnings"] == []
+
+
+def test_a_history_that_cannot_be_written_holds_up_nothing_and_catches_up(
+    tmp_path: Path, incoming: Path, start_watchman: Start
+) -> None:
+    # Few records fill a segment when their paths are long.
+    old = incoming.joinpath(*["d" * 200] * 10, "old.csv")
+    old.parent.mkdir(parents=True)
+    old.write_text("12345")
+    paths = [str(old)] * (SEGMENT_SIZE // (2 * len(str(old))))
+    task = Task("csv", "b", "tests.record")
+    last = bulk.write_journal(tmp_path / "spool", paths, lambda _: task, done=True)[-1]
+    journal, history, ledger = (
+        tmp_path / "spool" / name for name in ("journal", "history", "ledger")
+    )
+    settled = journal / "00000001.jsonl"
+    assert settled.stat().st_size >= SEGMENT_SIZE
+    subprocess.run(["chattr", "+i", str(history)], check=True)
+    try:
+        daemon = start_watchman(INI)
+        eventually(lambda: "Journal not cleared" in daemon.log)
+        ledgers = set()
+        names = [f"{n}.csv" for n in range(10)]
+        for name in names:
+            (incoming / name).write_text("12345")
+            eventually(lambda name=name: name in ids(tmp_path))
+            ledgers |= {file.stat().st_mtime_ns for file in ledger.glob("?" * 16)}
+        assert answered(daemon) == []
+        assert len(ledgers) <= 3, "not written anew for each upload"
+        assert settled.exists()
+    finally:
+        subprocess.run(["chattr", "-i", str(history)], check=True)
+    eventually(lambda: not settled.exists(), timeout=RECOVERED)
+    assert (history / settled.name).exists()
+    assert daemon.log.count("Journal not cleared") == daemon.log.count("is cleared again") == 1
+    assert "done" in daemon.run("explain", last).stdout
+    assert each_once(tmp_path, *names)

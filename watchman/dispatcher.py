@@ -55,6 +55,9 @@ logger = logging.getLogger(__name__)
 #: Seconds between two looks at whether the transfer log was read; it tells when it was.
 LAG = 1.0
 
+#: Seconds between two tries to clear a journal that could not be cleared.
+UNCLEARED = 5.0
+
 #: Finds of scans that wait to be decided about, at the most.
 FINDS = 200
 
@@ -150,8 +153,8 @@ class Dispatcher:
             clock=clock,
         )
         self._finds = threading.Semaphore(FINDS)
-        #: Whether the last try to clear ledgers and journal failed.
-        self._uncleared = False
+        #: When to try again to clear ledgers and journal (monotonic), if the last try failed.
+        self._uncleared = 0.0
         self._marks = Marks(journal=journal, commit=self._commit)
         #: By source: how often it spoke, and when last (epoch).
         self.heard: Counter[str] = Counter()
@@ -290,18 +293,25 @@ class Dispatcher:
             return
         for watch in self._decisions.scans_due():
             self._rescan(watch, "")
+        if self._uncleared <= self._monotonic():
+            self._try_to_clear()
+        if not self.pipeline.waiting():
+            self.pipeline.whereabouts.forget_renames()
+        self.pipeline.failures.forget(self._clock() - self._settings.keep_failed)
+        self._marks.renew()
+
+    def _try_to_clear(self) -> None:
         try:
             self._clear()
         except OSError as e:
             if not self._uncleared:
                 logger.warning("Journal not cleared of what is settled: %s. Trying again.", e)
-            self._uncleared = True
+            # Not after each commit: ledgers are written for it, as a whole.
+            self._uncleared = self._monotonic() + UNCLEARED
         else:
-            self._uncleared = False
-        if not self.pipeline.waiting():
-            self.pipeline.whereabouts.forget_renames()
-        self.pipeline.failures.forget(self._clock() - self._settings.keep_failed)
-        self._marks.renew()
+            if self._uncleared:
+                logger.info("Journal is cleared again of what is settled.")
+            self._uncleared = 0.0
 
     def _clear(self) -> None:
         """Have the ledgers hold what is decided, and the journal let go of what is settled."""
