@@ -144,11 +144,25 @@ def test_every_broken_broker_at_once_delays_no_other_no_command_and_no_stop(
         "reject": Broken(
             amqp, "refused it", lambda: make_room(rabbit_server, "atonce-reject"), declare="no"
         ),
+        "forbidden": Broken(
+            amqp.replace("guest:guest", "reader:secret"),
+            "ACCESS_REFUSED",
+            lambda: rabbit_server.ctl("set_permissions", "reader", ".*", ".*", ".*"),
+            declare="no",
+        ),
+        "deleted": Broken(amqp),
+        "deletedbyothers": Broken(
+            amqp, "NO_ROUTE", lambda: declare(amqp, "atonce-deletedbyothers"), declare="no"
+        ),
     }
     for name, broker in brokers.items():
         broker.queue = f"atonce-{name}"
     declare_otherwise(rabbit_server, "atonce-otherwise")
     declare_full(rabbit_server, "atonce-reject")
+    declare(amqp, "atonce-forbidden")
+    declare(amqp, "atonce-deletedbyothers")
+    rabbit_server.ctl("add_user", "reader", "secret")
+    rabbit_server.ctl("set_permissions", "reader", ".*", "^$", ".*")
     servers["dead"].kill()
     servers["frozen"].freeze()
     servers["oom"].ask("CONFIG", "SET", "maxmemory", "1")
@@ -172,13 +186,21 @@ def test_every_broken_broker_at_once_delays_no_other_no_command_and_no_stop(
         assert time.monotonic() - began < ANSWERED
         return status
 
+    deleted = ("deleted", "deletedbyothers")
+    for name in deleted:
+        (tmp_path / "in" / f"{name}-before").write_text("1")
+    eventually(lambda: answered()["uploads"]["done"] == len(deleted))
+    for name in deleted:
+        assert len(consume(amqp, f"atonce-{name}")) == 1
+        delete(amqp, f"atonce-{name}")
     for number in range(COUNT):
         upload(number)
     good = [name for name, broker in brokers.items() if not broker.reason]
     broken = {name: broker for name, broker in brokers.items() if broker.reason}
 
     eventually(lambda: redis_server.length("atonce-goodredis") == COUNT, timeout=3)
-    eventually(lambda: answered()["uploads"]["done"] == COUNT * len(good), timeout=RECOVERED)
+    due = len(deleted) + COUNT * len(good)
+    eventually(lambda: answered()["uploads"]["done"] == due, timeout=RECOVERED)
 
     def is_said(name: str, *, tries: int) -> bool:
         """Whether a broker has been tried so often and is said to be broken, and why."""
