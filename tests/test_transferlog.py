@@ -78,8 +78,9 @@ def test_what_is_appended_is_heard_soon(reader: Reader, log: Path) -> None:
 
 
 def test_at_first_sight_it_begins_at_the_end_and_keeps_that_at_once(
-    log: Path, read: Callable[..., Reader]
+    log: Path, read: Callable[..., Reader], caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     append(log, line("/old"))
     reader = read(log)
     assert offsets(reader) == [log.stat().st_size]
@@ -88,6 +89,7 @@ def test_at_first_sight_it_begins_at_the_end_and_keeps_that_at_once(
     reader.start()
     append(log, line("/b"))
     reader.hears("/a", "/b")
+    assert caplog.text.count(f"from its end, at byte {len(line('/old'))}.") == 1
 
 
 @pytest.mark.parametrize("directory", ["there", "missing"])

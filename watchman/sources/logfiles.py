@@ -125,6 +125,12 @@ class LogFiles:
         tail = Tail(self.path)
         if self._first_sight:
             tail.seek(tail.size)
+            # Also when the only word of where it was read to has been lost with the journal.
+            logger.info(
+                "Nothing is known of log %r. Reading it on from its end, at byte %d.",
+                self.path,
+                tail.size,
+            )
         else:
             if self._tails:
                 logger.info("Log %r was rotated. Reading the old file on.", self.path)
