@@ -135,6 +135,19 @@ def test_a_full_destination_leaves_no_scraps_and_is_tried_again(
     assert files(storage)["large.csv"] == "x" * 600_000
 
 
+def test_a_destination_that_knows_no_attributes_takes_the_file_without(
+    open_yard: Callable[..., Yard], storage: Path
+) -> None:
+    mount("-t", "ramfs", "ramfs", str(storage))
+    yard = open_yard()
+    path = yard.write("a.csv")
+    os.setxattr(path, "user.origin", b"a scanner")
+    yard.say(path)
+    (upload,) = yard.take()
+    assert files(storage) == {"a.csv": "1,2,3\n"}
+    assert os.listxattr(upload.path) == []
+
+
 def test_a_read_only_destination_is_tried_again(
     open_yard: Callable[..., Yard], storage: Path
 ) -> None:

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import struct
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -90,6 +91,28 @@ def test_times_mode_and_owner_are_kept(yard: Yard) -> None:
         assert getattr(after, name) == getattr(before, name), name
     # Where it was copied, reading it may have set it.
     assert after.st_atime_ns >= before.st_atime_ns
+
+
+def test_extended_attributes_and_an_access_list_are_kept(yard: Yard) -> None:
+    path = yard.write("a.csv")
+    # Version 2; the owner, user 1234, the group, the mask and others, each with its rights.
+    entries = ((1, 6, -1), (2, 6, 1234), (4, 4, -1), (16, 6, -1), (32, 0, -1))
+    access = struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *entry) for entry in entries)
+    os.setxattr(path, "system.posix_acl_access", access)
+    os.setxattr(path, "user.origin", b"a scanner")
+    before = path.stat()
+    yard.say(path)
+    (upload,) = yard.take()
+    assert os.getxattr(upload.path, "system.posix_acl_access") == access
+    assert os.stat(upload.path).st_mode == before.st_mode
+    probe = yard.destination / "probe"
+    probe.touch()
+    try:
+        os.setxattr(probe, "user.origin", b"a scanner")
+    except OSError:  # a tmpfs of a kernel before 6.6
+        assert os.listxattr(upload.path) == ["system.posix_acl_access"]
+    else:
+        assert os.getxattr(upload.path, "user.origin") == b"a scanner"
 
 
 def test_mode_and_folders_are_made_as_the_ini_file_says(open_yard: Open) -> None:

@@ -1,13 +1,28 @@
-"""Owner, permissions and times: set as the INI file says, or kept as far as rights allow."""
+"""Owner, permissions, times and what else a file has: set as the INI file says, or kept as far as
+rights and filesystem allow.
+"""
 
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import stat
 from collections.abc import Callable
 
 from watchman.settings import MoveSettings
+
+logger = logging.getLogger(__name__)
+
+#: The access control list, as an extended attribute. See acl(5), xattr(7).
+ACCESS = "system.posix_acl_access"
+
+#: Why a filesystem does not take an attribute that another one had. With no room for one there may
+#: yet be room for the file.
+UNTAKEN = (
+    *(errno.EOPNOTSUPP, errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENODATA),
+    *(errno.ENOSPC, errno.EDQUOT, errno.E2BIG, errno.ERANGE),
+)
 
 
 def change(fd: int, settings: MoveSettings) -> None:
@@ -28,6 +43,30 @@ def copy(fd: int, settings: MoveSettings, kept: os.stat_result) -> None:
         permit(lambda: os.fchmod(fd, mode), required=False)
     times = (kept.st_atime_ns, kept.st_mtime_ns)
     permit(lambda: os.utime(fd, ns=times), required=False)
+
+
+def copy_extended(source: int, target: int) -> None:
+    """Give a copy the access control list and the users' extended attributes of its source.
+
+    Before its mode, for this sets the list's mask.
+    """
+    for name in _extended(source):
+        try:
+            os.setxattr(target, name, os.getxattr(source, name))
+        except OSError as e:
+            if e.errno not in UNTAKEN:
+                raise
+            logger.debug("Attribute %r of a moved file is lost: %s.", name, e.strerror)
+
+
+def _extended(fd: int) -> list[str]:
+    try:
+        names = os.listxattr(fd)
+    except OSError as e:
+        if e.errno not in UNTAKEN:
+            raise
+        return []
+    return [name for name in names if name == ACCESS or name.startswith("user.")]
 
 
 def restore(fd: int, old: os.stat_result) -> None:

@@ -216,6 +216,7 @@ class Move:
         try:
             try:
                 copying.copy(self._fd, fd, self._before.size, keep_on=keep_on)
+                attributes.copy_extended(self._fd, fd)
                 attributes.copy(fd, self._settings, self._status)
                 os.fsync(fd)
             finally:
