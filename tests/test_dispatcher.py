@@ -757,7 +757,7 @@ def test_a_failure_or_the_better_word_of_its_file_outlives_a_power_failure(
     strict.say(path)
     (failure,) = eventually(strict.rows)
     (journal,) = (strict.tmp_path / "spool" / "journal").iterdir()
-    before = journal.read_bytes()
+    before = eventually(journal.read_bytes)
     better = strict.say(path, Source.HOOK)
     strict.close()
     records = journal.read_bytes()[len(before) :].splitlines(keepends=True)
