@@ -12,6 +12,7 @@ from tests.deadline import eventually
 from tests.needs import need
 from tests.publishing import Publishers, consume, delete, lines
 from watchman.sinks.celeryapp import ANSWER_TIMEOUT
+from watchman.sinks.publisher import BATCH
 from watchman.upload import State
 
 
@@ -88,7 +89,7 @@ def test_nothing_is_lost_when_rabbitmq_freezes_and_is_killed_under_load(
     eventually(lambda: uploads.unsettled == 0, timeout=30)
     arrived = consume(rabbit.url, queue)
     assert set(arrived) == {f"id-{name}" for name in names}
-    assert len(arrived) <= 4000 + 2 * 64
+    assert len(arrived) <= 4000 + 2 * BATCH
     assert changes(caplog) == ["is down:", "is back.", "is down:", "is back."]
 
 

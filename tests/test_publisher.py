@@ -16,7 +16,7 @@ from tests.publishing import Publishers, consume
 from watchman.errors import ConfigError
 from watchman.settings import BrokerSettings
 from watchman.sinks.celeryapp import embedded_options
-from watchman.sinks.publisher import Publisher
+from watchman.sinks.publisher import BATCH, Publisher
 from watchman.upload import State, Upload
 
 
@@ -167,7 +167,7 @@ def test_nothing_is_lost_when_redis_is_killed_under_load(
     arrived = consume(redis.url)
     assert set(arrived) == {f"id-{name}" for name in names}
     # A window in flight at each kill may come twice; the rest may not.
-    assert len(arrived) <= 2000 + 3 * 64
+    assert len(arrived) <= 2000 + 3 * BATCH
 
 
 def test_an_idle_connection_that_redis_has_closed_is_replaced_at_once(

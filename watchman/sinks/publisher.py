@@ -18,8 +18,9 @@ from watchman.upload import Report, State, Upload
 
 logger = logging.getLogger(__name__)
 
-#: How many uploads go to the broker and are confirmed together. Beyond it little is gained.
-BATCH = 64
+#: How many uploads go to the broker and are confirmed together. More gain little, and all of them
+#: are sent again if we are killed before it is written down that they were.
+BATCH = 16
 
 #: Seconds that a take waits for uploads, and so the longest that stopping an idle thread takes.
 PATIENCE = 1.0
@@ -227,13 +228,14 @@ class Publisher:
         self._say("up")
         match sent.state:
             case State.DONE:
+                # First, so that it is written down soon.
+                self._report(Report(upload, State.DONE))
                 logger.info(
                     "Sent upload %s to broker %s, %s.",
                     upload.id,
                     self._broker.name,
                     sent.message.route,
                 )
-                self._report(Report(upload, State.DONE))
             case State.FAILED:
                 self._fail(upload, sent.reason)
             case _:
