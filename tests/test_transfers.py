@@ -107,6 +107,7 @@ def test_what_has_a_writer_is_waited_for_from_its_closing_on(house: House) -> No
         house.say(path, Source.SCAN)
         house.clock.ahead += 60
         assert house.say(path, Source.SCAN) == Answer(Outcome.IGNORED, "it is being written")
+        house.clock.ahead += 5
     assert house.say(path) == Answer(Outcome.IGNORED, "waiting for ProFTPD's word")
     house.clock.ahead += 60
     assert [upload.path for upload in house.take(patience=5)] == [str(path)]

@@ -337,7 +337,7 @@ class Judge:
 
     def _unchanged(self, noticed: Noticed | None, state: FileState) -> float:
         """Return for how many seconds a held file has been seen to be as it is, and closed."""
-        if noticed is None or noticed.state != state:
+        if noticed is None or noticed.writing or noticed.state != state:
             return 0.0
         return max(0.0, self.heard_until() - noticed.unchanged_since)
 
