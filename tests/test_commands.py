@@ -543,7 +543,13 @@ def test_watchman_send_sends_what_a_pipe_holds_before_more_comes(place, daemon):
 def test_an_interrupt_ends_a_command_without_a_traceback(place, daemon):
     daemon.silent = True
     arguments = command(place, "/a", module="watchman.commands.send")
-    with subprocess.Popen(arguments, stderr=subprocess.PIPE, env=environment()) as process:
+    with subprocess.Popen(
+        arguments,
+        stderr=subprocess.PIPE,
+        env=environment(),
+        # Where the tests run in the background they ignore it, and so would the command.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
         eventually(lambda: daemon.told)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=20)

@@ -65,9 +65,13 @@ def test_killed_at_a_call_it_makes_all_good_when_it_is_started_again(
     points = sample(counted, KILLS)
 
     def kill(number: int) -> bool:
-        hit, findings = Moment(what).kill(place(str(number)), points[number])
-        assert not findings.wrong, (points[number], findings.wrong)
-        return hit
+        # How many calls there are depends on how many are done at once: a second try for those.
+        for name in (str(number), f"{number}again"):
+            hit, findings = Moment(what).kill(place(name), points[number])
+            assert not findings.wrong, (points[number], findings.wrong)
+            if hit:
+                return True
+        return False
 
     with ThreadPoolExecutor(4) as pool:
         hits = sum(pool.map(kill, range(len(points))))
