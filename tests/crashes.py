@@ -575,11 +575,11 @@ def points(runs: Sequence[Counter[tuple[int, str]]], *, by_thread: bool) -> list
 
 
 def sample(points: Sequence[Point], count: int) -> list[Point]:
-    """About `count` of the points, evenly spread; others each day, until it was all of them.
+    """At least `count` of the points, evenly spread; others each day, until it was all of them.
 
     The day is printed, and taken from $CRASH_DAY where that is set: to see a failure again.
     """
-    step = max(1, -(-len(points) // count))
+    step = max(1, len(points) // count)
     print(f"CRASH_DAY={day()}: every {step}th of {len(points)} calls")
     return list(points[day() % step :: step])
 
