@@ -576,6 +576,19 @@ def test_an_upload_is_found_though_nobody_told_of_one_of_its_renames(house: Hous
     assert upload_id in [upload.id for upload in uploads]
 
 
+def test_an_upload_that_was_renamed_follows_its_directory_from_there(house: House) -> None:
+    path = house.write("a.csv", watch="other")
+    upload_id = house.say(path).detail
+    directory = house.tmp_path / "ftp" / "d"
+    directory.mkdir()
+    new = path.rename(directory / "a.csv")
+    house.say(new, kind=Kind.RENAMED, old=path)
+    later = directory.rename(directory.with_name("e"))
+    house.say(later, kind=Kind.RENAMED, old=directory)
+    (upload,) = eventually(house.take)
+    assert (upload.id, upload.path) == (upload_id, str(later / "a.csv"))
+
+
 def test_an_unsent_upload_goes_where_its_new_name_says(house: House) -> None:
     path = house.write("a.csv")
     upload_id = house.say(path).detail

@@ -100,13 +100,14 @@ class Whereabouts:
         return superseded if self._ledgers[watch.name].decided_since(subpath, known) else None
 
     def _last_known(self, upload: Upload, path: str) -> FileState:
-        """Return what a file was like when it was accepted, or when it was last renamed to `path`.
+        """Return what a file was like when it was accepted, or when it last got the name of `path`.
 
-        A rename sets its ctime, and the decision that has followed it has that.
+        A rename sets its ctime, and the decision that has followed it has that. It is known by its
+        name without its directory, which may have been renamed since.
         """
         states = [upload.state]
         for rename in list(self._renames):
-            if rename.file is not None and rename.new == path:
+            if rename.file is not None and os.path.basename(rename.new) == os.path.basename(path):
                 states.append(rename.file)
         return max(
             (state for state in states if state.inode == upload.state.inode),
