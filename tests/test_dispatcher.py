@@ -909,6 +909,37 @@ def test_a_renamed_upload_whose_directory_is_replaced_while_nobody_looks_is_foun
     assert house.say(new, Source.SCAN).outcome is Outcome.OK
 
 
+@pytest.mark.parametrize("back", ["d", "e"])
+def test_an_upload_that_has_followed_its_file_is_sent_if_that_goes_back_unseen(
+    house: House, back: str
+) -> None:
+    house.clock.still = True
+    house.restart()
+    path = house.write("d/a.csv")
+    upload_id = house.say(path).detail
+    there = path.rename(house.tmp_path / "other" / "a.csv")
+    house.say(there, kind=Kind.RENAMED, old=path)
+    (upload,) = eventually(house.take)
+    assert (upload.id, upload.path) == (upload_id, str(there))
+    house.close()
+    again = house.tmp_path / "ftp" / back / "a.csv"
+    again.parent.mkdir(exist_ok=True)
+    there.rename(again)
+    house.open()
+    assert house.say(again, Source.SCAN).outcome is Outcome.DUPLICATE
+    if back == "d":
+        (upload,) = eventually(house.take)
+        assert (upload.id, upload.path) == (upload_id, str(again))
+        return
+    assert house.take() == []
+    house.clock.ahead += 2
+    eventually(lambda: house.take() == [] and house.pipeline.settled["gone"])
+    for _ in range(2):
+        assert not house.ledgers["ftp"].known("e/a.csv", FileState.of(again.stat()))
+        house.restart()
+    assert house.say(again, Source.SCAN).outcome is Outcome.OK
+
+
 def test_files_that_go_away_before_their_turn_are_looked_for_now_and_then(tmp_path: Path) -> None:
     house = House(tmp_path, clock=Clock(still=True))
     house.open()

@@ -386,19 +386,22 @@ class Pipeline:
 
     def _rename(self, report: Report, backlog: Backlog) -> None:
         """Let an upload go on under its file's new name, as the rules say for that."""
-        old_path, upload = report.upload.original, report.upload
+        upload = report.upload
+        before = Upload.decode(self._journal.read(upload.position), upload.position)
         renamed, located = self._renamed(upload), self._rules.locate(upload.path)
         if renamed is None or located is None:
-            before = Upload.decode(self._journal.read(upload.position), upload.position)
             self._settle(Report(before, State.GONE, f"renamed to {upload.path!r}"), backlog)
             return
         self._ledgers[located[0].name].put(located[1], renamed.state, waiting=True)
+        if before.state != renamed.state:
+            # It may go back while nobody looks, to where the decision still has it known.
+            self.whereabouts.follow(before.path, before.path, before.state)
 
         def durable(position: int) -> None:
             self._journal.release(upload.position)
             backlog.settle(upload.position)
             self.wait(renamed.at(position))
-            logger.info("Upload %s follows %r to %r.", upload.id, old_path, renamed.path)
+            logger.info("Upload %s follows %r to %r.", upload.id, before.path, renamed.path)
 
         record = {"event": State.RENAMED.value, "at": time.time(), **renamed.encode()}
         self._commit.stage(record, durable, lasting=True)
