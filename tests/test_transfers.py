@@ -211,6 +211,21 @@ def test_a_failure_told_before_the_file_is_closed_waits_for_that(
     assert house.take() == []
 
 
+@pytest.mark.parametrize("restarted", [True, False])
+def test_another_file_in_place_of_one_that_failed_and_was_still_open_has_not_failed(
+    house: House, session: Session, restarted: bool
+) -> None:
+    path = house.write("a.csv", watch="other")
+    with path.open("a"):
+        tell(house, Kind.FAILED, path, session)
+        if restarted:
+            house.restart()
+        house.write(".new", "written by others", watch="other").rename(path)
+    house.say(path)
+    assert [upload.path for upload in house.take(patience=1.0)] == [str(path)]
+    assert failed(house) == {}
+
+
 def test_a_whole_file_that_another_has_open_is_answered_durably(
     house: House, session: Session
 ) -> None:

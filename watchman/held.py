@@ -54,7 +54,12 @@ class Noticed:
         before = self.state
         if before is None or state is None:
             return False
-        return state.inode != before.inode or state.rewritten_since(before.size, before.ctime)
+        return self.is_of_another(state) or state.rewritten_since(before.size, before.ctime)
+
+    def is_of_another(self, state: FileState | None) -> bool:
+        """Whether another file was held than is there now."""
+        before = self.state
+        return before is not None and state is not None and state.inode != before.inode
 
 
 class Held:
@@ -95,6 +100,7 @@ class Held:
         """
         now = self._monotonic()
         same = before is not None and before.state == state and not before.writing
+        another = before is not None and before.is_of_another(state)
         hooked = before is not None and before.hooked and not before.was_rewritten(state)
         self.pop(path)
         noticed = self._noticed[path] = Noticed(
@@ -107,7 +113,7 @@ class Held:
             unchanged_since=before.unchanged_since if before and same else now,
             looks=before.looks + 1 if before else 1,
             writing=writing,
-            failure=failure or (before.failure if before else ""),
+            failure=failure or (before.failure if before and not another else ""),
             fail_at=now + wait if failure else before.fail_at if before else 0.0,
             hooked=hooked or _is_hooks_word(notification),
             id=before.id if before else "",

@@ -280,6 +280,8 @@ class Judge:
         """Fail a file whose transfer was said to have failed, unless there is a better word."""
         if noticed is None or not noticed.failure or self._decides(notification, state):
             return None
+        if noticed.is_of_another(state):
+            return None  # which has left
         if noticed.fail_at > self.heard_until() and noticed.reason != STILL_OPEN:
             return Hold(noticed.reason, max(0.0, noticed.fail_at - self._monotonic()), state)
         return Fail(state, noticed.failure)
