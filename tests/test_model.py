@@ -209,7 +209,18 @@ class Interleavings(RuleBasedStateMachine):
             os.utime(path, ns=(before.mtime, before.mtime))
             # README: "A write is known by inode, size and times."
             write.may_miss = write.is_alike
+        write.may_fail = self.is_held_as_failed(path)
         self.happen(Kind.COMPLETED, path, write, prompt)
+
+    def is_held_as_failed(self, path: Path) -> bool:
+        """Whether what is written there is taken for more of a transfer that has failed.
+
+        By SFTP that is told before the file is closed, and it may be written until then.
+        """
+        noticed = self.house.dispatcher.held.get(str(path))
+        if noticed is None or not noticed.failure or noticed.state is None:
+            return False
+        return noticed.state.inode == path.stat().st_ino
 
     @precondition(closed)
     @rule(data=st.data(), prompt=prompt)
@@ -218,6 +229,7 @@ class Interleavings(RuleBasedStateMachine):
         write, content = self.files.content(5)
         self.files.at[path] = write
         self.files.put(path, content, "ab")
+        write.may_fail = self.is_held_as_failed(path)
         self.happen(Kind.COMPLETED, path, write, prompt)
 
     @precondition(closed)
@@ -365,6 +377,7 @@ class Interleavings(RuleBasedStateMachine):
         flags = os.O_WRONLY | os.O_CREAT | (os.O_APPEND if resume else os.O_TRUNC)
         fd = os.open(path, flags, 0o644)
         os.write(fd, content)
+        write.may_fail = not session and self.is_held_as_failed(path)
         self.files.at[path] = write
         self.transfers[path] = Transfer(fd, path, write, self.session(session))
 
@@ -442,6 +455,9 @@ class Interleavings(RuleBasedStateMachine):
             write.told.add(answer.detail)
             write.known.add(answer.detail)
         if notification.source is self.decisive and notification.kind is not Kind.FAILED:
+            if write.gave_up:
+                # What was listed as failed under that id is another upload by this better word.
+                write.told.clear()
             write.gave_up = False
         if notification.source is self.decisive and word.write is write:
             if notification.kind is Kind.FAILED and not was_accepted and not write.may_repeat:
