@@ -940,6 +940,37 @@ def test_an_upload_that_has_followed_its_file_is_sent_if_that_goes_back_unseen(
     assert house.say(again, Source.SCAN).outcome is Outcome.OK
 
 
+@pytest.mark.parametrize("killed", [False, True])
+def test_an_upload_that_waits_and_changed_watch_with_its_directory_is_none_there(
+    house: House, killed: bool
+) -> None:
+    """Though its own watch was scanned since, which drops what it does not see."""
+    path, stays = house.write("d/a.csv"), house.write("stays.csv")
+    house.say(stays)
+    house.settle(house.take()[0])
+
+    def scan() -> None:
+        ledger = house.ledgers["ftp"]
+        house.dispatcher.call(ledger.flush)
+        sweep = ledger.sweep()
+        assert sweep.known("stays.csv", FileState.of(stays.stat()))
+        sweep.finish(complete=True)
+
+    scan()
+    upload_id = house.say(path).detail
+    other = path.parent.rename(house.tmp_path / "other" / "d")
+    house.say(other, kind=Kind.RENAMED, old=path.parent)
+    scan()
+    assert house.say(other / "a.csv", Source.SCAN).outcome is Outcome.DUPLICATE
+    (upload,) = eventually(house.take)
+    assert (upload.id, upload.path) == (upload_id, str(other / "a.csv"))
+    # Known by its new name, it is dropped as any other.
+    if killed:
+        house.restart()
+    scan()
+    assert house.ledgers["ftp"].get("d/a.csv", upload.state) is None
+
+
 def test_files_that_go_away_before_their_turn_are_looked_for_now_and_then(tmp_path: Path) -> None:
     house = House(tmp_path, clock=Clock(still=True))
     house.open()

@@ -411,10 +411,21 @@ class Sweep:
         """Drop the decisions about files that a complete scan did not see."""
         if complete:
             self._ledger.scanned = True
+            self._keep_waiting()
             try:
                 self._ledger._finish(self)
             except OSError as e:
                 logger.warning("Ledger kept as it was, it cannot be written: %s.", e.strerror)
+
+    def _keep_waiting(self) -> None:
+        """Take what is not settled for seen: its directory may have gone to another watch, which
+        asks whether it was decided about.
+        """
+        index = self.seen.find(0)
+        while index >= 0:
+            assert self.file is not None
+            self.seen[index] = bool(self.file.size(index) & WAITING)
+            index = self.seen.find(0, index + 1)
 
 
 def pack(wanted: bytes, decision: Decision) -> bytes:

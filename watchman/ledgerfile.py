@@ -93,6 +93,11 @@ class LedgerFile:
         for offset in range(self._start, self._start + self.count * ENTRY.size, ENTRY.size):
             yield (self._map[offset : offset + KEY], *VALUES.unpack_from(self._map, offset + KEY))
 
+    def size(self, index: int) -> int:
+        """Return the size of an entry."""
+        size: int = VALUES.unpack_from(self._map, self._start + index * ENTRY.size + KEY)[0]
+        return size
+
     def changed(self, changes: Changes, kept: bytearray | None = None) -> Iterator[bytes]:
         """Yield the entries with `changes` made, in order, and without those not marked in `kept`.
 

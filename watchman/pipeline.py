@@ -392,6 +392,7 @@ class Pipeline:
         if renamed is None or located is None:
             self._settle(Report(before, State.GONE, f"renamed to {upload.path!r}"), backlog)
             return
+        self._settled(before)  # under its old name
         self._ledgers[located[0].name].put(located[1], renamed.state, waiting=True)
         if before.state != renamed.state:
             # It may go back while nobody looks, to where the decision still has it known.
@@ -438,8 +439,15 @@ class Pipeline:
                 number = uuid.UUID(record["id"]).int
                 failed.pop(record["id"], None)
                 before = [positions.pop(number, -1) for positions in live.values()]
-                if "state" not in record and max(before, default=-1) >= 0:
-                    self._settled(recent.get(number) or self._read(max(before)))
+                over = "state" not in record or record["event"] == State.RENAMED.value
+                if over and max(before, default=-1) >= 0:
+                    old = recent.get(number) or self._read(max(before))
+                    # One whose directory was renamed within its watch is known as before.
+                    if (old.watch, old.state.encode()) != (
+                        record.get("watch"),
+                        record.get("state"),
+                    ):
+                        self._settled(old)
             if "state" in record:
                 upload = recent[number] = Upload.decode(record, position)
                 if len(recent) > RECENT:
