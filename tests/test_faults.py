@@ -16,6 +16,7 @@ from tests.brokers import RabbitServer, RedisServer, free_port
 from tests.deadline import eventually
 from tests.needs import need
 from tests.publishing import Publishers, consume, declare, delete, lines
+from watchman.sinks.publisher import BATCH
 from watchman.upload import State
 
 #: Seconds after the cure of a fault within which everything has arrived.
@@ -138,7 +139,7 @@ def test_tasks_of_a_queue_that_is_nearly_full_keep_their_order(
     queue = "nearly-full"
     declare(rabbit_server.url, queue, **{"x-max-length": 3, "x-overflow": "reject-publish"})
     publisher, uploads = publish(rabbit_server.url, declare=False)
-    uploads.add(*(upload(f"{n:02d}", queue=queue) for n in range(30)))
+    uploads.add(*(upload(f"{n:02d}", queue=queue) for n in range(BATCH)))
     eventually(lambda: publisher.status()["refused"])
     arrived: list[str] = []
 
@@ -147,7 +148,7 @@ def test_tasks_of_a_queue_that_is_nearly_full_keep_their_order(
         return uploads.unsettled == 0
 
     eventually(all_arrived, timeout=30)
-    assert arrived + consume(rabbit_server.url, queue) == [f"id-{n:02d}" for n in range(30)]
+    assert arrived + consume(rabbit_server.url, queue) == [f"id-{n:02d}" for n in range(BATCH)]
     assert len(lines(caplog.records)) == 2
 
 
