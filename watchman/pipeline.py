@@ -443,10 +443,8 @@ class Pipeline:
                 if over and max(before, default=-1) >= 0:
                     old = recent.get(number) or self._read(max(before))
                     # One whose directory was renamed within its watch is known as before.
-                    if (old.watch, old.state.encode()) != (
-                        record.get("watch"),
-                        record.get("state"),
-                    ):
+                    followed = record.get("watch"), record.get("state")
+                    if (old.watch, old.state.encode()) != followed:
                         self._settled(old)
             if "state" in record:
                 upload = recent[number] = Upload.decode(record, position)

@@ -158,8 +158,8 @@ class LogFiles:
                 tail.since = self._looked - SLACK
                 was_read = any(tail.holds(t.position) for t in self._tails if t.offset)
                 # A copy that is only begun shows what it is when it is looked at again.
-                is_begun = not tail.size and current in self._tails
-                if was_read or is_begun or tail.begins_as(current):
+                shows_nothing = not tail.size and current in self._tails
+                if was_read or shows_nothing or tail.begins_as(current):
                     tail.close()
                 else:
                     found.append(tail)
