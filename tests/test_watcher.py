@@ -62,8 +62,8 @@ def settled(watching: Watching, root: Path) -> None:
     watching.notifications[:] = [n for n in watching.notifications if n.path != str(mark)]
 
 
-def completed(path: Path, source: Source = Source.INOTIFY) -> Notification:
-    return Notification(Kind.COMPLETED, str(path), source)
+def completed(path: Path, source: Source = Source.INOTIFY, *, closed: bool = True) -> Notification:
+    return Notification(Kind.COMPLETED, str(path), source, closed=closed)
 
 
 def test_a_closed_file_is_complete(start: Start, root: Path) -> None:
@@ -130,7 +130,8 @@ def test_a_file_moved_in_or_renamed_from_an_excluded_name_is_complete(
     (root / "b.filepart").write_text("1")
     (root / "b.filepart").rename(root / "b")
     (tmp_path / "a").rename(root / "a")
-    eventually(lambda: watching.notifications == [completed(root / "b"), completed(root / "a")])
+    moved = [completed(root / name, closed=False) for name in ("b", "a")]
+    eventually(lambda: watching.notifications == moved)
 
 
 def test_a_file_renamed_to_an_excluded_name_or_moved_out_is_not_reported(
@@ -154,7 +155,7 @@ def test_a_hard_link_is_complete_and_other_kinds_of_files_are_not(
     (root / "dangling").symlink_to(tmp_path / "nothing")
     os.mkfifo(root / "fifo")
     (root / "link").hardlink_to(tmp_path / "a")
-    link = replace(completed(root / "link"), is_link=True)
+    link = replace(completed(root / "link", closed=False), appeared=True)
     eventually(lambda: watching.notifications == [link])
 
 

@@ -351,7 +351,7 @@ class Judge:
         decision = self._ledgers[watch.name].get(subpath, state)
         if decision is None or state.rewritten_since(decision.size, decision.ctime):
             return not self._came_with_its_directory(watch, subpath, state)
-        if source is Source.SCAN or notification.is_link:
+        if source is Source.SCAN or notification.appeared:
             return False
         if decision.existing:
             # Open for writing since before the watch began, and closed now.

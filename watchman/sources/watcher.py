@@ -183,11 +183,13 @@ class Watcher:
             self._remember(cookie, path, excluded=excluded, node=None)
             return
         move = self._moves.pop(cookie, None) if mask & inotify.MOVED_TO else None
-        is_link = bool(mask & inotify.CREATE)
-        if excluded or (is_link and not _is_linked(path)):
+        appeared, closed = bool(mask & inotify.CREATE), bool(mask & inotify.CLOSE_WRITE)
+        if excluded or (appeared and not _is_linked(path)):
             return
         if move is None or move.excluded:
-            self._submit(Notification(Kind.COMPLETED, path, Source.INOTIFY, is_link=is_link))
+            self._submit(
+                Notification(Kind.COMPLETED, path, Source.INOTIFY, appeared=appeared, closed=closed)
+            )
         else:
             self._submit(Notification(Kind.RENAMED, path, Source.INOTIFY, old_path=move.path))
 
