@@ -32,14 +32,16 @@ TASKS = (
 class Clock:
     """The machine's clocks, `ahead` seconds ahead; one that is `still` stands but for that.
 
-    Only the monotonic one can stand: the other is compared with what the kernel stamps files with.
+    Only the monotonic one can stand: the other tells when things were. That one is set wrong by
+    `shift` seconds.
     """
 
     ahead: float = 0.0
+    shift: float = 0.0
     still: bool = False
 
     def time(self) -> float:
-        return time.time() + self.ahead
+        return time.time() + self.ahead + self.shift
 
     def monotonic(self) -> float:
         return (1.0 if self.still else time.monotonic()) + self.ahead

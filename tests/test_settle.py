@@ -61,11 +61,18 @@ def test_a_file_is_accepted_once_it_was_quiet_for_that_long(house: House, source
     assert time.time() - written >= SETTLE - 0.1
 
 
-def test_a_file_that_was_quiet_all_along_does_not_wait(house: House) -> None:
-    path = house.write("a.csv")
-    past = time.time() + SETTLE
-    eventually(lambda: time.time() > past)
-    assert house.say(path).outcome is Outcome.OK
+@pytest.mark.parametrize("ahead", [-86_400.0, 0.0, 86_400.0])
+def test_quiet_is_what_was_watched_whatever_clocks_and_times_say(
+    house: House, ahead: float
+) -> None:
+    for seconds in (0, time.time() - 3600, time.time() + 3600, 8_580_000_000):
+        path = house.write(f"{seconds}.csv")
+        os.utime(path, (seconds, seconds))
+        house.clock.shift = ahead
+        began = time.monotonic()
+        assert house.say(path) == Answer(Outcome.IGNORED, "settling")
+        assert len(house.take(patience=5)) == 1
+        assert time.monotonic() - began >= SETTLE - 0.1
 
 
 @pytest.mark.parametrize("change", ["content", "times", "rights"])

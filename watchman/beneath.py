@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from watchman.errors import NotBelowWatch
+from watchman.local import is_local
 from watchman.rules import Rules
 from watchman.settings import WatchSettings
 from watchman.upload import FileState
@@ -124,10 +125,13 @@ def _look_open(fd: int) -> Look:
     """Take the state of an open file, and whether anyone writes it, by asking for a read lease.
 
     fcntl(2): the kernel refuses the lease with EAGAIN while there is a writer. It has no say for a
-    file that is not ours without CAP_LEASE (EACCES), and on network filesystems (EINVAL). Whoever
-    opens the file for writing meanwhile sends us SIGIO, which the daemon ignores, and waits for the
-    release. The state is taken under the lease, so that the last writer's last byte is in it.
+    file that is not ours without CAP_LEASE (EACCES). Only on a local filesystem is it told of every
+    writer: FUSE grants leases on files that are written behind it. Whoever opens the file for
+    writing meanwhile sends us SIGIO, which the daemon ignores, and waits for the release. The state
+    is taken under the lease, so that the last writer's last byte is in it.
     """
+    if not is_local(fd):
+        return Look(FileState.of(_regular(os.fstat(fd))), None)
     writing: bool | None = False
     try:
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)

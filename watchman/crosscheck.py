@@ -40,12 +40,10 @@ class Crosscheck:
         #: By source and kind, since the start.
         self._said: Counter[tuple[Source, Kind]] = Counter()
         self._watches: dict[str, Counts] = {}
-        self._unstarted = 0
 
     def forget(self) -> None:
         """Begin anew, but for the sums: other settings, other expectations."""
         self._watches = {}
-        self._unstarted = 0
 
     def hear(self, notification: Notification) -> None:
         """A source has spoken."""
@@ -66,10 +64,6 @@ class Crosscheck:
         if hinted or source is Source.INOTIFY:
             counts.silence += 1
             counts.hinted += hinted
-
-    def miss_start(self) -> None:
-        """The log has told of an upload whose start hooks have not, though they tell of some."""
-        self._unstarted += 1
 
     def said(self, source: str) -> dict[str, int]:
         """Return how often a source has said what."""
@@ -138,15 +132,14 @@ class Crosscheck:
         yield f"{_in_vain(watch, counts, 'the transfer log')}: {why}; {what}"
 
     def _missing_starts(self) -> Iterator[str]:
-        logged = self._said[Source.LOG, Kind.COMPLETED]
+        logged = self._said[Source.LOG, Kind.COMPLETED] + self._said[Source.LOG, Kind.FAILED]
         started = self._said[Source.HOOK, Kind.STARTED]
         never = self._spoke(Source.HOOK) and not started and logged >= NEVER
-        if never or self._unstarted >= UNSTARTED:
-            number = logged if never else self._unstarted
+        if never or (started and logged - started >= UNSTARTED):
             yield (
-                f"the transfer log has told of {number} uploads that no hook said had started:"
-                " DefaultRoot may lock these users in, where no hook can run; whether their"
-                " sessions die nobody can tell then"
+                f"the transfer log has told of {logged - started} uploads that no hook said had"
+                " started: DefaultRoot may lock these users in, where no hook can run; whether"
+                " their sessions die nobody can tell then"
             )
 
     def _spoke(self, source: Source) -> bool:

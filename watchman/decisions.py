@@ -87,9 +87,10 @@ class Decisions:
 
         `watch` is that of a file that a scan has found.
         """
-        word = verdict.word or notification
+        word, overlapped = verdict.word or notification, verdict.overlapped
         if verdict.word is None and before is not None and notification.source not in PROFTPD:
-            word = before.notification  # it could not be looked at
+            # It could not be looked at.
+            word, overlapped = before.notification, before.writing or before.overlapped
         noticed = self.held.hold(
             path,
             word,
@@ -98,6 +99,7 @@ class Decisions:
             reason=verdict.reason,
             wait=verdict.wait,
             writing=verdict.writing,
+            overlapped=overlapped,
             failure=failure,
             watch=watch,
         )
@@ -127,6 +129,7 @@ class Decisions:
         record |= {"user": notification.user, "client": notification.client}
         record |= {"protocol": notification.protocol}
         record["seen"] = noticed.state.encode() if noticed.state else None
+        record["overlapped"] = noticed.writing or noticed.overlapped
         if noticed.failure:
             record["failure"] = noticed.failure
         self._commit.stage(record, durable, lambda reason: answer(Answer(Outcome.ERROR, reason)))
@@ -309,6 +312,7 @@ class Decisions:
                 reason=record["reason"],
                 # A failure may still be outdone by what the transfer log holds.
                 wait=LOG_LAG if failure else 0.0,
+                overlapped=record["overlapped"],
                 failure=failure,
             )
             noticed.id, noticed.position = record["id"], position

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from queue import SimpleQueue
@@ -131,7 +131,6 @@ class Dispatcher:
             judge=self.judge,
             transfers=transfers,
             decisions=self._decisions,
-            crosscheck=self.crosscheck,
             journal=journal,
             commit=self._commit,
             clock=clock,
@@ -209,9 +208,9 @@ class Dispatcher:
         written: SimpleQueue[bool] = SimpleQueue()
 
         def work() -> None:
-            for notification in notifications:
+            for notification, is_last in _with_last_words(notifications):
                 try:
-                    self._hear(notification, nobody)
+                    self._hear(notification, nobody, is_last=is_last)
                 except Exception:
                     logger.exception("No decision on %r, as a log has it.", notification.path)
             self._marks.stage(log, mark, lambda: written.put(True), lambda _: written.put(False))
@@ -328,7 +327,10 @@ class Dispatcher:
         self._finds.release()
         self._hear(notification, nobody)
 
-    def _hear(self, notification: Notification, answer: Respond) -> None:
+    def _hear(self, notification: Notification, answer: Respond, *, is_last: bool = True) -> None:
+        """Take what is said of a file; `is_last` unless we know already that its next transfer has
+        failed: what is there now is that one's.
+        """
         self.heard[notification.source.value] += 1
         self.last_heard[notification.source.value] = self._clock()
         self.crosscheck.hear(notification)
@@ -353,7 +355,9 @@ class Dispatcher:
                     self._renames.follow(notification, answer)
             case Kind.COMPLETED:
                 path = self._endings.complete(notification)
-                if path:
+                if path and not is_last:
+                    answer(Answer(Outcome.IGNORED, "a later transfer has failed"))
+                elif path:
                     self._complete(replace(notification, path=path), answer)
                 else:
                     answer(Answer(Outcome.IGNORED, "no path"))
@@ -393,7 +397,7 @@ class Dispatcher:
                 self._decisions.fail(watch, subpath, state, notification, reason, noticed)
                 answer(Answer(Outcome.IGNORED, reason))
             case Accept(state, word):
-                if watch.proftpd and self.judge.waited_in_vain(word):
+                if watch.proftpd and not self.judge.is_decisive(word):
                     hinted = word.source in PROFTPD or (noticed is not None and noticed.hooked)
                     self.crosscheck.miss(watch.name, word.source, hinted=hinted)
                 self._decisions.accept(watch, subpath, state, word, answer, noticed)
@@ -421,3 +425,21 @@ class Dispatcher:
             self._ledgers.replay_rename(record["path"], FileState.decode(record["file"]))
         self._decisions.replay(position, record)
         self._endings.replay(position, record)
+
+
+def _with_last_words(
+    notifications: Sequence[Notification],
+) -> Iterator[tuple[Notification, bool]]:
+    """Yield what lines of a log say, each with whether no transfer follows that has failed later.
+
+    Lines that are read together may be older than what is seen of their files.
+    """
+    failed: set[str] = set()
+    found = []
+    for notification in reversed(notifications):
+        found.append((notification, notification.path not in failed))
+        if notification.kind is Kind.FAILED and not notification.refused:
+            failed.add(notification.path)
+        elif notification.kind is Kind.COMPLETED:
+            failed.discard(notification.path)
+    return reversed(found)

@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import Any
 
 from watchman import beneath
-from watchman.crosscheck import Crosscheck
 from watchman.decisions import Decisions, Respond, nobody
 from watchman.errors import NotBelowWatch
 from watchman.groupcommit import GroupCommit
@@ -36,7 +35,6 @@ class Endings:
         judge: Judge,
         transfers: Transfers,
         decisions: Decisions,
-        crosscheck: Crosscheck,
         journal: Journal,
         commit: GroupCommit,
         clock: Callable[[], float],
@@ -45,12 +43,9 @@ class Endings:
         self._judge = judge
         self._transfers = transfers
         self._decisions = decisions
-        self._crosscheck = crosscheck
         self._journal = journal
         self._commit = commit
         self._clock = clock
-        #: Paths of transfers that hooks began and ended, where the log has yet to tell of them.
-        self._ended: set[str] = set()
         #: Why transfers have failed, as the log says, whose file was not there any more: a line
         #: about its rename may follow. The log tells of everything in turn, hooks do not.
         self._left: dict[str, str] = {}
@@ -62,15 +57,9 @@ class Endings:
     def begin(self, notification: Notification, answer: Respond) -> None:
         """Remember that a session begins to write a file, and what is there now."""
         located = self._locate(notification.path) if notification.path else None
-        if not notification.session:
-            # Nobody sees how it ends, nor what else it begins.
-            self._judge.starts_missed = True
-        elif not notification.path:
-            self._transfers.doubt(notification.session)
         if located is None or not notification.session:
             answer(Answer(Outcome.OK))
             return
-        self._judge.starts_heard = True
         watch, subpath = located
         path = os.path.join(watch.path, subpath)
         self._judge.begin(path)
@@ -109,9 +98,7 @@ class Endings:
             if not path:
                 return ""
         self._left.pop(notification.path, None)
-        over = self._close(notification.session, notification.path)
-        if self._judge.starts_heard and self._judge.decisive is Source.LOG:
-            self._look_for_start(notification, begun=bool(over))
+        self._close(notification.session, notification.path)
         return notification.path
 
     def fail(self, notification: Notification) -> None:
@@ -182,26 +169,6 @@ class Endings:
             self._commit.stage({**record, "session": transfer.session}, durable, lasting=True)
         return over
 
-    def _look_for_start(self, notification: Notification, *, begun: bool) -> None:
-        """See whether hooks told of the start of a transfer that the log says is complete."""
-        if notification.source is Source.HOOK and begun:
-            if len(self._ended) >= RECENT:
-                self._ended.clear()  # a log that is not written
-            self._ended.add(notification.path)
-        elif notification.source is Source.LOG:
-            begun = begun or notification.path in self._ended or self._transfers.unsure()
-            if begun:
-                # Until the line is durable: it may have to be read again.
-                self._ended.add(notification.path)
-
-            def durable(_: int) -> None:
-                if not begun and self._locate(notification.path) is not None:
-                    self._judge.starts_missed = True
-                    self._crosscheck.miss_start()
-                self._ended.discard(notification.path)
-
-            self._commit.stage(None, durable)
-
     def _patience_of(self, path: str) -> float:
         """Return for how many seconds a hook's word of failure waits for the transfer log's."""
         located = self._locate(path)
@@ -229,7 +196,9 @@ class Endings:
         noticed = self._decisions.held.get(path)
         touched = not self._judge.was_decided(watch, subpath, look.state)
         if noticed is not None and self._judge.confirms(noticed, look.state):
-            touched = False
+            # An older good word outlives what was refused, and what left the file as it was. But
+            # the log's lines may be read together: the file is as the last one has left it then.
+            touched = touched and not notification.refused and notification.source is Source.LOG
         # SFTP tells of the failure before it closes the file, and may write until then.
         if not look.writing and (look.state == before or not touched):
             return

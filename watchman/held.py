@@ -25,7 +25,8 @@ AGAIN = 1.0
 @dataclass(slots=True)
 class Noticed:
     """A held file: why, since when (epoch), and what it has looked like since when (monotonic),
-    which is anew once its writer is gone: `writing` if it had one.
+    which is anew once its writer is gone: `writing` if it had one, `overlapped` if it had one when
+    the notification was made.
 
     `failure` is why it has failed, should it only be waited for until it is closed, or for another
     word until `fail_at` (monotonic). `hooked` if a hook has called it complete. One that was
@@ -42,6 +43,7 @@ class Noticed:
     unchanged_since: float
     looks: int
     writing: bool = False
+    overlapped: bool = False
     failure: str = ""
     fail_at: float = 0.0
     hooked: bool = False
@@ -91,6 +93,7 @@ class Held:
         reason: str,
         wait: float,
         writing: bool = False,
+        overlapped: bool = False,
         failure: str = "",
         watch: str = "",
     ) -> Noticed:
@@ -113,6 +116,7 @@ class Held:
             unchanged_since=before.unchanged_since if before and same else now,
             looks=before.looks + 1 if before else 1,
             writing=writing,
+            overlapped=overlapped,
             failure=failure or (before.failure if before and not another else ""),
             fail_at=now + wait if failure else before.fail_at if before else 0.0,
             hooked=hooked or _is_hooks_word(notification),

@@ -76,7 +76,8 @@ class Hold:
     """The file may not be whole: look again in `wait` seconds, or when it is spoken of.
 
     `word` is what to go by then: what the source that decides has said of the file as it is, else
-    what was said now. `writing` if it has a writer.
+    what was said now; `overlapped` if it was said while another had the file open for writing.
+    `writing` if it has a writer.
     """
 
     reason: str
@@ -84,6 +85,7 @@ class Hold:
     state: FileState | None = None
     word: Notification | None = None
     writing: bool = False
+    overlapped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,10 +128,6 @@ class Judge:
         self._recent: OrderedDict[str, Recent] = OrderedDict()
         #: When the transfer log held no more than what we have heard of it (monotonic).
         self.log_read = -math.inf
-        #: Whether a hook has told of a transfer's start; whether the log has told of one that no
-        #: hook did, as those of chrooted sessions.
-        self.starts_heard = False
-        self.starts_missed = False
         #: By watch: files that no task matches, and those excluded.
         self.unmatched: Counter[str] = Counter()
         self.excluded: Counter[str] = Counter()
@@ -227,19 +225,17 @@ class Judge:
         ):
             # It told of what was there before, and of what is there now nobody has spoken.
             notification = replace(notification, source=Source.INOTIFY)
-        word = notification
-        if noticed is not None and not self._decides(notification, look.state):
-            # What ProFTPD has said stands, whoever speaks of the file while it is held.
-            word = noticed.notification if self.confirms(noticed, look.state) else notification
+        word, overlapped = self._word(notification, noticed, look.state)
+        decided = self._decides(word, look.state) and not overlapped
         verdict = (
             _too_fresh(notification, noticed, look.state)
             or self._still_written(noticed, look)
-            or self._failed_before(word, noticed, look.state)
-            or self._unconfirmed(watch, path, word, noticed, look.state)
+            or self._failed_before(decided, noticed, look.state)
+            or self._unconfirmed(watch, path, word, decided, noticed, look.state)
             or self._unsettled(watch, noticed, look)
         )
         if isinstance(verdict, Hold):
-            return replace(verdict, word=word)
+            return replace(verdict, word=word, overlapped=overlapped)
         if verdict is not None:
             return verdict
         if not self.matches(path):
@@ -248,22 +244,39 @@ class Judge:
             return Ignore("no task matches")
         return Accept(look.state, word)
 
+    def _word(
+        self, notification: Notification, noticed: Noticed | None, state: FileState
+    ) -> tuple[Notification, bool]:
+        """Return what to go by: what ProFTPD has said of a held file stands, whoever speaks of it.
+
+        And whether another had the file open for writing when that was said: then it still tells
+        who uploaded, but what is there now may be the other's, of whom nobody has spoken yet.
+        """
+        if noticed is None:
+            return notification, False
+        if notification is not noticed.notification and self._decides(notification, state):
+            return notification, False
+        if noticed.was_rewritten(state) or not self._decides(noticed.notification, state):
+            return notification, False
+        return noticed.notification, noticed.writing or noticed.overlapped
+
     def _still_written(self, noticed: Noticed | None, look: beneath.Look) -> Verdict | None:
         """Hold a file that may have a writer."""
         if look.writing:
             looks = noticed.looks if noticed else 0
             wait = min(WRITING * 2**looks, WRITING_MOST)
             return Hold("it is being written", wait, look.state, writing=True)
-        if look.writing is False or self._clock() - look.state.ctime / 1e9 >= QUIET:
+        if look.writing is False:
             return None
-        # The clock may be a file server's: what counts is that we saw no change for a while.
-        wait = QUIET - self._unchanged(noticed, look.state)
+        wait = QUIET - self._quiet(noticed, look.state)
         reason = "the kernel does not say who writes it"
         return Hold(reason, wait, look.state) if wait > 0 else None
 
     def confirms(self, noticed: Noticed, state: FileState) -> bool:
         """Whether ProFTPD has said of a held file that it is whole, and nobody wrote it since."""
-        return not noticed.was_rewritten(state) and self._decides(noticed.notification, state)
+        if noticed.writing or noticed.overlapped or noticed.was_rewritten(state):
+            return False
+        return self._decides(noticed.notification, state)
 
     def _decides(self, notification: Notification, state: FileState) -> bool:
         """Whether ProFTPD says that it has received the file, as it is now."""
@@ -275,10 +288,10 @@ class Judge:
         )
 
     def _failed_before(
-        self, notification: Notification, noticed: Noticed | None, state: FileState
+        self, decided: bool, noticed: Noticed | None, state: FileState
     ) -> Verdict | None:
         """Fail a file whose transfer was said to have failed, unless there is a better word."""
-        if noticed is None or not noticed.failure or self._decides(notification, state):
+        if noticed is None or not noticed.failure or decided:
             return None
         if noticed.is_of_another(state):
             return None  # which has left
@@ -290,23 +303,21 @@ class Judge:
         self,
         watch: WatchSettings,
         path: str,
-        notification: Notification,
+        word: Notification,
+        decided: bool,
         noticed: Noticed | None,
         state: FileState,
     ) -> Verdict | None:
-        """Hold what inotify or a scan alone has found where ProFTPD may have more to say."""
-        if self._decides(notification, state):
+        """Hold what ProFTPD may have more to say of: its silence proves nothing before `confirm`.
+
+        A session may not be able to run hooks, as a chrooted one, nor to name what it writes; the
+        log's line comes after the file is closed, and when the log's reader gets to it.
+        """
+        if decided:
             return None
         if self._transfers.is_open(path):
             return Hold("ProFTPD is receiving it", WRITING_MOST, state)
-        if not watch.proftpd and notification.source not in PROFTPD:
-            return None
-        # What a scan was the first to find may have been begun while nobody listened.
-        found = not self._ledgers[watch.name].scanned or (noticed is not None and noticed.found_in)
-        # Who waits goes on: a session that could not name what it began may be over by now.
-        waits = noticed is not None and noticed.reason == UNCONFIRMED
-        by_inotify = notification.source is Source.INOTIFY and not found and not waits
-        if by_inotify and self._tells_of_every_start():
+        if not watch.proftpd and word.source not in PROFTPD:
             return None
         wait = watch.confirm - self._unchanged(noticed, state)
         if wait > 0:
@@ -315,33 +326,34 @@ class Judge:
             return Fail(state, f"ProFTPD did not confirm it within {watch.confirm:g} seconds")
         return None
 
-    def waited_in_vain(self, word: Notification) -> bool:
-        """Whether what was accepted on this word was to have ProFTPD's, and did not get it."""
-        if word.source is Source.INOTIFY and self._tells_of_every_start():
-            return False
-        return word.source is not self.decisive
-
-    def _tells_of_every_start(self) -> bool:
-        """Whether what ProFTPD has not begun is not ProFTPD's: hooks and log have agreed so far."""
-        agreed = self.starts_heard and not self.starts_missed
-        return self.decisive is Source.LOG and agreed and not self._transfers.unsure()
+    def is_decisive(self, word: Notification) -> bool:
+        """Whether it is of the source that says what ProFTPD has received whole."""
+        return word.source is self.decisive
 
     def _unsettled(
         self, watch: WatchSettings, noticed: Noticed | None, look: beneath.Look
     ) -> Verdict | None:
         """Hold a file whose client may still look for it, rename it or set its times."""
-        quiet = self._unchanged(noticed, look.state)
-        if look.writing is False:
-            # A local file, so its ctime is by our clock; nobody can set it.
-            quiet = max(quiet, self._clock() - look.state.ctime / 1e9)
-        wait = watch.settle - quiet
+        wait = watch.settle - self._quiet(noticed, look.state)
         return Hold("settling", wait, look.state) if wait > 0 else None
 
     def _unchanged(self, noticed: Noticed | None, state: FileState) -> float:
-        """Return for how many seconds a held file has been seen to be as it is, and closed."""
+        """Return for how many seconds a held file has been as it is, with all heard that ProFTPD
+        said until then.
+        """
+        return self._seen_so(noticed, state, self.heard_until())
+
+    def _quiet(self, noticed: Noticed | None, state: FileState) -> float:
+        """Return for how many seconds we have seen a held file to be as it is, and closed.
+
+        Only what was watched counts: a file's times are set by its server's clock, or by anybody.
+        """
+        return self._seen_so(noticed, state, self._monotonic())
+
+    def _seen_so(self, noticed: Noticed | None, state: FileState, until: float) -> float:
         if noticed is None or noticed.writing or noticed.state != state:
             return 0.0
-        return max(0.0, self.heard_until() - noticed.unchanged_since)
+        return max(0.0, until - noticed.unchanged_since)
 
     def _is_new(
         self, watch: WatchSettings, subpath: str, state: FileState, notification: Notification

@@ -35,7 +35,6 @@ class Transfer:
 class _Session:
     pidfd: int
     transfers: dict[str, Transfer] = field(default_factory=dict)
-    unsure: bool = False
 
 
 def session_of(hook: int) -> str:
@@ -99,7 +98,6 @@ class Transfers:
         self._paths: dict[str, set[str]] = {}
         self._poll = select.poll()
         self._by_pidfd: dict[int, str] = {}
-        self._unsure_until = 0.0
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -113,20 +111,10 @@ class Transfers:
         if transfer.path in session.transfers:
             # mod_exec gives the name of the first of several files that SFTP writes at once. What
             # that was like before is known from then only.
-            session.unsure = True
             return [transfer]
         session.transfers[transfer.path] = transfer
         self._paths.setdefault(transfer.path, set()).add(transfer.session)
         return []
-
-    def doubt(self, name: str) -> None:
-        """Remember that a session has begun to write a file of which it did not tell the name."""
-        self._session(name).unsure = True
-
-    def unsure(self) -> bool:
-        """Whether files may be written that no session is known to have begun."""
-        sessions = self._sessions.values()
-        return self._monotonic() < self._unsure_until or any(s.unsure for s in sessions)
 
     def only(self, name: str) -> str:
         """Return the path of the only transfer that a session has begun and not ended, or ""."""
@@ -154,17 +142,14 @@ class Transfers:
             self._paths[transfer.path].discard(name)
             if not self._paths[transfer.path]:
                 del self._paths[transfer.path]
-        if not session.transfers and not session.unsure:
+        if not session.transfers:
             self._forget(name)
         return over
 
     def end(self, name: str) -> list[Transfer]:
         """Forget a session; return the transfers that it has begun and not ended."""
         over = self.close(name)
-        session = self._sessions.get(name)
-        if session is not None:
-            # The log may tell of its files a little later.
-            self._unsure_until = self._monotonic() + LOG_LAG
+        if name in self._sessions:
             self._forget(name)
         return over
 

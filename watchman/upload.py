@@ -65,12 +65,12 @@ class Notification:
     """What a source says of a path: a hint, the file itself is looked at.
 
     `path` is absolute, from `os.fsdecode`. `old_path` is where a RENAMED file or directory came
-    from. `size` in bytes is what ProFTPD says the file holds. `appeared` says that the
-    path is new, which tells nothing of a write, nor of an end of it; `closed` that somebody closed
-    the file who had it open for writing. `resubmit_as` and `same_id` are
-    watchman-send's `--as` and `--same-id`; `old_id` is the upload id that the latter found. For
-    `patience` seconds somebody else may know better. `at` is when ProFTPD wrote a line of its log
-    (epoch, whole seconds), 0 if it did not.
+    from. `size` in bytes is what ProFTPD says the file holds. What FAILED was `refused` if it never
+    came to open the file. `appeared` says that the path is new, which tells nothing of a write, nor
+    of an end of it; `closed` that somebody closed the file who had it open for writing.
+    `resubmit_as` and `same_id` are watchman-send's `--as` and `--same-id`; `old_id` is the upload
+    id that the latter found. For `patience` seconds somebody else may know better. `at` is when
+    ProFTPD wrote a line of its log (epoch, whole seconds), 0 if it did not.
     """
 
     kind: Kind
@@ -83,6 +83,7 @@ class Notification:
     size: int | None = None
     session: str = ""
     reason: str = ""
+    refused: bool = False
     is_directory: bool = False
     appeared: bool = False
     closed: bool = False

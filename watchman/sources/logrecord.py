@@ -25,6 +25,10 @@ FIELDS = re.compile(
 
 STORES = frozenset({"STOR", "APPE", "STOU"})
 
+#: Replies to a transfer that ProFTPD refused before it opened the file, see RFC 959: there is no
+#: right, a filter, an overwrite that is not allowed; or the command is wrong.
+REFUSALS = frozenset({"501", "502", "503", "504", "530", "532", "550", "553"})
+
 #: Renames begun and not ended that are remembered: a client may leave it at RNFR.
 RENAMING = 1_000
 
@@ -139,5 +143,6 @@ class Interpreter:
             size=record.size,
             session=f"{record.pid}.",
             reason=reason,
+            refused=kind is Kind.FAILED and record.status in REFUSALS,
             at=record.at,
         )

@@ -36,7 +36,7 @@ WORK = REST = 0.05
 #: are made without end.
 SUBTREES = 20
 
-#: Seconds after a change of a file within which word of it may be on its way.
+#: Seconds for which word of a file that was found may be on its way, as that it was renamed.
 FRESH = 1.0
 
 #: Files between two looks at the clock and at requests.
@@ -339,8 +339,7 @@ class Scanner:
             raise _Full
         scan.found += 1
         # Without the watcher's word of a rename it would count as another file.
-        patience = max(0.0, FRESH - abs(time.time() - status.st_ctime))
-        self._submit(Notification(Kind.COMPLETED, path, Source.SCAN, patience=patience))
+        self._submit(Notification(Kind.COMPLETED, path, Source.SCAN, patience=FRESH))
 
     def _failed(self, scan: _Scan, subpath: str, error: OSError) -> None:
         """Something could not be looked at; go on with the rest."""
