@@ -264,11 +264,10 @@ def test_a_failed_upload_whose_file_is_renamed_is_listed_there_and_sent_from_the
     for _ in range(2):  # as two sources would
         house.say(after, kind=Kind.RENAMED, old=before)
     listed = {str(kept): ids[str(kept)], str(new): ids[str(old)]}
+    wanted = {(path, one, "failed", "cannot be serialized") for path, one in listed.items()}
+    fields = ("path", "id", "state", "reason")
     for restarted in (False, True):
-        rows = eventually(lambda: {row["path"]: row["id"] for row in house.rows()} == listed)
-        assert rows
-        assert {row["state"] for row in house.rows()} == {"failed"}
-        assert {row["reason"] for row in house.rows()} == {"cannot be serialized"}
+        eventually(lambda: {tuple(row[f] for f in fields) for row in house.rows()} == wanted)
         assert house.say(new, Source.SCAN).outcome is Outcome.DUPLICATE
         if not restarted:
             house.restart()

@@ -41,12 +41,17 @@ class Backlog:
         #: What is paused of those that wait here, and whether nothing is to be taken at all.
         self._pauses: Collection[str] = ()
         self._paused = False
+        #: When something last went on, or was first there to do so.
+        self._moved = clock()
         self._closed = False
 
     def add(self, position: int) -> None:
         """Let an upload wait that has just been accepted."""
         with self._changed:
-            heapq.heappush(self._lanes[""].positions, position)
+            common = self._lanes[""].positions
+            if not common and not self._taken:
+                self._moved = self._clock()
+            heapq.heappush(common, position)
             self._changed.notify_all()
 
     def take(self, limit: int, timeout: float) -> list[int]:
@@ -104,6 +109,7 @@ class Backlog:
             self._give_back(position, held)
 
     def _give_back(self, position: int, lane: Lane) -> None:
+        self._moved = self._clock()
         if position in self._wanted:
             self._wanted.discard(position)
         else:
@@ -115,6 +121,7 @@ class Backlog:
     def replace(self, position: int, new: int) -> None:
         """Say that an upload that was taken has another position from now on."""
         with self._changed:
+            self._moved = self._clock()
             self._taken[new] = self._taken.pop(position, "")
             self._wanted.discard(position)
             self._changed.notify_all()
@@ -122,6 +129,7 @@ class Backlog:
     def settle(self, position: int) -> None:
         """Say that an upload that was taken does not come back."""
         with self._changed:
+            self._moved = self._clock()
             self._wanted.discard(position)
             self._forget(self._taken.pop(position, ""))
             self._changed.notify_all()
@@ -140,6 +148,7 @@ class Backlog:
     def pause(self, pauses: Collection[str], *, whole: bool) -> None:
         """Hold back what is in `pauses`, or everything; what no longer is may be taken again."""
         with self._changed:
+            self._moved = self._clock()
             self._pauses, self._paused = pauses, whole
             common = self._lanes[""].positions
             for name, lane in list(self._lanes.items()):
@@ -200,6 +209,12 @@ class Backlog:
             lanes = [lane for lane in self._lanes.values() if lane.until <= now]
             waiting = 0 if self._paused else sum(len(lane.positions) for lane in lanes)
             return len(self._taken) + waiting
+
+    def stalled(self) -> float:
+        """Return for how many seconds nothing has gone on that could; 0 where nothing could."""
+        if not self.in_hand():
+            return 0.0
+        return max(0.0, self._clock() - self._moved)
 
     def lanes(self) -> list[tuple[str, Lane]]:
         """Return a copy of the lanes, for those who want to show them; what is taken is in ""."""

@@ -9,6 +9,7 @@ import queue
 import select
 import signal
 import socket
+import threading
 import time
 from concurrent.futures import Future
 from functools import partial
@@ -33,11 +34,15 @@ from watchman.sources.finders import Finders
 from watchman.sources.listener import Listener
 from watchman.spool import lock, open_ledger
 from watchman.unsettled import DOWN
+from watchman.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
 #: Seconds between two looks at whether the work in hand is done.
 DRAIN_POLL = 0.05
+
+#: Seconds after a stop that a source is waited for: it may hang on a filesystem.
+HUNG = 5.0
 
 #: Seconds between two looks of who waits for a reload at whether it will come at all.
 RELOAD_POLL = 0.5
@@ -50,6 +55,7 @@ class Daemon:
         self._settings = settings
         self._signals, self._wakeup = socket.socketpair()
         self._stopping = False
+        self._watchdog = Watchdog(lambda: self._settings.drain)
         self._hung_up = False
         #: Of those who asked for a reload on the socket.
         self._wishes: queue.SimpleQueue[Future[list[str]]] = queue.SimpleQueue()
@@ -62,6 +68,7 @@ class Daemon:
         """
         settings = self._settings
         log_to(settings)
+        self._watchdog.start()
         self._catch_signals()
         with contextlib.ExitStack() as inside:
             inside.callback(os.close, lock(settings.spool))
@@ -150,7 +157,7 @@ class Daemon:
             inside.callback(pipeline.close)
             with contextlib.ExitStack() as sources:
                 for source in (resubmissions, listener, finders):
-                    _start(sources, source)
+                    _start(sources, source, patience=HUNG)
                 logger.info("Started watchman %s with %r.", __version__, settings.file)
                 while not self._stopping:
                     self._wait(None)
@@ -171,6 +178,7 @@ class Daemon:
 
     def _on_stop(self, *_: object) -> None:
         self._stopping = True
+        self._watchdog.arm()
 
     def _on_hang_up(self, *_: object) -> None:
         self._hung_up = True
@@ -239,8 +247,23 @@ class Part(Protocol):
     def join(self) -> None: ...
 
 
-def _start(stack: contextlib.ExitStack, part: Part) -> None:
-    """Start a part; the stack stops it."""
+def _start(
+    stack: contextlib.ExitStack, part: Part, patience: float = threading.TIMEOUT_MAX
+) -> None:
+    """Start a part; the stack stops it, and waits for its end for at most `patience` seconds."""
     part.start()
-    stack.callback(part.join)
+    stack.callback(_join, part, patience)
     stack.callback(part.stop)
+
+
+def _join(part: Part, patience: float) -> None:
+    thread = threading.Thread(target=part.join, name="join", daemon=True)
+    thread.start()
+    thread.join(patience)
+    if thread.is_alive():
+        logger.error(
+            "The %s has not ended after %.0f seconds, as on a filesystem that hangs. Going on with"
+            " the stop without it.",
+            type(part).__name__.lower(),
+            patience,
+        )

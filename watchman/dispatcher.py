@@ -210,10 +210,16 @@ class Dispatcher:
         def work() -> None:
             for notification, is_last in _with_last_words(notifications):
                 try:
-                    self._hear(notification, nobody, is_last=is_last)
+                    self._take(notification, nobody, is_last=is_last)
                 except Exception:
                     logger.exception("No decision on %r, as a log has it.", notification.path)
-            self._marks.stage(log, mark, lambda: written.put(True), lambda _: written.put(False))
+            self._marks.stage(log, mark, durable, lambda _: written.put(False))
+
+        def durable() -> None:
+            # Not before, since they may have to be read again.
+            for notification in notifications:
+                self._count(notification)
+            written.put(True)
 
         self._commit.bring(work)
         return written.get()
@@ -245,6 +251,10 @@ class Dispatcher:
     def unwritable(self) -> bool:
         """Whether the journal cannot be written at present."""
         return bool(self._commit.unwritable_since)
+
+    def stalled(self) -> float:
+        """Return for how many seconds the thread has been busy with one thing; for any thread."""
+        return self._commit.stalled()
 
     # The dispatcher's thread.
 
@@ -327,13 +337,19 @@ class Dispatcher:
         self._finds.release()
         self._hear(notification, nobody)
 
-    def _hear(self, notification: Notification, answer: Respond, *, is_last: bool = True) -> None:
-        """Take what is said of a file; `is_last` unless we know already that its next transfer has
-        failed: what is there now is that one's.
-        """
+    def _hear(self, notification: Notification, answer: Respond) -> None:
+        self._count(notification)
+        self._take(notification, answer)
+
+    def _count(self, notification: Notification) -> None:
         self.heard[notification.source.value] += 1
         self.last_heard[notification.source.value] = self._clock()
         self.crosscheck.hear(notification)
+
+    def _take(self, notification: Notification, answer: Respond, *, is_last: bool = True) -> None:
+        """Take what is said of a file; `is_last` unless we know already that its next transfer has
+        failed: what is there now is that one's.
+        """
         if notification.source in PROFTPD and notification.path:
             self._hear_of(notification)
         if notification.source is Source.RESUBMIT:

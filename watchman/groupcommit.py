@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -66,8 +67,10 @@ class GroupCommit:
         self._monotonic = monotonic
         self._journal = journal
         self._inbox = Inbox(INBOX)
-        self._thread = threading.Thread(target=self._run, name="dispatcher")
+        self._thread = threading.Thread(target=self._run, name="dispatcher", daemon=True)
         self._stopping = False
+        #: When it last began a turn (monotonic), each of which takes a second at the most.
+        self._turned = math.inf
         self._changes: list[Change] = []
         #: Since when the journal cannot be written (monotonic), 0.0 while it can.
         self.unwritable_since = 0.0
@@ -77,6 +80,7 @@ class GroupCommit:
 
     def start(self) -> None:
         """Begin to work."""
+        self._turned = self._monotonic()
         self._thread.start()
 
     def stop(self) -> None:
@@ -87,6 +91,10 @@ class GroupCommit:
         """Wait for the end: all is committed that can be."""
         if self._thread.ident is not None:
             self._thread.join()
+
+    def stalled(self) -> float:
+        """Return for how many seconds the thread has been at one turn; for any thread."""
+        return max(0.0, self._monotonic() - self._turned)
 
     def bring(self, work: Work) -> None:
         """Bring work; wait while there is too much of it."""
@@ -140,6 +148,7 @@ class GroupCommit:
 
     def _run(self) -> None:
         while not (self._stopping and self._inbox.empty()):
+            self._turned = self._monotonic()
             patience = self._outlive(self._timer)
             self._work(RETRY if patience is None else patience)
             self._commit()

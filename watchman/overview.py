@@ -18,6 +18,9 @@ from watchman.sources.finders import Finders
 from watchman.unsettled import DOWN, Unsettled
 from watchman.upload import State
 
+#: Seconds after which work that could go on, and does not, is a problem.
+STALLED = 30.0
+
 #: A broker or a move that the INI file has not.
 UNKNOWN: Mapping[str, Any] = {
     "state": "unknown",
@@ -60,6 +63,7 @@ class Overview:
         warnings = list(dispatcher.crosscheck.warnings(settings, logs))
         problems = [*_watch_problems(watches), *_log_problems(logs)]
         problems += [*_sink_problems("move", moves), *_sink_problems("broker", brokers)]
+        problems += self._stalled(brokers)
         if dispatcher.unwritable():
             problems.append(f"the journal below {settings.spool} cannot be written")
         counts = Counter[str](waiting=len(dispatcher.pipeline.arriving))
@@ -101,6 +105,23 @@ class Overview:
             },
             "oldest_waiting": self._unsettled.oldest(),
         }
+
+    def _stalled(self, brokers: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+        """Yield what should go on and does not, though nobody has said that anything is wrong."""
+        stalled = self._dispatcher.stalled()
+        if stalled >= STALLED:
+            yield (
+                f"nothing is decided for {stalled:.0f} seconds: a file system hangs, most likely;"
+                " the log's last lines may tell which"
+            )
+        for name, backlog in list(self._dispatcher.pipeline.backlogs.items()):
+            broker, stalled = brokers.get(name, UNKNOWN), backlog.stalled()
+            if stalled >= STALLED and broker["state"] not in (*DOWN, "unknown"):
+                yield (
+                    f"none of the {broker['waiting']} uploads that wait for broker {name} was sent"
+                    f" for {stalled:.0f} seconds, though it is {broker['state']}: see the log, and"
+                    " restart watchman if it does not tell why"
+                )
 
     def _paused(self, groups: Iterable[Group]) -> list[dict[str, Any]]:
         """Each pause with the uploads known to wait for its end."""

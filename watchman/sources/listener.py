@@ -72,8 +72,8 @@ class Listener:
         server = _Server(self._path, self._submit, self._query, Admins(self._admins))
         self._server = server
         self._threads = [
-            threading.Thread(target=server.serve_forever, name="listener"),
-            threading.Thread(target=server.answer_queries, name="queries"),
+            threading.Thread(target=server.serve_forever, name="listener", daemon=True),
+            threading.Thread(target=server.answer_queries, name="queries", daemon=True),
         ]
         for thread in self._threads:
             thread.start()
