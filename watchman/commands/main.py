@@ -17,6 +17,7 @@ from watchman.commands import (
     run,
     shell,
     status,
+    utf8,
 )
 from watchman.settings import Settings
 
@@ -59,6 +60,7 @@ COMMANDS: dict[str, Command] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    utf8.insist()
     given = _parser().parse_args(arguments)
 
     def command() -> int:

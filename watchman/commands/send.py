@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 from watchman import __version__, client, config
-from watchman.commands import shell
+from watchman.commands import shell, utf8
 from watchman.errors import SocketUnavailable
 from watchman.upload import Answer, Outcome
 from watchman.wire import printable
@@ -33,6 +33,7 @@ PROGRESS = 100
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    utf8.insist()
     given = _parser().parse_args(arguments)
     shell.leave(PROGRAM, lambda: _send(given))
 

@@ -67,7 +67,8 @@ def add_config(parser: argparse.ArgumentParser, **options: Any) -> None:
 def leave(program: str, command: Callable[[], int]) -> NoReturn:
     """Run `command` and exit; whatever goes wrong is told in a line each, never a traceback."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names are any bytes
+        # Names are any bytes, and UTF-8 whatever $PYTHONIOENCODING says.
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
         code = command()
         sys.stdout.flush()
