@@ -497,7 +497,7 @@ def test_watchman_send_sends_arguments_as_absolute_paths(place, daemon):
     (place / "link").symlink_to("ftp")
     done = send(place, "link/a.csv", "/srv//x/../b.csv")
     assert (done.returncode, done.stderr) == (0, b"")
-    assert daemon.told == [f"{place}/link/a.csv", "/srv/b.csv"]
+    assert daemon.told == [f"{place}/link/a.csv", "/srv/x/../b.csv"]
     assert done.stdout.decode() == f"OK id-1 {place}/link/a.csv\nOK id-2 /srv/b.csv\n"
 
 

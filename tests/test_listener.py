@@ -244,7 +244,7 @@ def test_unknown_fields_are_ignored(path, dispatcher):
         (b"event=resubmit\0\0", "resubmit needs a field path"),
         (b"event=resubmit\0path=\0\0", "resubmit needs a field path"),
         (b"event=resubmit\0path=a/b\0\0", "path 'a/b' is not absolute; it begins with /"),
-        (b"event=resubmit\0path=/srv/../etc\0\0", "path '/srv/../etc' is not absolute"),
+        (b"event=resubmit\0path=../etc\0\0", "path '../etc' is not absolute"),
         (b"event=resubmit\0path=/a\0as=a\0\0", "as 'a' is not absolute"),
         (b"event=resubmit\0path=/" + b"x" * 5000 + b"\0\0", "path is longer than 4095 bytes"),
         (b"event=resubmit\0path=/a\0path=/b\0\0", "field 'path' is repeated; give each field once"),

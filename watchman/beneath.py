@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from watchman.errors import NotBelowWatch
 from watchman.local import is_local
+from watchman.moves import is_below
 from watchman.rules import Rules
 from watchman.settings import WatchSettings
 from watchman.upload import FileState
@@ -33,18 +34,48 @@ class Look:
     writing: bool | None
 
 
+def canonical(path: str, roots: Iterable[str]) -> str:
+    """Return the one name of a file, whatever spelling of its directory was used for it.
+
+    The directory is named by what it is: `..` and symlinks are followed as the kernel does, below
+    one of `roots` as that is spelled, the innermost if several hold it. The last component is kept
+    as it is written, and not followed; where it names a directory it is taken for one. What is not
+    there any more of the directory is as it was written.
+    """
+    directory, name = os.path.split(path.rstrip("/"))
+    if name in (".", ".."):
+        directory, name = path, ""
+    real = _real(directory or "/")
+    found, below = "", ""
+    for root in roots:
+        real_root = _real(root)
+        # A symlink may lead into another root: both are the same directory then.
+        if is_below(real, real_root) and (len(real_root), len(root)) > (len(below), len(found)):
+            found, below = root, real_root
+    if found:
+        real = os.path.normpath(os.path.join(found, os.path.relpath(real, below)))
+    return os.path.join(real, name) if name else real
+
+
+def _real(directory: str) -> str:
+    try:
+        fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return os.path.realpath(directory)  # as far as it is there, and may be seen
+    try:
+        real = os.readlink(f"/proc/self/fd/{fd}")
+        # The kernel says so of a directory that is deleted, see proc(5).
+        is_there = os.path.samestat(os.stat(real), os.fstat(fd))
+    except OSError:
+        is_there = False
+    finally:
+        os.close(fd)
+    return real if is_there else os.path.realpath(directory)
+
+
 def locate(rules: Rules, watches: Iterable[WatchSettings], path: str) -> Place | None:
-    """Find the watch that owns a path, in whatever spelling, through symlinks, a source used."""
-    located = rules.locate(path)
-    if located is not None:
-        return located
-    directory, name = os.path.split(path)
-    real = os.path.join(os.path.realpath(directory), name)
-    for watch in watches:
-        root = os.path.realpath(watch.path)
-        if real.startswith(root.rstrip("/") + "/"):
-            return rules.locate(os.path.join(watch.path, os.path.relpath(real, root)))
-    return None
+    """Find the watch that owns a path, in whatever spelling, through symlinks, it is given."""
+    return rules.locate(canonical(path, (watch.path for watch in watches)))
 
 
 def identity(root: str) -> tuple[int, int] | None:

@@ -61,6 +61,9 @@ UNCLEARED = 5.0
 #: Finds of scans that wait to be decided about, at the most.
 FINDS = 200
 
+#: Sources that may name a directory as their client did: through symlinks, by `..`.
+SPELLED = PROFTPD | {Source.RESUBMIT}
+
 T = TypeVar("T")
 
 
@@ -350,6 +353,8 @@ class Dispatcher:
         """Take what is said of a file; `is_last` unless we know already that its next transfer has
         failed: what is there now is that one's.
         """
+        if notification.source in SPELLED:
+            notification = self._named(notification)
         if notification.source in PROFTPD and notification.path:
             self._hear_of(notification)
         if notification.source is Source.RESUBMIT:
@@ -418,8 +423,19 @@ class Dispatcher:
                     self.crosscheck.miss(watch.name, word.source, hinted=hinted)
                 self._decisions.accept(watch, subpath, state, word, answer, noticed)
 
+    def _named(self, notification: Notification) -> Notification:
+        """Return what was said, of the one path that each file has."""
+        roots = [watch.path for watch in self._settings.watches.values()]
+        if notification.source is Source.RESUBMIT:
+            roots += [move.destination for move in self._settings.moves.values()]
+        path, old = (
+            beneath.canonical(one, roots) if one else ""
+            for one in (notification.path, notification.old_path)
+        )
+        return replace(notification, path=path, old_path=old)
+
     def _locate(self, path: str) -> beneath.Place | None:
-        return beneath.locate(self.rules, self._settings.watches.values(), path)
+        return self.rules.locate(path)
 
     def _superseded(self, upload: Upload) -> None:
         """See to it that the newer write is decided about, should nobody have spoken of it."""

@@ -150,9 +150,6 @@ class Endings:
 
     def _close(self, session: str, path: str = "") -> list[Transfer]:
         """Close a session's transfer of a path, or with "" all of them; return them."""
-        if path:
-            located = self._locate(path)
-            path = os.path.join(located[0].path, located[1]) if located else path
         return self._closed(self._transfers.close(session, path))
 
     def _closed(self, over: list[Transfer]) -> list[Transfer]:

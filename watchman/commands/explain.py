@@ -71,6 +71,7 @@ class Explainer:
     def explain(self, path: str) -> dict[str, Any]:
         located = beneath.locate(self._rules, self._settings.watches.values(), path)
         if located is None:
+            path = os.path.normpath(path)
             return {"path": path, "would": f"Nothing: {self._why_none(path)}"}
         watch, subpath = located
         path = os.path.join(watch.path, subpath)
@@ -181,7 +182,8 @@ def _found(settings: Settings, subject: str, explainer: Explainer) -> dict[str, 
     """All there is to say of a path or an upload's id; raises RequestRefused if there is none."""
     if UPLOAD_ID.fullmatch(subject) and not os.path.lexists(subject):
         return _past(settings, subject, explainer)
-    found = explainer.explain(os.path.abspath(subject))
+    # Not abspath: over a symlink `..` is not what its text says.
+    found = explainer.explain(os.path.join(os.getcwd(), subject))
     return found | _story(settings, found["path"])
 
 

@@ -101,8 +101,8 @@ def _reason(answer: Answer) -> str:
 
 
 def _absolute(path: str) -> str:
-    # Not realpath: the daemon wants the path as it was uploaded, and follows no symlink itself.
-    return os.path.abspath(path) if path else path
+    # Neither realpath nor abspath: what it leads over is for the daemon to say.
+    return os.path.join(os.getcwd(), path) if path else path
 
 
 def _batches(arguments: Sequence[str], end: bytes) -> Iterator[list[str]]:

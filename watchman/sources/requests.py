@@ -125,11 +125,9 @@ class Request:
 
 
 def _absolute(key: str, path: str) -> str:
-    """`path` in its one spelling. `..` is refused: over a symlink it names something else."""
-    if not path.startswith("/") or ".." in path.split("/"):
-        raise RequestRefused(
-            f"{key} {shorten(path)} is not absolute; it begins with / and holds no '..'"
-        )
+    """`path`, without what says nothing. What `..` means, its directory tells later."""
+    if not path.startswith("/"):
+        raise RequestRefused(f"{key} {shorten(path)} is not absolute; it begins with /")
     if len(os.fsencode(path)) > PATH_LIMIT:
         raise RequestRefused(f"{key} is longer than {PATH_LIMIT} bytes, which no file's path is")
     return "/" + "/".join(name for name in path.split("/") if name not in ("", "."))
