@@ -146,17 +146,38 @@ def test_a_file_renamed_to_an_excluded_name_or_moved_out_is_not_reported(
     assert watching.notifications == []
 
 
-def test_a_hard_link_is_complete_and_other_kinds_of_files_are_not(
+def test_whatever_appears_is_told_of_by_whichever_call(
     start: Start, root: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "a").write_text("1")
     watching = start(WatchSettings("in", str(root)))
-    (root / "symlink").symlink_to(tmp_path / "a")
-    (root / "dangling").symlink_to(tmp_path / "nothing")
-    os.mkfifo(root / "fifo")
     (root / "link").hardlink_to(tmp_path / "a")
-    link = replace(completed(root / "link", closed=False), appeared=True)
-    eventually(lambda: watching.notifications == [link])
+    with open(os.open(root, os.O_TMPFILE | os.O_WRONLY), "w") as unnamed:
+        unnamed.write("1")
+        os.link(f"/proc/self/fd/{unnamed.fileno()}", root / "named", src_dir_fd=unnamed.fileno())
+    for number in range(200):
+        (root / f"{number}.part").hardlink_to(tmp_path / "a")
+        (root / f"{number}").hardlink_to(root / f"{number}.part")
+        (root / f"{number}.part").unlink()
+    wanted = {str(root / name) for name in ("link", "named", *map(str, range(200)))}
+    eventually(lambda: {n.path for n in watching.appeared} == wanted)
+    assert all(
+        n == replace(completed(root / Path(n.path).name, closed=False), appeared=True)
+        for n in watching.appeared
+    )
+
+
+def test_a_small_file_is_told_of_once(start: Start, root: Path) -> None:
+    """Its events come in one read, or else what was created is closed a moment later."""
+    watching = start(WatchSettings("in", str(root)))
+    watching.has_room.clear()
+    (root / "first").write_text("1")
+    time.sleep(0.1)  # the watcher waits with it, if it was that quick
+    for number in range(300):
+        (root / f"{number}").write_text("1")
+    watching.has_room.set()
+    eventually(lambda: len(watching.paths(Source.INOTIFY)) == 301)
+    assert len(watching.appeared) <= 2
 
 
 def test_symlinked_directories_are_not_followed(start: Start, root: Path, tmp_path: Path) -> None:

@@ -108,6 +108,8 @@ class Heard:
 
     def __init__(self) -> None:
         self.notifications: list[Notification] = []
+        #: Those of names that appeared, which are told of again when they are closed, most of them.
+        self.appeared: list[Notification] = []
         #: While it is not set, submit() waits, as for a full inbox.
         self.has_room = threading.Event()
         self.has_room.set()
@@ -116,7 +118,7 @@ class Heard:
 
     def submit(self, notification: Notification) -> None:
         self.has_room.wait()
-        self.notifications.append(notification)
+        (self.appeared if notification.appeared else self.notifications).append(notification)
 
     def takes(self, _watch: str, _path: str) -> bool:
         return len(self.notifications) < self.room

@@ -26,7 +26,8 @@ AGAIN = 1.0
 class Noticed:
     """A held file: why, since when (epoch), and what it has looked like since when (monotonic),
     which is anew once its writer is gone: `writing` if it had one, `overlapped` if it had one when
-    the notification was made.
+    the notification was made, `unclosed` if it appeared by a call that may have opened it for
+    writing, and no end of that was heard.
 
     `failure` is why it has failed, should it only be waited for until it is closed, or for another
     word until `fail_at` (monotonic). `hooked` if a hook has called it complete. One that was
@@ -44,6 +45,7 @@ class Noticed:
     looks: int
     writing: bool = False
     overlapped: bool = False
+    unclosed: bool = False
     failure: str = ""
     fail_at: float = 0.0
     hooked: bool = False
@@ -105,6 +107,7 @@ class Held:
         same = before is not None and before.state == state and not before.writing
         another = before is not None and before.is_of_another(state)
         hooked = before is not None and before.hooked and not before.was_rewritten(state)
+        unclosed = before is not None and before.unclosed and notification.source is Source.SCAN
         self.pop(path)
         noticed = self._noticed[path] = Noticed(
             notification=notification,
@@ -117,6 +120,7 @@ class Held:
             looks=before.looks + 1 if before else 1,
             writing=writing,
             overlapped=overlapped,
+            unclosed=unclosed or notification.appeared,
             failure=failure or (before.failure if before and not another else ""),
             fail_at=now + wait if failure else before.fail_at if before else 0.0,
             hooked=hooked or _is_hooks_word(notification),

@@ -23,6 +23,10 @@ RECENT = 10_000
 #: Seconds a file must be unchanged where the kernel does not tell of writers.
 QUIET = 1.0
 
+#: The same for one that appeared and may have been open for writing since then: its last change was
+#: a write, and no close was heard. link(2) and unlink(2) set its ctime alone.
+UNCLOSED = 10.0
+
 #: Seconds until a file that is being written is looked at again unasked: at first, and at most.
 #: Whoever closes it is heard, if it is watched; the rest is for files that are not.
 WRITING, WRITING_MOST = 1.0, 60.0
@@ -229,7 +233,7 @@ class Judge:
         decided = self._decides(word, look.state) and not overlapped
         verdict = (
             _too_fresh(notification, noticed, look.state)
-            or self._still_written(noticed, look)
+            or self._still_written(notification, noticed, look)
             or self._failed_before(decided, noticed, look.state)
             or self._unconfirmed(watch, path, word, decided, noticed, look.state)
             or self._unsettled(watch, noticed, look)
@@ -260,7 +264,9 @@ class Judge:
             return notification, False
         return noticed.notification, noticed.writing or noticed.overlapped
 
-    def _still_written(self, noticed: Noticed | None, look: beneath.Look) -> Verdict | None:
+    def _still_written(
+        self, notification: Notification, noticed: Noticed | None, look: beneath.Look
+    ) -> Verdict | None:
         """Hold a file that may have a writer."""
         if look.writing:
             looks = noticed.looks if noticed else 0
@@ -268,9 +274,15 @@ class Judge:
             return Hold("it is being written", wait, look.state, writing=True)
         if look.writing is False:
             return None
-        wait = QUIET - self._quiet(noticed, look.state)
+        unclosed = notification.appeared or (noticed is not None and noticed.unclosed)
+        if notification.closed or notification.source in PROFTPD:
+            unclosed = False
+        is_written_last = look.state.mtime >= look.state.ctime
+        patience = UNCLOSED if unclosed and is_written_last else QUIET
+        wait = patience - self._quiet(noticed, look.state)
         reason = "the kernel does not say who writes it"
-        return Hold(reason, wait, look.state) if wait > 0 else None
+        # A change that comes without an event, as chmod(2), may end the longer wait.
+        return Hold(reason, min(wait, 2 * QUIET), look.state) if wait > 0 else None
 
     def confirms(self, noticed: Noticed, state: FileState) -> bool:
         """Whether ProFTPD has said of a held file that it is whole, and nobody wrote it since."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import stat
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -116,7 +114,7 @@ class Watcher:
 
     def _take_turn(self) -> None:
         self._turn += 1
-        for event in self._inotify.read():
+        for event in _worth_a_look(self._inotify.read()):
             if self._stopping.is_set():
                 return
             self._handle(event)
@@ -183,10 +181,11 @@ class Watcher:
             self._remember(cookie, path, excluded=excluded, node=None)
             return
         move = self._moves.pop(cookie, None) if mask & inotify.MOVED_TO else None
-        appeared, closed = bool(mask & inotify.CREATE), bool(mask & inotify.CLOSE_WRITE)
-        if excluded or (appeared and not _is_linked(path)):
+        if excluded:
             return
         if move is None or move.excluded:
+            # link(2) sends CREATE alone, open(2) a CLOSE_WRITE later: the file itself tells.
+            appeared, closed = bool(mask & inotify.CREATE), bool(mask & inotify.CLOSE_WRITE)
             self._submit(
                 Notification(Kind.COMPLETED, path, Source.INOTIFY, appeared=appeared, closed=closed)
             )
@@ -237,10 +236,19 @@ class Watcher:
         self._moves[cookie] = Move(path, excluded, node, self._turn, until)
 
 
-def _is_linked(path: str) -> bool:
-    """Whether a new name is a second one of a finished file: link(2) sends nothing but CREATE."""
-    try:
-        status = os.lstat(path)
-    except OSError:
-        return False
-    return stat.S_ISREG(status.st_mode) and status.st_nlink > 1
+def _worth_a_look(events: list[Event]) -> list[Event]:
+    """Return events without those of names that appeared and are told of again in the same read.
+
+    Most small files are closed by then, and cost one look instead of two.
+    """
+    told: set[tuple[int, str]] = set()
+    kept = []
+    for event in reversed(events):
+        wd, mask, _, name = event
+        if mask & inotify.CREATE and (wd, name) in told and not mask & inotify.ISDIR:
+            continue
+        if mask & (inotify.CLOSE_WRITE | inotify.MOVED_FROM):
+            told.add((wd, name))
+        kept.append(event)
+    kept.reverse()
+    return kept
