@@ -314,13 +314,24 @@ class Coverage:
             if root.is_there():
                 return None  # reached by a symlink or a second mount there
             self._lose(root, "moved away")
-        elif parent.is_below(node):
-            return None  # a mount inside itself; or not so any more, then events say so
+        elif parent.is_below(node) or self._is_still(node, fd):
+            return None  # a mount inside itself, or of what is watched in its own place
         displaced = self.tree.place(node, parent, name)
         if displaced is not None:
             self.forget(displaced)
         self.tree.set_wd(node, wd)
         return node
+
+    def _is_still(self, node: Node, fd: int) -> bool:
+        """Whether an open directory is, too, where the tree has it."""
+        place = self.tree.locate(node)
+        if place is None:
+            return False
+        try:
+            there = os.lstat(below(self.roots[place[0]].settings.path, place[1]))
+        except OSError:
+            return False
+        return os.path.samestat(there, os.fstat(fd))
 
     def _failed(self, parent: Node, name: str, error: OSError) -> None:
         """A directory could not be opened or watched."""

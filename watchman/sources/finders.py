@@ -28,9 +28,10 @@ class Finders:
         submit_lines: Submit,
         marked: Callable[[], Mapping[str, Any]],
         caught_up: Callable[[float], None],
+        mounts_changed: Callable[[], None] = lambda: None,
     ) -> None:
         """`submit_lines`, `marked` and `caught_up` are the transfer log's, see there; `takes` the
-        scanner's.
+        scanner's, `mounts_changed` the watcher's.
         """
         self._submit = submit
         self._submit_find = submit_find
@@ -38,6 +39,7 @@ class Finders:
         self._submit_lines = submit_lines
         self._marked = marked
         self._caught_up = caught_up
+        self._mounts_changed = mounts_changed
 
     def look(
         self,
@@ -57,7 +59,11 @@ class Finders:
             ledgers=ledgers,
         )
         self._watcher = Watcher(
-            watches, submit=self._submit, rescan=self._scanner.request, excluded=excluded
+            watches,
+            submit=self._submit,
+            rescan=self._scanner.request,
+            excluded=excluded,
+            mounts_changed=self._mounts_changed,
         )
         paths, token = settings.proftpd.transfer_log, settings.proftpd.token
         self._has_log = bool(paths)

@@ -75,8 +75,10 @@ class Inotify:
         #: Guards `_wake`, which any thread writes to, against being closed and used again.
         self._wake_lock = threading.Lock()
 
-    def open(self) -> None:
-        """Make the instance; raises InotifyUnavailable."""
+    def open(self, beside: int = -1) -> None:
+        """Make the instance; raises InotifyUnavailable. `beside` is a descriptor that is waited for
+        as well, for POLLPRI.
+        """
         if not self._calls.init():
             raise InotifyUnavailable("The C library has no inotify.")
         fd = self._calls.inotify_init()
@@ -89,6 +91,8 @@ class Inotify:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         for one in (self._fd, self._wake):
             self._poll.register(one, select.POLLIN)
+        if beside >= 0:
+            self._poll.register(beside, select.POLLPRI)
 
     def fileno(self) -> int:
         return self._fd
@@ -102,11 +106,17 @@ class Inotify:
                     os.close(fd)
             self._fd = self._wake = -1
 
-    def wait(self, timeout: float) -> None:
-        """Return when there are events, after `timeout` seconds, or at once when woken before."""
+    def wait(self, timeout: float) -> bool:
+        """Return when there are events, after `timeout` seconds, or at once when woken before.
+
+        True: what is waited for beside has something to tell. It is told once.
+        """
+        is_beside = False
         for fd, _ in self._poll.poll(1000 * timeout):
             if fd == self._wake:
                 os.eventfd_read(fd)
+            is_beside |= fd not in (self._wake, self._fd)
+        return is_beside
 
     def wake(self) -> None:
         """End the wait that is, or else the next one, if it is open; from any thread."""

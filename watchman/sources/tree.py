@@ -46,6 +46,18 @@ class Tree:
         names.reverse()
         return watch, "/".join(names)
 
+    def nearest(self, node: Node, subpath: str) -> tuple[Node, str]:
+        """Return where below a directory a sub-path leaves the map: the last one on the map, and
+        the name that comes next. The last component counts as being off the map.
+        """
+        *names, last = subpath.split("/")
+        for name in names:
+            child = node.children.get(name)
+            if child is None:
+                return node, name
+            node = child
+        return node, last
+
     def is_adrift(self, node: Node) -> bool:
         """Whether it was taken out and has not been placed again, itself or as a root."""
         return node.parent is None and node not in self.roots

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from watchman.moves import is_below
 from watchman.settings import WatchSettings
 from watchman.sources import inotify
 from watchman.sources.coverage import Coverage
 from watchman.sources.inotify import Event, Inotify
+from watchman.sources.mountpoints import MountPoints
 from watchman.sources.refusals import RETRY, RETRY_SOON
 from watchman.sources.tree import Node
 from watchman.sources.walk import below, join
@@ -57,9 +60,13 @@ class Watcher:
         submit: Callable[[Notification], None],
         rescan: Callable[[str, str], None],
         excluded: Callable[[WatchSettings, str], object],
+        mounts_changed: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`mounts_changed` is called before any scan is asked for because mounts have changed."""
         self._clock = clock
+        self._mounts = MountPoints()
+        self._mounts_changed = mounts_changed
         self._submit = submit
         self._excluded = excluded
         self._inotify = Inotify()
@@ -75,7 +82,7 @@ class Watcher:
 
     def start(self) -> None:
         """Begin; returns before the watches are set. Raises InotifyUnavailable."""
-        self._inotify.open()
+        self._inotify.open(self._mounts.open())
         self._thread.start()
 
     def stop(self) -> None:
@@ -88,6 +95,7 @@ class Watcher:
             self._thread.join()
         self._coverage.close()
         self._inotify.close()
+        self._mounts.close()
 
     def status(self) -> dict[str, dict[str, Any]]:
         """Per watch: state, directories, unwatched, error; from any thread."""
@@ -97,7 +105,8 @@ class Watcher:
         self._next_retry = self._clock() + RETRY
         while not self._stopping.is_set():
             try:
-                self._inotify.wait(self._patience())
+                if self._inotify.wait(self._patience()):
+                    self._remount()
                 self._take_turn()
             except Exception:
                 logger.exception("Reading events failed. Every watch is compared with the disk.")
@@ -131,6 +140,20 @@ class Watcher:
             self._next_retry = now + self._retry_in
             self._coverage.retry()
         self._coverage.work(time.monotonic() + SLICE)
+
+    def _remount(self) -> None:
+        """Have directories compared with the disk where something was mounted or unmounted."""
+        points = self._mounts.changed()
+        if points:
+            self._mounts_changed()
+            self._coverage.look()
+        for root in self._coverage.roots.values():
+            # As mounts have it, without the symlinks that the INI file's path may lead over.
+            real = os.path.realpath(root.settings.path)
+            for point in points:
+                if root.node is not None and point != real and is_below(point, real):
+                    parent, name = self._tree.nearest(root.node, os.path.relpath(point, real))
+                    self._coverage.appeared(parent, name, moved=True)
 
     def _let_moves_lapse(self, now: float) -> None:
         """What was moved, and not to where we watch, has left."""
