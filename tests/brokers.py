@@ -158,13 +158,24 @@ def accepts(port: int) -> bool:
         return sock.connect_ex(("127.0.0.1", port)) == 0
 
 
+def certify(directory: Path) -> Path:
+    """Make `cert.pem`, which vouches for itself and for 127.0.0.1, with `key.pem` beside it."""
+    request = (
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2"
+        " -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1 -keyout key.pem -out cert.pem"
+    )
+    subprocess.run(request.split(), cwd=directory, capture_output=True, check=True)
+    return directory / "cert.pem"
+
+
 class RedisServer(Server):
     """A redis-server on a free port; `durable` makes it keep what it confirmed over a kill."""
 
-    def __init__(self, directory: Path, *, durable: bool = False) -> None:
+    def __init__(self, directory: Path, *, durable: bool = False, tls: bool = False) -> None:
         super().__init__(directory)
         self.port = free_port()
         self.durable = durable
+        self.tls_port = free_port() if tls else 0
 
     @property
     def url(self) -> str:
@@ -173,6 +184,11 @@ class RedisServer(Server):
     def command(self) -> list[str]:
         command = [REDIS_SERVER or "redis-server", "--port", str(self.port), "--bind", "127.0.0.1"]
         command += ["--dir", str(self.directory), "--save", ""]
+        if self.tls_port:
+            command += ["--tls-port", str(self.tls_port), "--tls-auth-clients", "no"]
+            command += ["--tls-cert-file", str(certify(self.directory))]
+            command += ["--tls-key-file", f"{self.directory}/key.pem"]
+            command += ["--tls-ca-cert-file", f"{self.directory}/cert.pem"]
         if self.durable:
             command += ["--appendonly", "yes", "--appendfsync", "always"]
         return command
@@ -208,6 +224,7 @@ class RabbitServer(Server):
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
         self.port = free_port()
+        self.tls_port = free_port()
         self.epmd_port = free_port()
         self.distribution_port = free_port()
         self.epmd: subprocess.Popen[bytes] | None = None
@@ -250,6 +267,9 @@ class RabbitServer(Server):
         (self.directory / "rabbitmq.conf").write_text(
             "loopback_users = none\nvm_memory_high_watermark.absolute = 1GB\n"
             "disk_free_limit.absolute = 1MB\n"
+            f"listeners.ssl.default = 127.0.0.1:{self.tls_port}\n"
+            f"ssl_options.certfile = {certify(self.directory)}\n"
+            f"ssl_options.keyfile = {self.directory}/key.pem\n"
         )
         (self.directory / "enabled_plugins").write_text("[].\n")
         if self.epmd is None:

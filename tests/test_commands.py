@@ -377,8 +377,8 @@ def test_explain_says_in_one_sentence_what_would_happen(place):
         "ftp/a.csv.bak": "Nothing: [watch:ftp] excludes it by the pattern *.bak.",
         "ftp/.git/a.csv": "Nothing: [watch:ftp] excludes it by the pattern .*.",
         "ftp/a.txt": "Nothing: no [task:...] section has a pattern that matches it; it is ignored.",
-        "ftp/link.csv": "Nothing: it is not a regular file.",
-        "ftp/dir.csv": "Nothing: it is not a regular file.",
+        "ftp/link.csv": "Nothing: it is a symlink, not a regular file.",
+        "ftp/dir.csv": "Nothing: it is a directory, not a regular file.",
     }
     done = run(place, "explain", *sentences)
     assert (done.returncode, done.stderr) == (0, b"")

@@ -620,6 +620,8 @@ def test_a_url_takes_from_the_environment(write: Write, monkeypatch: pytest.Monk
         ("redis://${NOT_SET_A}/${NOT_SET_B}", "environment: NOT_SET_A, NOT_SET_B"),
         ("redis://${NOT CLOSED", "not set in the environment: NOT CLOSED"),
         ("redis://host name/0", "holds a space"),
+        ("rediss://h/0?ssl_cert_reqs=requird", "is one of required, optional, none"),
+        ("redis://h:1/0?port=2", "says again what stands before it"),
     ],
 )
 def test_a_url_that_is_wrong_says_what_would_be_right(write: Write, url: str, problem: str) -> None:

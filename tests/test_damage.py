@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tests.daemon import published
 from tests.deadline import eventually
 from tests.nursery import Nursery, NurseryDaemon
 from tests.translog import TOKEN, append, line
+from watchman.journal import Journal
 
 INI = """
 [broker:b]
@@ -164,6 +166,26 @@ def test_an_upload_whose_record_was_damaged_is_found_by_the_scan_that_follows(
     rows = {row["path"]: row["id"] for row in station.daemon.queue()}
     assert rows[lost] != lost_id
     assert rows[other].encode() in journal
+
+
+@pytest.mark.parametrize("orderly", [False, True])
+def test_an_upload_is_found_whose_record_a_closed_segment_has_lost_with_its_line(
+    station: Station, orderly: bool
+) -> None:
+    kept, lost = station.upload("kept.wait"), station.upload("lost.wait")
+    journal = station.end(orderly=orderly)
+    first = station.journal
+    spool = station.directory / "spool"
+    writer = Journal(str(spool / "journal"), str(spool / "history"), segment_size=1)
+    list(writer.replay())
+    writer.write([{"event": "probed", "at": time.time()}])
+    writer.close()
+    assert station.journal != first
+    first.write_bytes(journal[: journal.index(record_of(journal, '"accepted"', lost))])
+    station.restart()
+    eventually(lambda: station.waiting() == {kept, lost})
+    log = station.daemon.log[station.daemon.begun :]
+    assert f"bytes, and had {len(journal)}. Rescanning every watch" in log
 
 
 @pytest.mark.parametrize("orderly", [False, True])

@@ -1,5 +1,6 @@
 """The journal keeps what it said is durable, whatever happens to its last bytes."""
 
+import contextlib
 import os
 import resource
 import shutil
@@ -79,6 +80,47 @@ def test_a_bad_line_in_the_middle_is_reported_and_the_rest_is_read(
     assert [record["n"] for _, record in records] == [0, 2]
     assert journal.damaged == 1
     assert f"offset {len(lines[0])}" in caplog.text
+
+
+@pytest.mark.parametrize("rewritten", [False, True])
+def test_what_a_closed_segment_loses_between_two_lines_is_missed(
+    tmp_path: Path, rewritten: bool
+) -> None:
+    journal, _ = open_journal(tmp_path, segment_size=1000)
+    positions = journal_of(journal, 100)
+    if rewritten:
+        for position in positions[::5]:
+            journal.hold(position)
+        rewrite_all(journal)
+    journal.close()
+    *closed, last = segments(tmp_path)
+    assert len(closed) > 2
+    journal, _ = open_journal(tmp_path, segment_size=1000)
+    assert journal.damaged == 0
+    for file in closed:
+        lines = file.read_bytes().splitlines(keepends=True)
+        for kept in [lines[:n] for n in range(len(lines))] + [lines[:2] + lines[3:]]:
+            file.write_bytes(b"".join(kept))
+            journal, _ = open_journal(tmp_path, segment_size=1000)
+            assert journal.damaged == 1
+        file.write_bytes(b"".join(lines))
+    # Of the last one nobody was told.
+    last.write_bytes(b"".join(last.read_bytes().splitlines(keepends=True)[:-1]))
+    journal, _ = open_journal(tmp_path, segment_size=1000)
+    assert journal.damaged == 0
+
+
+def test_a_journal_from_before_segments_told_their_length_is_read(tmp_path: Path) -> None:
+    journal, _ = open_journal(tmp_path, segment_size=1000)
+    journal_of(journal, 100)
+    journal.close()
+    for file in segments(tmp_path)[1:]:
+        head, *lines = file.read_bytes().splitlines(keepends=True)
+        assert b'"before"' in head
+        file.write_bytes(b"".join(lines))
+    journal, records = open_journal(tmp_path, segment_size=1000)
+    assert [record["n"] for _, record in records] == list(range(100))
+    assert journal.damaged == 0
 
 
 def test_a_full_disk_leaves_nothing_of_the_batch_behind(tmp_path: Path) -> None:
@@ -237,6 +279,7 @@ class Compacting(RuleBasedStateMachine):
             found.pop(record["id"], None)
             if record["event"] == "accepted":
                 found[record["id"]] = position
+        assert self.journal.damaged == 0
         for position in found.values():
             self.journal.hold(position)
         self.waiting = found
@@ -273,6 +316,16 @@ class Compacting(RuleBasedStateMachine):
             self.journal.retire(history=3600)
         if self.journal.wasteful():
             self.journal.compact()
+
+    @rule(room=st.integers(0, 400))
+    def fill_the_disk(self, room: int) -> None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+        try:
+            with contextlib.suppress(JournalUnwritable):
+                self.journal.write(written("done", ["none"] * 9))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     @rule()
     def crash(self) -> None:

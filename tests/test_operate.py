@@ -372,6 +372,38 @@ def test_as_says_by_which_path_a_task_is_found(
     assert (wrong.returncode, len(wrong.stderr.splitlines())) == (2, 1)
 
 
+def test_what_is_no_file_below_a_watch_is_refused_with_what_to_do(
+    tmp_path: Path, incoming: Path, start_watchman: Start
+) -> None:
+    storage, elsewhere = tmp_path / "storage", tmp_path / "elsewhere"
+    for directory in (storage, elsewhere, incoming / "sub"):
+        directory.mkdir()
+    daemon = start_watchman(f"{INI}[move:m]\nsource = {{tmp}}/other\ndestination = {storage}\n")
+    (incoming / "link.csv").symlink_to("plain.txt")
+    (incoming / "dangling.csv").symlink_to("none")
+    (incoming / "plain.txt").write_text("x")
+    os.mkfifo(incoming / "fifo.csv")
+    find = "name files below a watch, each by its own path, as `find DIRECTORY -type f` does"
+    outside = f"it is below no watch. There are: {tmp_path}/other, {incoming}; {find}"
+    told = {
+        incoming: f"it is [watch:in] itself, whose files are the uploads; {find}",
+        f"{incoming}/sub/": f"it is a directory, not a regular file; {find}",
+        storage: f"it is a directory, not a regular file; {find}",
+        incoming / "link.csv": f"it is a symlink, not a regular file; {find}",
+        incoming / "dangling.csv": f"it is a symlink, not a regular file; {find}",
+        incoming / "fifo.csv": f"it is a FIFO, not a regular file; {find}",
+        incoming / "missing.csv": "there is no such file",
+        storage / "missing.csv": "there is no such file",
+        incoming / "plain.txt/b.csv": f"a symlink or a file stands in the way; {find}",
+        elsewhere / "a.csv": outside,
+        elsewhere: outside,
+        incoming / "plain.txt": "no task matches it; give --as PATH",
+    }
+    answer = daemon.send(*map(str, told))
+    assert (answer.returncode, answer.stdout) == (1, "")
+    assert [line.split("': ", 1)[1] for line in answer.stderr.splitlines()] == [*told.values()]
+
+
 def test_same_id_repeats_the_last_id_of_what_is_settled_and_refuses_all_else(
     tmp_path: Path, incoming: Path, start_watchman: Start
 ) -> None:

@@ -25,6 +25,14 @@ STEP = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 #: Of the file: nothing waits on a FIFO's other end or on another's lease.
 READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 
+#: What else than a regular file may have a name.
+KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFLNK: "a symlink",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Look:
@@ -76,6 +84,15 @@ def _real(directory: str) -> str:
 def locate(rules: Rules, watches: Iterable[WatchSettings], path: str) -> Place | None:
     """Find the watch that owns a path, in whatever spelling, through symlinks, it is given."""
     return rules.locate(canonical(path, (watch.path for watch in watches)))
+
+
+def why_nowhere(watches: Iterable[WatchSettings], path: str) -> str:
+    """Say why a path has no place."""
+    real, roots = os.path.realpath(path), [(watch.name, watch.path) for watch in watches]
+    for name, root in roots:
+        if real == os.path.realpath(root):
+            return f"it is [watch:{name}] itself, whose files are the uploads"
+    return f"it is below no watch. There are: {', '.join(root for _, root in roots)}"
 
 
 def identity(root: str) -> tuple[int, int] | None:
@@ -148,7 +165,8 @@ def state(root: str, subpath: str) -> FileState:
 
 def _regular(status: os.stat_result) -> os.stat_result:
     if not stat.S_ISREG(status.st_mode):
-        raise NotBelowWatch("it is not a regular file")
+        kind = KINDS.get(stat.S_IFMT(status.st_mode), "a device")
+        raise NotBelowWatch(f"it is {kind}, not a regular file")
     return status
 
 

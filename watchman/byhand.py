@@ -18,6 +18,9 @@ from watchman.rules import Rules
 from watchman.settings import MoveSettings
 from watchman.upload import Answer, Notification, Outcome, State, Upload
 
+#: What to do instead, for whoever has named something else than a file.
+FILES = "name files below a watch, each by its own path, as `find DIRECTORY -type f` does"
+
 
 class ByHand:
     """Accepts what watchman-send names. For the dispatcher's thread."""
@@ -51,17 +54,16 @@ class ByHand:
             self._accept_moved(notification, move, answer)
             return
         if located is None:
-            answer(Answer(Outcome.ERROR, "below no watch and no move's destination"))
+            why = beneath.why_nowhere(self._rules.watches(), notification.path)
+            answer(Answer(Outcome.ERROR, f"{why}; {FILES}"))
             return
         watch, subpath = located
         path = os.path.join(watch.path, subpath)
-        if not self._rules.matches(path, notification.resubmit_as):
-            answer(Answer(Outcome.ERROR, "no task matches"))
+        look = _look(watch.path, subpath, answer)
+        if look is None:
             return
-        try:
-            look = beneath.look(watch.path, subpath)
-        except (OSError, NotBelowWatch) as e:
-            answer(Answer(Outcome.ERROR, getattr(e, "strerror", None) or str(e)))
+        if not self._rules.matches(path, notification.resubmit_as):
+            answer(Answer(Outcome.ERROR, "no task matches it; give --as PATH"))
             return
         if look.writing:
             answer(Answer(Outcome.ERROR, "it is being written"))
@@ -77,15 +79,13 @@ class ByHand:
     ) -> None:
         """Have the task of a file sent again that was moved; it stays where it is."""
         path = notification.path
+        look = _look(move.destination, os.path.relpath(path, move.destination), answer)
+        if look is None:
+            return
         original = notification.resubmit_as or origin_of(move, path)
         tasks = self._rules.tasks_for(original)
         if not tasks:
             answer(Answer(Outcome.ERROR, f"no task matches it as {original}; give --as PATH"))
-            return
-        try:
-            look = beneath.look(move.destination, os.path.relpath(path, move.destination))
-        except (OSError, NotBelowWatch) as e:
-            answer(Answer(Outcome.ERROR, getattr(e, "strerror", None) or str(e)))
             return
         located = self._rules.locate(original)
         upload = Upload(
@@ -111,3 +111,17 @@ class ByHand:
             durable,
             lambda reason: answer(Answer(Outcome.ERROR, reason)),
         )
+
+
+def _look(root: str, subpath: str, answer: Respond) -> beneath.Look | None:
+    """Look at a file that an operator names, or answer why that cannot be."""
+    try:
+        return beneath.look(root, subpath)
+    except FileNotFoundError:
+        why = "there is no such file"
+    except NotBelowWatch as e:
+        why = f"{e}; {FILES}"
+    except OSError as e:
+        why = f"it cannot be looked at: {e.strerror}"
+    answer(Answer(Outcome.ERROR, why))
+    return None

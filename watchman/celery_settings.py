@@ -7,7 +7,7 @@ from typing import Any
 
 from celery.app import defaults
 from kombu.transport import TRANSPORT_ALIASES
-from kombu.utils.url import url_to_parts
+from kombu.utils.url import parse_url
 
 from watchman import options
 
@@ -112,11 +112,15 @@ def _broker_url(value: str, directory: str) -> str:
     if transport == "filesystem":
         return f"filesystem://{options.path(rest, directory)}"
     try:
-        url_to_parts(f"{transport}://{rest}")
+        parse_url(f"{transport}://{rest}")
     except ValueError as error:  # Its text may quote the password.
         raise ValueError(
             "host and port cannot be read; percent-encode what is special in user and password"
         ) from error
+    except KeyError as error:
+        raise ValueError("ssl_cert_reqs is one of required, optional, none") from error
+    except TypeError as error:
+        raise ValueError("what stands after ? says again what stands before it") from error
     return f"{scheme}://{options.word(rest) if rest else ''}"
 
 

@@ -7,13 +7,13 @@ import errno
 import json
 import logging
 import os
-import zlib
 from collections.abc import Collection, Container, Iterator, Sequence
 from typing import Any
 
 from watchman.errors import JournalCorrupt, JournalUnwritable
 from watchman.positions import Positions
-from watchman.segments import OFFSET_BITS, Segments, fsync_directory
+from watchman.records import decode, encode, id_of
+from watchman.segments import HEAD, OFFSET_BITS, Segments, fsync_directory
 
 logger = logging.getLogger(__name__)
 
@@ -28,32 +28,6 @@ BREATH = 10_000
 
 #: What a write is answered that may fit later.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-
-CHECKSUM = b',"crc":"'
-
-#: What an upload's id stands behind in its records: no other text of them precedes it.
-ID = b'"id":"'
-
-
-def encode(record: dict[str, Any]) -> bytes:
-    """Return the line of a record: ASCII JSON whose last member is the CRC-32 of what precedes."""
-    body = json.dumps(record, separators=(",", ":")).encode("ascii")[:-1]
-    return b'%b%b%08x"}\n' % (body, CHECKSUM, zlib.crc32(body))
-
-
-def decode(line: bytes) -> dict[str, Any]:
-    """Return the record of a line, or raise JournalCorrupt."""
-    body, _, tail = line.rpartition(CHECKSUM)
-    if tail != b'%08x"}\n' % zlib.crc32(body) or not body:
-        raise JournalCorrupt("its checksum does not match")
-    record: dict[str, Any] = json.loads(body + b"}")
-    return record
-
-
-def id_of(line: bytes) -> str:
-    """Return the upload id in a record's line, "" where it has none; cheaper than to read it."""
-    _, found, after = line.partition(ID)
-    return after[: after.find(b'"')].decode("ascii") if found else ""
 
 
 class Journal:
@@ -78,7 +52,7 @@ class Journal:
         self._records = 0
         #: Closed segments that are yet to be rewritten, the oldest first.
         self._wasteful: list[int] = []
-        #: The segment that was left by a failed write, and the offset that it is to end at.
+        #: The segment that a failed write has left, and the offset that it is to end at.
         self._uncut: tuple[int, int] | None = None
         #: Bytes of the largest batch that there was no room for, since the last write.
         self._wanted = 0
@@ -108,18 +82,36 @@ class Journal:
                         if segment != segments[-1] or line.endswith(b"\n"):
                             bad.append(offset)
                     else:
-                        yield segment << OFFSET_BITS | offset, record
                         good = offset + len(line)
-                        records += 1
+                        if record.get("event") != HEAD["event"]:
+                            yield segment << OFFSET_BITS | offset, record
+                            records += 1
                     offset += len(line)
             self._cut(segment, good, offset, bad, last=segment == segments[-1])
             self._closed[segment] = self._segments.size(segment), records
+        self._check_lengths()
         self._segment = segments[-1] if segments else 0
-        if segments and self._closed[self._segment][0] < self._segment_size:
+        # One that was rewritten has its length in it. The first write begins a new one.
+        if (
+            segments
+            and self._closed[self._segment][0] < self._segment_size
+            and not self._segments.is_rewritten(self._segment)
+        ):
             _, self._records = self._closed.pop(self._segment)
             self._open(self._segment)
-        else:
-            self._begin()
+
+    def _check_lengths(self) -> None:
+        """Miss what was lost of a segment between two lines, after it was closed."""
+        for segment, length in self._segments.lengths().items():
+            size = self._closed[segment][0] if segment in self._closed else length
+            if size != length:
+                self.damaged += 1
+                logger.error(
+                    "%r has %d bytes, and had %d. Rescanning every watch for what it held.",
+                    self._segments.path(segment),
+                    size,
+                    length,
+                )
 
     def _cut(self, segment: int, good: int, end: int, bad: list[int], *, last: bool) -> None:
         if last and good < end:
@@ -156,10 +148,11 @@ class Journal:
         with self._unwritable():
             if self._fd < 0:
                 self._begin()
+            first = b"" if self._offset else self._head()
             try:
                 if self._wanted:
                     self._find_room(max(self._wanted, len(batch)))
-                view = memoryview(batch)
+                view = memoryview(first + batch)
                 while view:
                     view = view[os.write(self._fd, view) :]
                 os.fdatasync(self._fd)
@@ -171,10 +164,16 @@ class Journal:
                 self._abandon()
                 raise
         self._wanted = 0
+        self._offset += len(first)
         start = self._segment << OFFSET_BITS | self._offset
         self._offset += len(batch)
         self._records += batch.count(b"\n")
         return start
+
+    def _head(self) -> bytes:
+        """Return the first line of a segment: how long the one before it is for good."""
+        before = max(self._closed, default=0)
+        return encode(HEAD | {"before": [before, self._closed[before][0]]}) if before else b""
 
     def _find_room(self, size: int) -> None:
         """Raise OSError if so many bytes do not fit.

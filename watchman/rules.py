@@ -59,6 +59,9 @@ class Rules:
             for task in settings.tasks
         ]
 
+    def watches(self) -> list[WatchSettings]:
+        return [watch for _, watch in self._watches]
+
     def locate(self, path: str) -> tuple[WatchSettings, str] | None:
         """The watch that owns `path`, and where below it; None for a path below none.
 

@@ -10,9 +10,11 @@ import time
 from array import array
 from collections import OrderedDict
 from collections.abc import Iterator
+from typing import Any
 
 from watchman.errors import JournalCorrupt
 from watchman.positions import Positions
+from watchman.records import decode, encode
 
 #: Bits of a position that hold the offset; the segment's number stands above them.
 OFFSET_BITS = 40
@@ -22,6 +24,10 @@ OFFSET = (1 << OFFSET_BITS) - 1
 OPEN_SEGMENTS = 16
 
 SUFFIX = ".jsonl"
+
+#: The first line of a segment. `before` is the closed one before it and how many bytes that has, so
+#: that what a disk loses of it is missed. `holds` are the bytes that follow in a rewritten one.
+HEAD = {"event": "segment"}
 
 #: Of a segment that is being rewritten.
 UNFINISHED = ".new"
@@ -57,6 +63,31 @@ class Segments:
 
     def path(self, segment: int) -> str:
         return os.path.join(self.directory, f"{segment:08}{SUFFIX}")
+
+    def lengths(self) -> dict[int, int]:
+        """Return how many bytes segments must have, of those that say so."""
+        lengths: dict[int, int] = {}
+        for segment in self.numbers():
+            line, record = self._head(segment)
+            if "holds" in record:
+                lengths[segment] = len(line) + record["holds"]
+            if "before" in record:
+                # One that was rewritten since says so itself.
+                lengths.setdefault(*record["before"])
+        return lengths
+
+    def is_rewritten(self, segment: int) -> bool:
+        return "holds" in self._head(segment)[1]
+
+    def _head(self, segment: int) -> tuple[bytes, dict[str, Any]]:
+        """Return the first line of a segment and what it says, nothing if that is no head."""
+        with open(self.path(segment), "rb") as file:
+            line = file.readline()
+        with contextlib.suppress(JournalCorrupt, ValueError):
+            record = decode(line)
+            if record.get("event") == HEAD["event"]:
+                return line, record
+        return line, {}
 
     def size(self, segment: int) -> int:
         return os.path.getsize(self.path(segment))
@@ -111,10 +142,15 @@ class Segments:
         now = array("q")
         new = path + UNFINISHED
         with open(path, "rb") as file, open(new, "wb", opener=_owner_only) as rewritten:
+            lines = []
             for position in sorted(kept):
-                now.append(rewritten.tell())
                 file.seek(self._offset(position))
-                rewritten.write(file.readline())
+                lines.append(file.readline())
+            head = HEAD | self._head(segment)[1]
+            rewritten.write(encode(head | {"holds": sum(map(len, lines))}))
+            for line in lines:
+                now.append(rewritten.tell())
+                rewritten.write(line)
             rewritten.flush()
             os.fsync(rewritten.fileno())
         self._remember(segment)

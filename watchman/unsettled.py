@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Self
 
 from watchman.errors import JournalCorrupt, WatchmanError
-from watchman.journal import Journal, decode, id_of
+from watchman.journal import Journal
 from watchman.pipeline import CANNOT_BE_READ, UNREADABLE, Group, Pipeline
+from watchman.records import decode, id_of
 from watchman.upload import State, Upload
 
 #: Most important first.

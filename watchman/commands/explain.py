@@ -72,7 +72,8 @@ class Explainer:
         located = beneath.locate(self._rules, self._settings.watches.values(), path)
         if located is None:
             path = os.path.normpath(path)
-            return {"path": path, "would": f"Nothing: {self._why_none(path)}"}
+            why = beneath.why_nowhere(self._settings.watches.values(), path)
+            return {"path": path, "would": f"Nothing: {why}"}
         watch, subpath = located
         path = os.path.join(watch.path, subpath)
         found: dict[str, Any] = {"path": path, "watch": watch.name, "watch_path": watch.path}
@@ -90,14 +91,6 @@ class Explainer:
             found["also"] = [task.name for task in tasks[1:]]
         found["would"] = _sentence(found, watch, subpath, problem if not state else "")
         return found
-
-    def _why_none(self, path: str) -> str:
-        """Say why a path is no watch's."""
-        watches = self._settings.watches.values()
-        for watch in watches:
-            if os.path.realpath(path) == os.path.realpath(watch.path):
-                return f"it is [watch:{watch.name}] itself, whose files are the uploads"
-        return f"it is below no watch. There are: {', '.join(watch.path for watch in watches)}"
 
     def _task(
         self,

@@ -83,14 +83,16 @@ def _log_file(path: str) -> Iterator[Finding]:
         yield ok("log_file", path)
 
 
-def writable_directory(subject: str, path: str, mode: str) -> Iterator[Finding]:
-    """Whether the daemon can write to a directory, or make it."""
+def writable_directory(
+    subject: str, path: str, mode: str, *, read: bool = False
+) -> Iterator[Finding]:
+    """Whether the daemon can write to a directory, and read it if it must, or make it."""
     command = f"install -d -m {mode} -o {user_name(os.geteuid())} {path}"
     if os.path.isdir(path):
-        if may(path, os.W_OK | os.X_OK):
+        if may(path, os.W_OK | os.X_OK | (os.R_OK if read else 0)):
             yield ok(subject, path)
         else:
-            yield error(subject, f"{_me()} may not write to {path!r}")
+            yield error(subject, f"{_me()} may not {'read and ' * read}write to {path!r}")
         return
     above = next(one for one in Path(path).parents if os.path.lexists(one))
     if os.path.lexists(path):

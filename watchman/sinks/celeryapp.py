@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,14 +12,20 @@ from typing import Any
 # Loads its parts on first use, so commands that publish nothing stay quick.
 import celery
 from kombu.serialization import dumps
+from kombu.transport import TRANSPORT_ALIASES
 
 from watchman.errors import ConfigError, TaskRefused
 from watchman.settings import BrokerSettings
+from watchman.sinks import tls
 from watchman.upload import Task, Upload
 
 #: Seconds to wait for a TCP connection, and for an answer on one that is open.
 CONNECT_TIMEOUT = 3.0
 ANSWER_TIMEOUT = 5.0
+
+#: Schemes of the brokers that we tell how long to wait.
+AMQP = ("amqp", "amqps", "pyamqp")
+REDIS = ("redis", "rediss", "redis+socket", "sentinel")
 
 #: AMQP's short strings, among them names of exchanges and routing keys, hold so many bytes.
 SHORT_STRING = 255
@@ -72,6 +79,7 @@ class _NoResult:
 
 def make_app(broker: BrokerSettings) -> Any:
     """Return a Celery app of its own for one broker. Connects to nothing; raises ConfigError."""
+    where = f"[broker:{broker.name}]"
     try:
         app = celery.Celery(
             "watchman", set_as_current=False, fixups=(), loader="celery.loaders.app:AppLoader"
@@ -82,12 +90,28 @@ def make_app(broker: BrokerSettings) -> Any:
         app.connection_for_write = functools.partial(
             app.connection_for_write, url, transport=transport, transport_options=options
         )
-        app.connection_for_write()
+        kind = app.connection_for_write().transport.driver_type
+        app.conf.broker_use_ssl = tls.options(app.conf.broker_use_ssl, kind)
         _ = app.amqp.queues, app.amqp.router, app.amqp.send_task_message
+    except ImportError as e:
+        raise ConfigError([f"{where}: {_missing(broker.url, e)}"]) from e
+    except ConfigError as e:
+        raise ConfigError([f"{where} {problem}" for problem in e.problems]) from e
     # Whatever Celery makes of settings that it cannot use; it names them in the text.
     except Exception as e:
-        raise ConfigError([f"[broker:{broker.name}]: {type(e).__name__}: {e}"]) from e
+        raise ConfigError([f"{where}: {type(e).__name__}: {e}"]) from e
     return app
+
+
+def _missing(url: str, error: ImportError) -> str:
+    """Say which package a transport, or a setting, needs that is not there."""
+    scheme = url.partition(":")[0].partition("+")[0]
+    module = TRANSPORT_ALIASES[scheme].partition(":")[0]
+    # kombu names its extras for its transports.
+    extra = module.rpartition(".")[2].lower()
+    return (
+        f"a Python package is not installed ({error}); for {scheme}: pip install 'kombu[{extra}]'"
+    )
 
 
 def _transport(broker: BrokerSettings) -> tuple[str, str | None, dict[str, Any]]:
@@ -108,9 +132,11 @@ def _transport(broker: BrokerSettings) -> tuple[str, str | None, dict[str, Any]]
         transport = "watchman.sinks.filesystem:Transport"
         options |= embedded_options(url)
         url = "filesystem://"
-    elif scheme in ("amqp", "amqps", "pyamqp"):
+    elif scheme in AMQP:
         options |= {"read_timeout": ANSWER_TIMEOUT, "write_timeout": ANSWER_TIMEOUT}
-    elif scheme in ("redis", "rediss", "redis+socket", "sentinel"):
+    elif scheme in REDIS:
+        # kombu's transport trips over a missing package while it is imported.
+        importlib.import_module("redis")
         options |= {
             "socket_timeout": ANSWER_TIMEOUT,
             "socket_connect_timeout": CONNECT_TIMEOUT,
@@ -118,7 +144,7 @@ def _transport(broker: BrokerSettings) -> tuple[str, str | None, dict[str, Any]]
             "health_check_interval": 10,
         }
     options |= broker.celery.get("broker_transport_options") or {}
-    if scheme in ("amqp", "amqps", "pyamqp"):
+    if scheme in AMQP:
         # Confirmations are awaited for many messages at once, not within each publish.
         options["confirm_publish"] = False
     return url, transport, options
@@ -126,12 +152,14 @@ def _transport(broker: BrokerSettings) -> tuple[str, str | None, dict[str, Any]]
 
 def embedded_options(url: str) -> dict[str, str]:
     """The transport options with which a stock worker consumes from `filesystem://DIR`."""
+    folder, control = embedded_folders(url)
+    return {"data_folder_in": folder, "data_folder_out": folder, "control_folder": control}
+
+
+def embedded_folders(url: str) -> tuple[str, str]:
+    """The directories of `filesystem://DIR`: one for messages, and one in it for bindings."""
     folder = url.removeprefix("filesystem://")
-    return {
-        "data_folder_in": folder,
-        "data_folder_out": folder,
-        "control_folder": os.path.join(folder, "control"),
-    }
+    return folder, os.path.join(folder, "control")
 
 
 def compose(app: Any, upload: Upload) -> Message:
