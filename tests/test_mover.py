@@ -409,13 +409,44 @@ def test_an_owner_that_cannot_be_set_holds_the_file_back(tmp_path: Path, destina
             yard = Yard(home, destination, {"owner": 1111})
             yard.open()
             yard.upload("a.csv", "1,2")
-            yard.deferred("Operation not permitted")
-            status = 0 if files(yard.ftp) == {"a.csv": "1,2"} else 2
+            before = (yard.ftp / "a.csv").stat().st_ctime_ns
+            eventually(lambda: yard.deferred("Operation not permitted")["attempts"] >= 2)
+            untouched = (yard.ftp / "a.csv").stat().st_ctime_ns == before
+            status = 0 if untouched and files(yard.ftp) == {"a.csv": "1,2"} else 2
             yard.close()
         finally:
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert files(destination) == {}
+
+
+@pytest.mark.root
+def test_a_directory_that_nothing_can_be_moved_out_of_is_named_and_nothing_is_copied(
+    tmp_path: Path, destination: Path
+) -> None:
+    for directory in (tmp_path, *tmp_path.parents[:-1]):
+        directory.chmod(directory.stat().st_mode | 0o755)
+    (tmp_path / "ftp").mkdir()
+    (tmp_path / "spool").mkdir()
+    for directory in (tmp_path / "spool", destination):
+        os.chown(directory, 65534, 65534)
+    (tmp_path / "ftp" / "a.csv").write_text("1,2")
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            os.setgid(65534)
+            os.setuid(65534)
+            yard = Yard(tmp_path, destination)
+            yard.open()
+            eventually(lambda: yard.say(yard.ftp / "a.csv").outcome is not Outcome.IGNORED)
+            before = destination.stat().st_mtime_ns
+            eventually(lambda: yard.deferred(f"{yard.ftp}: Permission denied")["attempts"] >= 2)
+            status = 0 if destination.stat().st_mtime_ns == before else 2
+            yard.close()
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 def test_a_file_resubmitted_as_another_is_moved_from_where_it_lies(yard: Yard) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import threading
 import time
@@ -128,6 +129,7 @@ class Mover:
                 self._move,
                 self._watches,
                 directories,
+                largest=math.inf,
                 refill=self._refill,
                 write=self._write,
                 keep_on=self._keep_on,
