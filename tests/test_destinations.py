@@ -313,3 +313,37 @@ def test_a_file_stays_one_upload_however_often_a_full_destination_is_tried(
         assert {task["id"] for task in published(tmp_path / "broker")} == ids
         assert len(ids) == len(published(tmp_path / "broker")) == 2
         daemon.stop()
+
+
+def test_a_copy_that_takes_long_holds_up_neither_small_files_nor_a_stop(
+    tmp_path: Path, start_watchman: Start
+) -> None:
+    source, large = tmp_path / "in" / "x", tmp_path / "in" / "x" / "large.csv"
+    source.mkdir(parents=True)
+    with mounted(tmp_path / "to", "100m") as disk:
+        (disk.path / "x").mkdir()
+        daemon = start_watchman(HEAD + SECTION.format(name="x", mounted="no"))
+        slow = "copy_file_range,sendfile:delay_enter=1s"
+        with failing(daemon, slow, paths=[large]):
+            with large.open("wb") as file:
+                file.write(b"1,2,3\n" * (8 << 20))
+            eventually(
+                lambda: (disk.path / "x" / f".watchman-{daemon.queue()[0]['id']}.copy").exists()
+            )
+            before, (row,) = change_times(source), daemon.queue()
+            for number in range(3):
+                (source / f"{number}.csv").write_text(CONTENT)
+            eventually(lambda: len(published(tmp_path / "broker")) == 3, timeout=3)
+            assert daemon.queue() == [row]
+            assert row["state"] == "waiting"
+            assert daemon.status()["healthy"]
+            began = time.monotonic()
+            daemon.stop()
+            assert time.monotonic() - began < DRAIN + 3
+        assert change_times(source) == before, "it was not touched"
+        assert files(disk.path / "x").keys() == {"0.csv", "1.csv", "2.csv"}
+        daemon.start()
+        eventually(lambda: daemon.queue() == [], timeout=RECOVERED)
+        assert published(tmp_path / "broker")[-1]["id"] == row["id"]
+        assert (disk.path / "x" / "large.csv").stat().st_size == 6 * (8 << 20)
+        daemon.stop()

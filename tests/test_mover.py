@@ -13,6 +13,7 @@ import pytest
 
 from tests.deadline import eventually
 from tests.moving import Yard, files
+from watchman.sinks.mover import LARGEST
 from watchman.unsettled import Selection
 from watchman.upload import Answer, Kind, Outcome, Report, Source, State
 
@@ -172,6 +173,20 @@ def test_many_are_moved_in_order(yard: Yard) -> None:
     taken = yard.take(200)
     assert [upload.id for upload in taken] == ids
     assert files(yard.destination) == {f"{n % 7}/{n}.csv": str(n) for n in range(200)}
+    assert files(yard.ftp) == {}
+
+
+def test_large_files_are_moved_and_small_ones_keep_their_order(yard: Yard) -> None:
+    content = "x" * (LARGEST + 1)
+    names = ["0.csv", "large.csv", "1.csv", "2.csv", "another.csv", "3.csv"]
+    ids = [yard.upload(name, content if "a" in name else name) for name in names]
+    taken = [upload.id for upload in yard.take(6)]
+    assert sorted(taken) == sorted(ids)
+    copied = yard.destination.stat().st_dev != yard.ftp.stat().st_dev
+    # Only a copy of a large one takes long.
+    in_order = [n for n, name in enumerate(names) if not copied or "a" not in name]
+    assert [one for one in taken if ids.index(one) in in_order] == [ids[n] for n in in_order]
+    assert files(yard.destination) == {name: content if "a" in name else name for name in names}
     assert files(yard.ftp) == {}
 
 

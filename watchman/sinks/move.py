@@ -26,7 +26,7 @@ from watchman.upload import FileState, Upload
 
 #: Seconds after which a write sets other times than the one before it: the kernel counts them by
 #: its ticks, of which there are 100 each second at least (CONFIG_HZ).
-TICK = 0.02
+TICK = 0.01
 
 
 class Stage(Enum):
