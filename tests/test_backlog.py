@@ -3,7 +3,7 @@
 import threading
 
 from tests.deadline import eventually
-from watchman.backlog import Backlog
+from watchman.backlog import ASIDE, Backlog
 
 
 class Clock:
@@ -167,3 +167,17 @@ def test_a_lane_ends_with_the_last_upload_that_leaves_it() -> None:
     assert dict(backlog.lanes())["route"].attempts == 1
     backlog.put_back(2, "other", 10.0)
     assert [name for name, _ in backlog.lanes()] == ["", "other"]
+
+
+def test_what_takes_long_is_taken_apart_and_held_up_by_nothing() -> None:
+    backlog, _ = filled(1, 2, 3)
+    assert backlog.take(1, 0) == [1]
+    backlog.put_back(1, ASIDE)
+    assert backlog.take(3, 0) == [2, 3]
+    assert backlog.in_hand() == len(backlog) == 3
+    assert [(name, lane.attempts) for name, lane in backlog.lanes()] == [("", 0), ("", 0)]
+    assert backlog.take(3, 0, aside=True) == [1]
+    backlog.put_back(1, "full", 10.0, "full")
+    assert backlog.take(3, 0, aside=True) == []
+    backlog.put_back(2, ASIDE)
+    assert backlog.withdraw([2], 0) == {2}

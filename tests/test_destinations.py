@@ -103,6 +103,11 @@ FAULTS = {
 }
 
 
+def change_times(directory: Path) -> dict[str, int]:
+    """When each file was changed last, to the nanosecond, also by a rename and one back."""
+    return {str(path): path.stat().st_ctime_ns for path in directory.rglob("*") if path.is_file()}
+
+
 @pytest.fixture
 def places(tmp_path: Path) -> Iterator[Path]:
     """The destinations, without their faults yet."""
@@ -149,7 +154,9 @@ def test_what_is_wrong_with_a_destination_holds_up_only_what_goes_there(
             for file in NAMES
         )
 
+    times = change_times(tmp_path / "in")
     eventually(lambda: tried(3), timeout=20)
+    assert change_times(tmp_path / "in") == times, "no file was touched"
     began = time.monotonic()
     rows, status = daemon.queue(), daemon.status()
     assert time.monotonic() - began < 2
@@ -213,9 +220,11 @@ def test_a_move_whose_calls_fail_is_deferred_and_made_once_they_do_not(
         with failing(daemon, inject):
             for file in NAMES:
                 (source / file).write_text(CONTENT)
+            times = change_times(source)
             # With `when=2+` one file came through before the disk was full.
             left = 2 if "when" in inject else 3
             eventually(lambda: [row["attempts"] >= 2 for row in daemon.queue()] == [True] * left)
+            assert change_times(source).items() <= times.items(), "no file was touched"
             rows = daemon.queue()
             assert {row["state"] for row in rows} == {"deferred"}
             reason = "No space left on device" if "ENOSPC" in inject else "Input/output error"
@@ -260,3 +269,81 @@ def test_filesystems_that_hang_hold_up_neither_commands_nor_a_stop(
     eventually(lambda: daemon.queue() == [], timeout=RECOVERED)
     assert files(tmp_path / "in") == {}
     assert len(files(tmp_path / "to")) == len(published(tmp_path / "broker")) == len(names)
+
+
+FULL = """
+[watch:{name}]
+path = in/{name}
+rescan = 1s
+proftpd = {proftpd}
+confirm = 0.1s
+[move:{name}]
+source = in/{name}
+destination = to
+[task:{name}]
+pattern = */in/{name}/*
+broker = b
+task = tests.record
+"""
+
+
+def test_a_file_stays_one_upload_however_often_a_full_destination_is_tried(
+    tmp_path: Path, start_watchman: Start
+) -> None:
+    paths = [tmp_path / "in" / name / f"{name}.csv" for name in ("no", "yes")]
+    with mounted(tmp_path / "to") as disk:
+        # There is room for a directory and for the beginning of a file.
+        disk.fill(but=8192)
+        for path in paths:
+            path.parent.mkdir(parents=True)
+        ini = HEAD + "".join(FULL.format(name=name, proftpd=name) for name in ("no", "yes"))
+        daemon = start_watchman(ini)
+        for path in paths:
+            path.write_text(CONTENT)
+        times = change_times(tmp_path / "in")
+        ids = set()
+        for tries in (4, 1):
+            eventually(lambda n=tries: [r["attempts"] >= n for r in daemon.queue()] == [True] * 2)
+            ids |= {row["id"] for row in daemon.queue()}
+            daemon.kill()
+            daemon.start()
+        assert change_times(tmp_path / "in") == times
+        disk.free()
+        eventually(lambda: daemon.queue() == [], timeout=RECOVERED)
+        assert {task["id"] for task in published(tmp_path / "broker")} == ids
+        assert len(ids) == len(published(tmp_path / "broker")) == 2
+        daemon.stop()
+
+
+def test_a_copy_that_takes_long_holds_up_neither_small_files_nor_a_stop(
+    tmp_path: Path, start_watchman: Start
+) -> None:
+    source, large = tmp_path / "in" / "x", tmp_path / "in" / "x" / "large.csv"
+    source.mkdir(parents=True)
+    with mounted(tmp_path / "to", "100m") as disk:
+        (disk.path / "x").mkdir()
+        daemon = start_watchman(HEAD + SECTION.format(name="x", mounted="no"))
+        slow = "copy_file_range,sendfile:delay_enter=1s"
+        with failing(daemon, slow, paths=[large]):
+            with large.open("wb") as file:
+                file.write(b"1,2,3\n" * (8 << 20))
+            eventually(
+                lambda: (disk.path / "x" / f".watchman-{daemon.queue()[0]['id']}.copy").exists()
+            )
+            before, (row,) = change_times(source), daemon.queue()
+            for number in range(3):
+                (source / f"{number}.csv").write_text(CONTENT)
+            eventually(lambda: len(published(tmp_path / "broker")) == 3, timeout=3)
+            assert daemon.queue() == [row]
+            assert row["state"] == "waiting"
+            assert daemon.status()["healthy"]
+            began = time.monotonic()
+            daemon.stop()
+            assert time.monotonic() - began < DRAIN + 3
+        assert change_times(source) == before, "it was not touched"
+        assert files(disk.path / "x").keys() == {"0.csv", "1.csv", "2.csv"}
+        daemon.start()
+        eventually(lambda: daemon.queue() == [], timeout=RECOVERED)
+        assert published(tmp_path / "broker")[-1]["id"] == row["id"]
+        assert (disk.path / "x" / "large.csv").stat().st_size == 6 * (8 << 20)
+        daemon.stop()

@@ -13,6 +13,7 @@ import pytest
 
 from tests.deadline import eventually
 from tests.moving import Yard, files
+from watchman.sinks.mover import LARGEST
 from watchman.unsettled import Selection
 from watchman.upload import Answer, Kind, Outcome, Report, Source, State
 
@@ -172,6 +173,20 @@ def test_many_are_moved_in_order(yard: Yard) -> None:
     taken = yard.take(200)
     assert [upload.id for upload in taken] == ids
     assert files(yard.destination) == {f"{n % 7}/{n}.csv": str(n) for n in range(200)}
+    assert files(yard.ftp) == {}
+
+
+def test_large_files_are_moved_and_small_ones_keep_their_order(yard: Yard) -> None:
+    content = "x" * (LARGEST + 1)
+    names = ["0.csv", "large.csv", "1.csv", "2.csv", "another.csv", "3.csv"]
+    ids = [yard.upload(name, content if "a" in name else name) for name in names]
+    taken = [upload.id for upload in yard.take(6)]
+    assert sorted(taken) == sorted(ids)
+    copied = yard.destination.stat().st_dev != yard.ftp.stat().st_dev
+    # Only a copy of a large one takes long.
+    in_order = [n for n, name in enumerate(names) if not copied or "a" not in name]
+    assert [one for one in taken if ids.index(one) in in_order] == [ids[n] for n in in_order]
+    assert files(yard.destination) == {name: content if "a" in name else name for name in names}
     assert files(yard.ftp) == {}
 
 
@@ -409,13 +424,44 @@ def test_an_owner_that_cannot_be_set_holds_the_file_back(tmp_path: Path, destina
             yard = Yard(home, destination, {"owner": 1111})
             yard.open()
             yard.upload("a.csv", "1,2")
-            yard.deferred("Operation not permitted")
-            status = 0 if files(yard.ftp) == {"a.csv": "1,2"} else 2
+            before = (yard.ftp / "a.csv").stat().st_ctime_ns
+            eventually(lambda: yard.deferred("Operation not permitted")["attempts"] >= 2)
+            untouched = (yard.ftp / "a.csv").stat().st_ctime_ns == before
+            status = 0 if untouched and files(yard.ftp) == {"a.csv": "1,2"} else 2
             yard.close()
         finally:
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert files(destination) == {}
+
+
+@pytest.mark.root
+def test_a_directory_that_nothing_can_be_moved_out_of_is_named_and_nothing_is_copied(
+    tmp_path: Path, destination: Path
+) -> None:
+    for directory in (tmp_path, *tmp_path.parents[:-1]):
+        directory.chmod(directory.stat().st_mode | 0o755)
+    (tmp_path / "ftp").mkdir()
+    (tmp_path / "spool").mkdir()
+    for directory in (tmp_path / "spool", destination):
+        os.chown(directory, 65534, 65534)
+    (tmp_path / "ftp" / "a.csv").write_text("1,2")
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            os.setgid(65534)
+            os.setuid(65534)
+            yard = Yard(tmp_path, destination)
+            yard.open()
+            eventually(lambda: yard.say(yard.ftp / "a.csv").outcome is not Outcome.IGNORED)
+            before = destination.stat().st_mtime_ns
+            eventually(lambda: yard.deferred(f"{yard.ftp}: Permission denied")["attempts"] >= 2)
+            status = 0 if destination.stat().st_mtime_ns == before else 2
+            yard.close()
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 def test_a_file_resubmitted_as_another_is_moved_from_where_it_lies(yard: Yard) -> None:

@@ -9,6 +9,9 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
+#: The lane of uploads that take long, and are taken apart from all others.
+ASIDE = "aside"
+
 
 @dataclass(slots=True)
 class Lane:
@@ -54,29 +57,33 @@ class Backlog:
             heapq.heappush(common, position)
             self._changed.notify_all()
 
-    def take(self, limit: int, timeout: float) -> list[int]:
-        """Wait at most `timeout` seconds for at most `limit` uploads; [] also once closed."""
+    def take(self, limit: int, timeout: float, *, aside: bool = False) -> list[int]:
+        """Wait at most `timeout` seconds for at most `limit` uploads; [] also once closed.
+
+        Those `aside` are taken by who asks for them, and by nobody else.
+        """
         deadline = self._clock() + timeout
         with self._changed:
             while not self._closed:
                 now = self._clock()
-                taken = [] if self._paused else list(self._pop(limit, now))
+                taken = [] if self._paused else list(self._pop(limit, now, aside))
                 if taken or now >= deadline:
                     self._taken.update(taken)
                     return [position for position, _ in taken]
-                self._changed.wait(min(deadline, self._next_opening()) - now)
+                self._changed.wait(min(deadline, self._next_opening(aside)) - now)
             return []
 
-    def _next_opening(self) -> float:
-        shut = [lane.until for lane in self._lanes.values() if lane.positions]
+    def _filled(self, aside: bool) -> Iterator[tuple[Lane, str]]:
+        for name, lane in self._lanes.items():
+            if lane.positions and (name == ASIDE) is aside:
+                yield lane, name
+
+    def _next_opening(self, aside: bool) -> float:
+        shut = [lane.until for lane, _ in self._filled(aside)]
         return math.inf if self._paused else min(shut, default=math.inf)
 
-    def _pop(self, limit: int, now: float) -> Iterator[tuple[int, str]]:
-        lanes = [
-            (lane, name)
-            for name, lane in self._lanes.items()
-            if lane.until <= now and lane.positions
-        ]
+    def _pop(self, limit: int, now: float, aside: bool) -> Iterator[tuple[int, str]]:
+        lanes = [(lane, name) for lane, name in self._filled(aside) if lane.until <= now]
         for _ in range(limit):
             if not lanes:
                 return
@@ -217,11 +224,14 @@ class Backlog:
         return max(0.0, self._clock() - self._moved)
 
     def lanes(self) -> list[tuple[str, Lane]]:
-        """Return a copy of the lanes, for those who want to show them; what is taken is in ""."""
+        """Return a copy of the lanes, for those who want to show them.
+
+        What is taken is in "", and so is what is aside: nothing holds that up.
+        """
         with self._changed:
             return [
                 (
-                    name,
+                    "" if name == ASIDE else name,
                     Lane(
                         [*lane.positions, *(() if name else self._taken)],
                         lane.until,

@@ -77,3 +77,7 @@ class PausesUnwritable(WatchmanError):
 
 class Stopped(WatchmanError):
     """The daemon stops, and what takes long is given up."""
+
+
+class TakesLong(WatchmanError):
+    """A file is so large that others would wait for its copy."""

@@ -132,9 +132,12 @@ class Pipeline:
 
     # In the movers' threads.
 
-    def take_moves(self, move: str, limit: int, timeout: float) -> list[Upload]:
-        """Return uploads that are to be moved, or were and have left something behind."""
-        return list(self._take(self.moves[move], limit, timeout))
+    def take_moves(self, move: str, limit: int, timeout: float, *, aside: bool) -> list[Upload]:
+        """Return uploads that are to be moved, or were and have left something behind.
+
+        Those `aside` were put there, as they take long.
+        """
+        return list(self._take(self.moves[move], limit, timeout, aside=aside))
 
     def report_move(self, report: Report) -> None:
         """Take back an upload that a mover took, once; what was MOVED has its task sent."""
@@ -177,12 +180,14 @@ class Pipeline:
 
     # In all of these.
 
-    def _take(self, backlog: Backlog, limit: int, timeout: float) -> Iterator[Upload]:
+    def _take(
+        self, backlog: Backlog, limit: int, timeout: float, *, aside: bool = False
+    ) -> Iterator[Upload]:
         if self._commit.unwritable_since:
             # What is done now could not be written down, and would be done again after a restart.
             self._closed.wait(timeout)
             return
-        for position in backlog.take(limit, timeout):
+        for position in backlog.take(limit, timeout, aside=aside):
             try:
                 upload = Upload.decode(self._journal.read(position), position)
             except (JournalCorrupt, OSError) as e:

@@ -9,6 +9,7 @@ import logging
 import os
 import stat
 from collections.abc import Callable
+from typing import NamedTuple
 
 from watchman.settings import MoveSettings
 
@@ -32,9 +33,10 @@ def change(fd: int, settings: MoveSettings) -> None:
         os.fchmod(fd, settings.mode)
 
 
-def copy(fd: int, settings: MoveSettings, kept: os.stat_result) -> None:
+def copy(source: int, fd: int, settings: MoveSettings, kept: os.stat_result) -> None:
     """Set what the INI file says of a copy, and all else as it was at the source."""
     owned = set_owner(fd, settings, kept)
+    copy_extended(source, fd)
     if settings.mode is not None:
         os.fchmod(fd, settings.mode)
     else:
@@ -69,9 +71,19 @@ def _extended(fd: int) -> list[str]:
     return [name for name in names if name == ACCESS or name.startswith("user.")]
 
 
-def restore(fd: int, old: os.stat_result) -> None:
+class Kept(NamedTuple):
+    """What a file has that a `change` may take from it."""
+
+    status: os.stat_result
+
+    @classmethod
+    def of(cls, fd: int) -> Kept:
+        return cls(os.fstat(fd))
+
+
+def restore(fd: int, kept: Kept) -> None:
     """Undo a `change`, as far as rights allow."""
-    now = os.fstat(fd)
+    old, now = kept.status, os.fstat(fd)
     if (now.st_uid, now.st_gid) != (old.st_uid, old.st_gid):
         permit(lambda: os.fchown(fd, old.st_uid, old.st_gid), required=False)
     if now.st_mode != old.st_mode:

@@ -37,7 +37,8 @@ class Batch:
     """Moves uploads in order, in directories that are open for as long as the batch takes.
 
     `write` makes uploads durable as they now are and waits for it, `refill` fills in their
-    arguments anew; `keep_on` is called now and then and may raise Stopped.
+    arguments anew; `keep_on` is called now and then and may raise Stopped. A copy of more than
+    `largest` bytes is left: its outcome is TakesLong.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Batch:
         watches: Mapping[str, WatchSettings],
         directories: Directories,
         *,
+        largest: float,
         refill: Callable[[Upload], Upload],
         write: Callable[[State, Sequence[Upload]], list[Upload]],
         keep_on: Callable[[], None],
@@ -53,6 +55,7 @@ class Batch:
         self._settings = settings
         self._watches = watches
         self._directories = directories
+        self._largest = largest
         self._refill = refill
         self._write = write
         self._keep_on = keep_on
@@ -78,7 +81,7 @@ class Batch:
     ) -> Iterator[tuple[Move, Stage]]:
         """Find out how far each file has come."""
         for upload in uploads:
-            move = Move(upload, self._settings)
+            move = Move(upload, self._settings, largest=self._largest)
             stack.callback(move.close)
             with self._guarded(move):
                 self._open_directories(move)
@@ -87,7 +90,7 @@ class Batch:
                     raise Superseded("it is not where it was")
                 if stage is not Stage.MOVED and not self._leads_to_destination(upload):
                     self._redirect([move])
-                    move.target = None
+                    move.turn_back()
                 yield move, stage
 
     def _open_directories(self, move: Move) -> None:
@@ -99,7 +102,7 @@ class Batch:
             raise Obstructed(f"[watch:{upload.watch}] is not in the INI file any more")
         if watch.mounted and not mounts.is_mount(self._directories.find(watch.path, "")):
             raise Obstructed(f"{watch.path} is not mounted")
-        move.source = self._find_directory(watch.path, upload.source_path)
+        move.claim.source = self._find_directory(watch.path, upload.source_path)
         move.target = self._find_directory(self._settings.destination, upload.destination)
 
     def _find_directory(self, root: str, path: str) -> int | None:
@@ -139,24 +142,19 @@ class Batch:
             with self._guarded(move):
                 self._keep_on()
                 if stage is not Stage.MOVED:
-                    self._advance(move, stage)
+                    self._advance(move)
                 moved.append(move)
         self._settle(moved)
 
-    def _advance(self, move: Move, stage: Stage) -> None:
+    def _advance(self, move: Move) -> None:
         subpath = subpath_of(os.path.dirname(move.upload.destination), self._settings.destination)
         assert subpath is not None
         move.place = os.path.dirname(move.upload.destination)
         move.target = self._directories.make(subpath)
         self._directories.make_folders(subpath)
-        assert move.source is not None
-        if os.path.samestat(os.fstat(move.source), os.fstat(move.target)):
+        source = move.claim.source
+        if source is not None and os.path.samestat(os.fstat(source), os.fstat(move.target)):
             raise Obstructed("the destination is the source")
-        move.place = os.path.dirname(move.upload.path)
-        if stage is Stage.AT_SOURCE:
-            move.claim()
-        move.check_claim()
-        move.place = os.path.dirname(move.upload.destination)
         while True:
             try:
                 move.hand_over(self._keep_on)
@@ -196,7 +194,7 @@ class Batch:
     def _synced(self, moves: Sequence[Move]) -> Sequence[Move]:
         """Sync the directories of moves, and return these; none if that fails."""
         for move in moves:
-            for fd in (move.source, move.target):
+            for fd in (move.claim.source, move.target):
                 if fd is not None:
                     self._directories.changed(fd)
         try:
@@ -221,9 +219,9 @@ class Batch:
                 move.put_back()
             except OSError as failure:
                 logger.warning(
-                    "File of upload %s stays %r beside %r for now: %s.",
+                    "File %r of upload %s stays %r for now: %s.",
+                    move.upload.source_path,
                     move.upload.id,
                     claim_name(move.upload.id),
-                    move.upload.source_path,
                     failure.strerror,
                 )

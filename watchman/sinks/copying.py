@@ -9,6 +9,10 @@ from collections.abc import Callable, Iterator
 #: Bytes copied between two looks at whether to stop.
 CHUNK = 8 << 20
 
+#: Bytes copied between two that are written to disk. What is not when another file is synced has to
+#: be written before that is done, on filesystems that write data before what tells of it, as ext4.
+UNSYNCED = 16 << 20
+
 #: What says that a system call cannot copy between these two files.
 _CANNOT = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM)
 
@@ -20,7 +24,7 @@ def copy(source: int, target: int, size: int, *, keep_on: Callable[[], None]) ->
     the source ends before.
     """
     os.ftruncate(target, size)
-    copier = _first_that_works()
+    copier, unsynced = _first_that_works(), 0
     for start, end in _data(source, size):
         while start < end:
             keep_on()
@@ -28,6 +32,10 @@ def copy(source: int, target: int, size: int, *, keep_on: Callable[[], None]) ->
             if not count:
                 raise OSError(errno.EIO, "the file became shorter while it was copied")
             start += count
+            unsynced += count
+            if unsynced >= UNSYNCED:
+                os.fdatasync(target)
+                unsynced = 0
 
 
 def _data(fd: int, size: int) -> Iterator[tuple[int, int]]:

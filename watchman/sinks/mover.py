@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
-from watchman.errors import BeingWritten, DestinationAway, NotBelowWatch, Stopped, Superseded
+from watchman.backlog import ASIDE
+from watchman.errors import (
+    BeingWritten,
+    DestinationAway,
+    NotBelowWatch,
+    Stopped,
+    Superseded,
+    TakesLong,
+)
 from watchman.moves import is_below
 from watchman.settings import MoveSettings, WatchSettings
 from watchman.sinks.backoff import BackOff
@@ -22,6 +31,10 @@ logger = logging.getLogger(__name__)
 
 #: How many uploads are taken together. Beyond it little is gained.
 BATCH = 64
+
+#: Bytes of the largest file that is copied in its turn. Larger ones are copied beside the others,
+#: one by one: a disk may take ten seconds for a gigabyte.
+LARGEST = 8 << 20
 
 #: Seconds that a take waits for uploads, and so the longest that stopping an idle thread takes.
 PATIENCE = 1.0
@@ -38,12 +51,19 @@ HUNG = 5.0
 WHOLE_FILESYSTEM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 
 
-class Mover:
-    """One move's thread, so that a filesystem that hangs holds up no other move.
+class Take(Protocol):
+    """Gives uploads, oldest first: those put aside, or the others."""
 
-    `take(limit, timeout)` gives uploads, oldest first; `look` tells what became of a file that is
-    not where it was; `write` makes uploads durable as they now are and waits for it, `refill` fills
-    in their arguments. `report` hears of each upload once.
+    def __call__(self, limit: int, timeout: float, *, aside: bool) -> Sequence[Upload]: ...
+
+
+class Mover:
+    """One move's two threads, so that a filesystem that hangs holds up no other move.
+
+    One moves files in order, the other copies those that take long. `take` gives both what to move;
+    `look` tells what became of a file that is not where it was; `write` makes uploads durable as
+    they now are and waits for it, `refill` fills in their arguments. `report` hears of each upload
+    once.
     """
 
     def __init__(
@@ -51,7 +71,7 @@ class Mover:
         move: MoveSettings,
         watches: Mapping[str, WatchSettings],
         *,
-        take: Callable[[int, float], Sequence[Upload]],
+        take: Take,
         look: Callable[[Upload], Report | None],
         refill: Callable[[Upload], Upload],
         write: Callable[[State, Sequence[Upload]], list[Upload]],
@@ -64,18 +84,24 @@ class Mover:
         self._refill = refill
         self._write = write
         self._report = report
+        #: Guards back-offs and status, for both threads report.
+        self._reporting = threading.Lock()
         #: By place and what is wrong there.
         self._back_offs: dict[tuple[str, str], BackOff] = {}
         self._stopping = threading.Event()
         #: When a join gives up (monotonic).
         self._hung = 0.0
-        self._thread = threading.Thread(target=self._run, name=f"mover:{move.name}", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._run, args=(aside,), name=name, daemon=True)
+            for aside, name in ((False, f"mover:{move.name}"), (True, f"copier:{move.name}"))
+        ]
         #: Replaced as a whole, so that other threads may read it.
         self._status: dict[str, Any] = {}
         self._say("idle")
 
     def start(self) -> None:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
         """Signal the end; a copy under way is given up, and its file put back."""
@@ -84,8 +110,9 @@ class Mover:
 
     def join(self) -> None:
         """Wait for the end, after stop(); not for ever, as a filesystem that hangs would take."""
-        if self._thread.ident is not None:
-            self._thread.join(max(0.0, self._hung - time.monotonic()))
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join(max(0.0, self._hung - time.monotonic()))
 
     def hurry(self) -> None:
         """Try again at once what could not be moved, and the destination itself; any thread."""
@@ -96,10 +123,11 @@ class Mover:
         """Whether the destination is up, down or has not been needed yet; any thread may ask."""
         return dict(self._status)
 
-    def _run(self) -> None:
+    def _run(self, aside: bool) -> None:
+        limit = 1 if aside else BATCH
         while not self._stopping.is_set():
             try:
-                self._move_all(self._take(BATCH, PATIENCE))
+                self._move_all(self._take(limit, PATIENCE, aside=aside), aside)
             except Stopped:
                 return
             # The thread must outlive whatever comes; the journal still has what was not reported.
@@ -107,33 +135,45 @@ class Mover:
                 logger.exception("Uploads of move %s are stuck.", self._move.name)
                 self._stopping.wait(PATIENCE)
 
-    def _move_all(self, uploads: Sequence[Upload]) -> None:
+    def _move_all(self, uploads: Sequence[Upload], aside: bool) -> None:
         """Move what was taken and report all of it."""
         if not uploads:
             return
-        lane = (self._move.destination, "away")
-        back_off = self._back_offs.get(lane)
         with Directories(self._move) as directories:
-            try:
-                if back_off and back_off.until > time.monotonic():
-                    raise DestinationAway(back_off.reason)
-                directories.look_for_destination()
-            except DestinationAway as e:
-                for upload in uploads:
-                    self._defer(upload, lane, str(e))
-                self._say("down", str(e), self._back_offs[lane])
+            if not self._is_there(directories, uploads):
                 return
-            self._say("up")
             batch = Batch(
                 self._move,
                 self._watches,
                 directories,
+                largest=math.inf if aside else LARGEST,
                 refill=self._refill,
                 write=self._write,
                 keep_on=self._keep_on,
             )
             for outcome in batch.move(uploads):
-                self._settle(outcome)
+                with self._reporting:
+                    self._settle(outcome)
+
+    def _is_there(self, directories: Directories, uploads: Sequence[Upload]) -> bool:
+        """Whether the destination is there, else uploads are deferred."""
+        lane = (self._move.destination, "away")
+        with self._reporting:
+            back_off = self._back_offs.get(lane)
+        reason = back_off.reason if back_off and back_off.until > time.monotonic() else ""
+        if not reason:
+            try:
+                directories.look_for_destination()
+            except DestinationAway as e:
+                reason = str(e)
+        with self._reporting:
+            if not reason:
+                self._say("up")
+                return True
+            for upload in uploads:
+                self._defer(upload, lane, reason)
+            self._say("down", reason, self._back_offs[lane])
+            return False
 
     def _keep_on(self) -> None:
         if self._stopping.is_set():
@@ -147,6 +187,8 @@ class Mover:
                 self._succeed(upload)
             case Stopped():
                 self._report(Report(upload, State.DEFERRED))
+            case TakesLong():
+                self._report(Report(upload, State.DEFERRED, lane=ASIDE))
             case Superseded():
                 report = self._look(upload)
                 if report is not None:
