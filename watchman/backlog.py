@@ -9,8 +9,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
-#: The lane of uploads that take long, and are taken apart from all others.
-ASIDE = "aside"
+from watchman.moves import ASIDE
 
 
 @dataclass(slots=True)

@@ -99,6 +99,8 @@ class Journal:
         ):
             _, self._records = self._closed.pop(self._segment)
             self._open(self._segment)
+        elif not segments:
+            self._begin()
 
     def _check_lengths(self) -> None:
         """Miss what was lost of a segment between two lines, after it was closed."""

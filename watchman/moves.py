@@ -11,6 +11,9 @@ from watchman.settings import MoveSettings, WatchSettings
 #: What the mover calls a file while it has it in hand. Never an upload, whatever the INI file says.
 HIDDEN = ".watchman-*"
 
+#: The lane of uploads that take long, and are taken apart from all others.
+ASIDE = "aside"
+
 #: Bytes of a file's name, limits.h.
 NAME_MAX = 255
 

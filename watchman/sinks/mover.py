@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from watchman.backlog import ASIDE
 from watchman.errors import (
     BeingWritten,
     DestinationAway,
@@ -20,7 +19,7 @@ from watchman.errors import (
     Superseded,
     TakesLong,
 )
-from watchman.moves import is_below
+from watchman.moves import ASIDE, is_below
 from watchman.settings import MoveSettings, WatchSettings
 from watchman.sinks.backoff import BackOff
 from watchman.sinks.batch import Batch, Outcome
