@@ -15,13 +15,15 @@ from tests.brokers import ROOT
 from tests.deadline import eventually
 from tests.needs import PATH, need
 from tests.translog import Reader, append, line
-from watchman.sources import logfiles
 from watchman.upload import Kind
 
 
 @pytest.fixture
 def log(tmp_path: Path) -> Path:
-    return tmp_path / "uploads.log"
+    """In a directory beside which there are none of other tests: they are searched, too."""
+    directory = tmp_path / "log"
+    directory.mkdir()
+    return directory / "uploads.log"
 
 
 @pytest.fixture
@@ -63,7 +65,7 @@ def copytruncate(log: Path, number: int = 1) -> Path:
 
 def offsets(reader: Reader) -> list[int]:
     """The mark's, of the first log."""
-    return [offset for _, offset, _ in reader.marks[str(reader.logs[0])]["files"]]
+    return [offset for _, offset, *_ in reader.marks[str(reader.logs[0])]["files"]]
 
 
 # Growth, and where it begins.
@@ -74,7 +76,7 @@ def test_what_is_appended_is_heard_soon(reader: Reader, log: Path) -> None:
     for number in range(3):
         append(log, line(f"/{number}"))
         reader.hears(*[f"/{n}" for n in range(number + 1)])
-    assert time.monotonic() - began < logfiles.SLACK
+    assert time.monotonic() - began < 2
 
 
 def test_at_first_sight_it_begins_at_the_end_and_keeps_that_at_once(
@@ -138,7 +140,9 @@ def test_all_that_waits_is_heard_before_the_start_is_over(reader: Reader, log: P
 
 def test_several_logs_are_read_each_on_its_own(tmp_path: Path, read: Callable[..., Reader]) -> None:
     """Also where one's name begins as the other's, as that of a renamed one does."""
-    logs = [tmp_path / name for name in ("uploads.log", "uploads.log.sftp", "other/uploads.log")]
+    names = ("one/uploads.log", "one/uploads.log.sftp", "other/uploads.log")
+    logs = [tmp_path / name for name in names]
+    logs[0].parent.mkdir()
     logs[2].parent.mkdir()
     for log in logs:
         log.touch()
@@ -193,12 +197,15 @@ def test_old_lines_are_not_heard_again_where_their_file_is_not_known_again(
     """As when somebody edited it."""
     append(log, line("/a", at=time.time() - 60))
     reader.hears("/a")
+    assert reader.status()["error"] is None
     reader.stop()
     log.unlink()
     append(log, line("/edited", at=time.time() - 70), line("/a", at=time.time() - 60), line("/b"))
     reader.start()
-    reader.hears("/a", "/b")
+    # One of the same second as the last may be another; to hear it again does no harm.
+    reader.hears("/a", "/a", "/b")
     assert "Lines may be missing" in caplog.text
+    assert "no file holds what it had after" in reader.status()["error"]
 
 
 def test_what_says_nothing_is_not_written_down_each_time(reader: Reader, log: Path) -> None:
@@ -310,18 +317,22 @@ def test_the_copy_of_a_file_that_was_not_begun_yet_is_not_read_as_well(
     reader.hears("/a", "/b", "/c", "/d")
 
 
-def test_files_that_were_read_before_are_not_read_again(reader: Reader, log: Path) -> None:
-    """Neither those rotated long ago nor a copy that somebody made."""
+def test_files_that_were_read_before_are_not_read_again(
+    log: Path, read: Callable[..., Reader]
+) -> None:
+    """Neither those rotated long ago nor a copy that somebody made, whatever their times."""
     for number in (9, 8):
-        old = log.with_name(f"uploads.log.{number}")
-        append(old, line(f"/old{number}", at=time.time() - 900))
-        os.utime(old, (time.time() - 900,) * 2)
-    append(log, line("/a", at=time.time() - 60))
+        append(log.with_name(f"uploads.log.{number}"), line(f"/old{number}"))
+    log.touch()
+    reader = read(log)
+    append(log, line("/a"))
     reader.hears("/a")
     reader.stop()
     shutil.copy(log, log.with_name("uploads.log.backup"))
     rotate(log)
     append(log, line("/b"))
+    for old in log.parent.glob("uploads.log.*"):
+        os.utime(old)
     reader.start()
     reader.hears("/a", "/b")
 
@@ -353,11 +364,15 @@ def test_where_we_may_not_ask_who_writes_it_an_old_log_is_kept_until_it_is_forsa
 import os
 from pathlib import Path
 from tests.translog import Reader
+from watchman.sources import logfiles
 os.setresuid(12345, 12345, 12345)
 reader = Reader(Path({str(log)!r}))
 reader.start()
-while input():
-    reader.restart()
+while word := input():
+    if word == "a day goes by":
+        reader.ahead += logfiles.FORSAKEN
+    else:
+        reader.restart()
     print(*reader.paths, len(reader.marks[{str(log)!r}]["files"]), flush=True)
 reader.stop()
 """
@@ -375,10 +390,10 @@ reader.stop()
         assert process.stdin is not None
         assert process.stdout is not None
 
-        def told() -> str:
+        def told(word: str = "go on") -> str:
             assert process.stdin is not None
             assert process.stdout is not None
-            print("go on", file=process.stdin)
+            print(word, file=process.stdin)
             return process.stdout.readline().strip()
 
         told()
@@ -386,13 +401,12 @@ reader.stop()
         # In this order, as both may be read at once or one by one.
         session.write(line("/b"))
         append(log, line("/a"))
-        a_minute_ago = time.time() - 60
-        os.utime(old, (a_minute_ago, a_minute_ago))
         assert eventually(told) == "/b /a 2"
         session.write(line("/c"))
-        long_ago = time.time() - logfiles.FORSAKEN - 60
-        os.utime(old, (long_ago, long_ago))
-        assert told() == "/b /a /c 1"
+        # Times of a file tell nothing: they are its server's, or anybody's.
+        os.utime(old, (0, 0))
+        assert told() == "/b /a /c 2"
+        eventually(lambda: told("a day goes by") == "/b /a /c 1")
         print("", file=process.stdin)
         assert process.wait(10) == 0
 
@@ -605,3 +619,69 @@ def test_logrotate_is_followed(reader: Reader, log: Path, tmp_path: Path) -> Non
     eventually(lambda: len(offsets(reader)) == 1)
     reader.restart()
     assert sorted(reader.paths) == sorted(wanted)
+
+
+@pytest.mark.parametrize("down", [False, True])
+@pytest.mark.parametrize(
+    "way",
+    [
+        "extension .log\ncreate",
+        "extension .log\ncreate\ncompress",
+        "olddir {log}/old\ncreate",
+        "olddir {beside}\ncreate\ncompress",
+        "olddir {beside}\ncreate\ndateext\ndateformat -%s",
+        "olddir {beside}\ncopytruncate\ncompress",
+        "extension .log\ncopytruncate",
+        "create\ncompress\ncompresscmd /usr/bin/xz\ncompressext .packed",
+    ],
+)
+def test_a_rotated_log_is_known_by_what_it_holds_whatever_it_is_called(
+    reader: Reader, log: Path, tmp_path: Path, way: str, down: bool
+) -> None:
+    """Twice in a row, so that one of them was the log for a while without our seeing it."""
+    need("logrotate", "xz")
+    places = {"log": log.parent, "beside": tmp_path / "old-logs"}
+    for directory in (log.parent / "old", places["beside"]):
+        directory.mkdir()
+    options = way.format_map(places)
+    stanza = tmp_path / "stanza"
+    stanza.write_text(f"{log} {{\nrotate 9\n{options}\n}}\n")
+    append(log, line("/read"))
+    reader.hears("/read")
+    if down:
+        reader.stop()
+    wanted = ["/read"]
+    for number in range(2):
+        for path in (f"/{number}/a", f"/{number}/b"):
+            append(log, line(path, transfer="success"))
+            wanted.append(path)
+        if not down:
+            count = len(wanted)
+            eventually(lambda count=count: len(reader.paths) >= count)
+        subprocess.run(
+            ["logrotate", "--force", "--state", tmp_path / "state", stanza],
+            env={"PATH": PATH},
+            check=True,
+            timeout=30,
+        )
+    append(log, line("/last"))
+    wanted.append("/last")
+    if down:
+        reader.start()
+    eventually(lambda: len(reader.paths) >= len(wanted))
+    reader.restart()
+    assert sorted(reader.paths) == sorted(wanted)
+    assert reader.status()["error"] is None
+
+
+def test_a_log_that_is_nowhere_any_more_is_a_problem(reader: Reader, log: Path) -> None:
+    append(log, line("/a"))
+    reader.hears("/a")
+    reader.stop()
+    log.unlink()
+    append(log, line("/b"))
+    reader.start()
+    reader.hears("/a", "/b")
+    assert "no file holds what it had after" in reader.status()["error"]
+    reader.restart()
+    assert reader.status()["error"] is None

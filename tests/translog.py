@@ -54,6 +54,8 @@ class Reader:
         self.caught_up: list[float] = []
         self.writable = True
         self.refused = 0
+        #: By how much its clock is ahead.
+        self.ahead = 0.0
         #: Called with each batch before it is taken.
         self.on_submit: Callable[[Sequence[Notification]], None] = lambda _: None
         self.source: TransferLog | None = None
@@ -65,6 +67,7 @@ class Reader:
             submit=self._submit,
             marked=lambda: dict(self.marks),
             caught_up=self.caught_up.append,
+            clock=lambda: time.monotonic() + self.ahead,
         )
         self.source.start()
 
@@ -101,4 +104,4 @@ class Reader:
         """It hears of these uploads and of no other, in this order."""
         wanted = [str(path) for path in paths]
         eventually(lambda: len(self.paths) >= len(wanted))
-        assert self.paths == wanted
+        assert self.paths == wanted, (self.paths, self.marks)

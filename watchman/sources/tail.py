@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+import bz2
 import errno
 import fcntl
 import gzip
 import hashlib
+import lzma
 import os
 import shutil
 import stat
 import tempfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import IO, Any, Self
 
-from watchman.sources.logrecord import cut
+from watchman.local import is_local
+from watchman.sources.logrecord import LONGEST, cut
 
 #: Bytes per read(2): some hundred records, decided about and made durable together.
 READ_SIZE = 1 << 14
+
+#: What a compressed file begins with, and who reads it: logrotate's compresscmd may be another one
+#: than gzip, and its name tells nothing.
+_GZIP, _XZ, _BZIP2 = b"\x1f\x8b", b"\xfd7", b"BZ"
+_OPENERS: dict[bytes, Callable[[IO[bytes]], Any]] = {
+    _GZIP: lambda file: gzip.GzipFile(fileobj=file),
+    _XZ: lzma.LZMAFile,
+    _BZIP2: bz2.BZ2File,
+}
+
+#: What is raised for one that is cut or none.
+_BROKEN = (EOFError, zlib.error, lzma.LZMAError, OSError, ValueError)
 
 #: Bytes before an offset by which the file is known again.
 BEFORE = 256
@@ -25,14 +41,17 @@ BEFORE = 256
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where a file was read to: its inode, the offset, and a hash of the bytes before that."""
+    """Where a file was read to: its inode, the offset, a hash of the bytes before that, and one of
+    its first line, "" before there is one.
+    """
 
     inode: int
     offset: int
     digest: str
+    head: str = ""
 
     def encode(self) -> list[Any]:
-        return [self.inode, self.offset, self.digest]
+        return [self.inode, self.offset, self.digest, self.head]
 
     @classmethod
     def decode(cls, values: list[Any]) -> Self:
@@ -44,21 +63,40 @@ class Tail:
 
     def __init__(self, path: str) -> None:
         """Raises OSError."""
-        self._fd = _unpack(path) if path.endswith(".gz") else _open(path)
+        self._fd = _unpacked(_open(path), path)
         status = os.fstat(self._fd)
         self.inode, self.device, self.size = status.st_ino, status.st_dev, status.st_size
         self.offset = 0
         #: The bytes before the offset.
         self._before = b""
-        #: Records that ProFTPD wrote before this (epoch) were read elsewhere.
-        self.since = 0.0
+        self._head = ""
+        #: Since when (monotonic) nothing has come, as whoever reads it says.
+        self.idle_since = 0.0
+        #: Records that ProFTPD wrote before this (epoch, by its own clock) were read elsewhere.
+        self.since = 0
 
     def close(self) -> None:
         os.close(self._fd)
 
     @property
     def position(self) -> Position:
-        return Position(self.inode, self.offset, _digest(self._before))
+        return Position(self.inode, self.offset, _digest(self._before), self.head)
+
+    @property
+    def head(self) -> str:
+        """The hash of the first line that was read, or is there to be; "" without one.
+
+        It stays as it is while a file grows.
+        """
+        head = self._head or _head(os.pread(self._fd, LONGEST, 0))
+        if self.offset:
+            self._head = head
+        return head
+
+    @property
+    def directory(self) -> str:
+        """Where it is now, whatever it was renamed to, see proc(5)."""
+        return os.path.dirname(os.readlink(f"/proc/self/fd/{self._fd}"))
 
     def holds(self, position: Position) -> bool:
         """Whether this file, whatever its inode, was the one that was read to `position`."""
@@ -66,15 +104,10 @@ class Tail:
         whole = len(before) == min(position.offset, BEFORE)
         return whole and _digest(before) == position.digest
 
-    def begins_as(self, other: Tail) -> bool:
-        """Whether one is a copy of the other, which may have grown since."""
-        mine, theirs = (os.pread(tail._fd, BEFORE, 0) for tail in (self, other))
-        length = min(len(mine), len(theirs))
-        return length > 0 and mine[:length] == theirs[:length]
-
     def seek(self, offset: int) -> None:
         """Read on from there."""
         self.offset, self._before = offset, self._bytes_before(offset)
+        self._head = ""
 
     def is_intact(self) -> bool:
         """Whether what was read is still there: False after copytruncate, however far regrown."""
@@ -87,6 +120,9 @@ class Tail:
         if not data.startswith(self._before):
             return []  # truncated since it was asked
         new = data[len(self._before) :]
+        if not self.offset:
+            # It may be truncated, and grow again, before anybody asks.
+            self._head = _head(new)
         pieces, length = cut(new, token, more=len(data) == READ_SIZE)
         self.offset += length
         self._before = (self._before + new[:length])[-BEFORE:]
@@ -97,16 +133,14 @@ class Tail:
 
         See F_SETLEASE in fcntl(2). It is for the file's owner and who has CAP_LEASE.
         """
+        if not is_local(self._fd):
+            return None
         try:
             fcntl.fcntl(self._fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
         except OSError as e:
             return True if e.errno == errno.EAGAIN else None
         fcntl.fcntl(self._fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
         return False
-
-    def written(self) -> float:
-        """Return when it was last written to (epoch)."""
-        return os.fstat(self._fd).st_mtime
 
     def _bytes_before(self, offset: int) -> bytes:
         length = min(offset, BEFORE)
@@ -122,13 +156,37 @@ def _open(path: str) -> int:
     return fd
 
 
-def _unpack(path: str) -> int:
-    """Return a descriptor of the unpacked content, in a file without a name."""
+def head_of(path: str, token: bytes) -> str:
+    """Return the hash of a file's first line if that begins with the token, else "".
+
+    Of a compressed one what it was compressed from. Raises OSError.
+    """
+    with open(_open(path), "rb") as file:
+        opener = _OPENERS.get(file.peek(len(_XZ))[:2])
+        try:
+            begin = (opener(file) if opener else file).read(LONGEST)
+        except _BROKEN:
+            return ""
+    return _head(begin) if begin.startswith(token) else ""
+
+
+def _head(begin: bytes) -> str:
+    line, newline, _ = begin.partition(b"\n")
+    return _digest(line) if newline else ""
+
+
+def _unpacked(fd: int, path: str) -> int:
+    """Return the descriptor of a log file, or that of what it was compressed from, in a file
+    without a name.
+    """
+    opener = _OPENERS.get(os.pread(fd, 2, 0))
+    if opener is None:
+        return fd
     with tempfile.TemporaryFile() as unpacked:
         try:
-            with open(_open(path), "rb") as packed, gzip.open(packed) as content:
+            with open(fd, "rb") as packed, opener(packed) as content:
                 shutil.copyfileobj(content, unpacked)
-        except (EOFError, zlib.error) as e:
+        except _BROKEN as e:
             raise OSError(errno.EINVAL, str(e), path) from e
         unpacked.flush()
         return os.open(f"/proc/self/fd/{unpacked.fileno()}", os.O_RDONLY | os.O_CLOEXEC)

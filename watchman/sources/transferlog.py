@@ -17,7 +17,6 @@ from watchman.errors import ForeignRecord
 from watchman.sources.inotify import Inotify
 from watchman.sources.logfiles import LogFiles, Mark
 from watchman.sources.logrecord import Interpreter, parse, whole
-from watchman.sources.tail import Tail
 from watchman.upload import Notification
 
 logger = logging.getLogger(__name__)
@@ -41,11 +40,18 @@ Submit = Callable[[str, Sequence[Notification], Any], bool]
 class Log:
     """One configured log: its files, what its records say, and what was refused of it."""
 
-    def __init__(self, path: str, token: str, others: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        path: str,
+        token: str,
+        others: Collection[str] = (),
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.path = path
         self._token = os.fsencode(token) + b"|"
         self._interpreter = Interpreter()
-        self.files = LogFiles(path, others)
+        self.files = LogFiles(path, self._token, others, clock=clock)
         #: What was submitted last.
         self._marked: Mark | None = None
         self._reported: set[str] = set()
@@ -62,7 +68,7 @@ class Log:
         self.files.follow()
         for tail in self.files.tails():
             while pieces := tail.read(self._token):
-                found = [self._understand(piece, tail) for piece in pieces]
+                found = [self._understand(piece, tail.since) for piece in pieces]
                 yield [notification for notification in found if notification is not None]
 
     def mark(self) -> Any:
@@ -86,6 +92,7 @@ class Log:
             "refused": self._counts["refused"],
             "last": self._last,
             "missing": isinstance(self.files.problem, FileNotFoundError),
+            "lost_since": self.files.lost_since,
             "error": self._error(),
         }
 
@@ -93,13 +100,19 @@ class Log:
         problem = self.files.problem
         if self._counts["refused"] and not self._counts["records"]:
             return "no line is as it should be: compare LogFormat and token with the INI file"
+        if self.files.lost_since is not None:
+            since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.files.lost_since))
+            return (
+                f"no file holds what it had after {since}, so uploads since then may have failed"
+                " unseen: look for it where logrotate puts old files; reload says no more of it"
+            )
         # ProFTPD makes the file when a session begins, but not its directory.
         not_yet = isinstance(problem, FileNotFoundError)
         if problem is None or (not_yet and os.path.isdir(os.path.dirname(self.path))):
             return None
         return problem.strerror or str(problem)
 
-    def _understand(self, piece: bytes, tail: Tail) -> Notification | None:
+    def _understand(self, piece: bytes, since: int) -> Notification | None:
         try:
             record = parse(piece, self._token)
         except ForeignRecord as e:
@@ -108,9 +121,9 @@ class Log:
         path = whole(record.path)
         if foreign := record.path[len(path) + 1 :]:
             self._refuse("without our token", os.fsencode(foreign), foreign.count("\n") + 1)
-        if record.at < tail.since:
-            self._counts["old"] += 1
+        if record.at < since:
             return None
+        self.files.last = max(self.files.last, record.at)
         self._counts["records"] += 1
         self._last = time.time()
         return self._interpreter.notification(record, path)
@@ -140,12 +153,13 @@ class TransferLog:
         submit: Submit,
         marked: Callable[[], Mapping[str, Any]],
         caught_up: Callable[[float], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`marked` returns by log what was submitted last and became durable; `caught_up` is called
         when all is that the logs held at a time (monotonic).
         """
         paths = tuple(paths)
-        self._logs = [Log(path, token, paths) for path in paths]
+        self._logs = [Log(path, token, paths, clock=clock) for path in paths]
         self._submit = submit
         self._marked = marked
         self._caught_up = caught_up
