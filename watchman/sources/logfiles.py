@@ -168,9 +168,9 @@ class LogFiles:
                 tail.size,
             )
         else:
-            for old in self._tails:
+            for directory in filter(None, (old.directory for old in self._tails)):
                 # Where it is now, others may come to be.
-                self._places[old.directory] = None
+                self._places[directory] = None
             if self._tails:
                 logger.info("Log %r was rotated. Reading the old file on.", self.path)
             self._tails += self._passed(tail)
@@ -228,6 +228,7 @@ class LogFiles:
                         if tail.holds(position):
                             tail.seek(position.offset)
                             tail.idle_since = self._clock()
+                            self._places[os.path.dirname(path)] = None
                             return tail
                         tail.close()
         return None

@@ -95,8 +95,9 @@ class Tail:
 
     @property
     def directory(self) -> str:
-        """Where it is now, whatever it was renamed to, see proc(5)."""
-        return os.path.dirname(os.readlink(f"/proc/self/fd/{self._fd}"))
+        """Where it is now, whatever it was renamed to, "" if it has no name; see proc(5)."""
+        path = os.readlink(f"/proc/self/fd/{self._fd}")
+        return os.path.dirname(path) if os.path.lexists(path) else ""
 
     def holds(self, position: Position) -> bool:
         """Whether this file, whatever its inode, was the one that was read to `position`."""
