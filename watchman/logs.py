@@ -5,8 +5,10 @@ import json
 import logging
 import logging.handlers
 import sys
+from io import TextIOWrapper
 from typing import TextIO
 
+from watchman.files import made_with
 from watchman.settings import Settings
 
 
@@ -45,6 +47,10 @@ class LogFile(logging.handlers.WatchedFileHandler):
         #: Lines lost since it cannot be written, and why the last one was.
         self._lost = 0
         self._error: OSError | None = None
+
+    def _open(self) -> TextIOWrapper:
+        name, encoding = self.baseFilename, self.encoding
+        return open(name, "a", encoding=encoding, errors=self.errors, opener=made_with(0o640))
 
     def emit(self, record: logging.LogRecord) -> None:
         self._error = None
