@@ -3,6 +3,7 @@
 import configparser
 import os
 import re
+import stat
 from collections.abc import Iterator
 from typing import Any
 
@@ -34,6 +35,9 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 #: Problems of form after which the rest is not looked at: this is no INI file.
 _ENOUGH = 20
 
+#: What names of options say, and of keys in JSON, whose values are secrets.
+_SECRET = "password|secret|token"
+
 #: Stands in for what came twice, so that reading can go on.
 _TWICE = "\0"
 
@@ -63,6 +67,8 @@ class _Ini:
         self.problems: list[str] = []
         #: By kind, then name, the values that could be read; {"watchman": {"": {...}}, ...}.
         self.sections: dict[str, dict[str, dict[str, Any]]] = {kind: {} for kind in SECTIONS}
+        #: Options that hold a secret.
+        self.secrets: list[str] = []
 
     def settings(self) -> Settings:
         parser = self._parse(self._text().replace("\r\n", "\n").split("\n"))
@@ -173,6 +179,8 @@ class _Ini:
     def _read_option(
         self, section: str, kind: str, option: str, text: str, values: dict[str, Any]
     ) -> None:
+        if _holds_secret(option, text):
+            self.secrets.append(f"[{section}] {option}")
         try:
             how = lookup(kind, option)
             values[option] = how.read(text, self.directory) if how.relative else how.read(text)
@@ -272,6 +280,7 @@ class _Ini:
             proftpd=ProftpdSettings(**self.sections["proftpd"].get("", {})),
             tasks=tuple(_task(name, values) for name, values in self.sections["task"].items()),
             moves=self._moves(),
+            exposed=tuple(self.secrets) if os.stat(self.path).st_mode & stat.S_IROTH else (),
         )
 
 
@@ -286,13 +295,22 @@ def _task(name: str, values: dict[str, Any]) -> TaskSettings:
     return TaskSettings(name, values.pop("pattern"), options=send, **values)
 
 
+def _holds_secret(option: str, text: str) -> bool:
+    """Whether a value is or holds a secret, rather than the name of one in the environment."""
+    text = re.sub(r"\$\{.*?\}", "", text)
+    return bool(
+        (text and re.search(_SECRET, option))
+        or re.search(r"://[^/\s]*:[^/@\s]+@", text)
+        or re.search(rf'"\w*({_SECRET})\w*"\s*:\s*"[^"]', text, re.IGNORECASE)
+    )
+
+
 def _shown(option: str, value: str) -> str:
     """A value for a message: on one line, not too long, without secrets."""
-    secret = "password|secret|token"
     if not value:
         return ""
-    if re.search(secret, option) or (
-        re.search("://|{", value) and re.search(secret, value, re.IGNORECASE)
+    if re.search(_SECRET, option) or (
+        re.search("://|{", value) and re.search(_SECRET, value, re.IGNORECASE)
     ):
         return "***"
     value = re.sub(":.*@", ":***@", " ".join(value.split()))

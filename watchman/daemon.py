@@ -19,6 +19,7 @@ from watchman import __version__
 from watchman.control import Control
 from watchman.dispatcher import Dispatcher
 from watchman.errors import ConfigError, InotifyUnavailable, WatchmanError
+from watchman.files import limit_umask
 from watchman.heirs import hand_over
 from watchman.journal import Journal
 from watchman.logs import log_to
@@ -67,8 +68,11 @@ class Daemon:
         where the spool cannot be made or the journal not be read.
         """
         settings = self._settings
+        limit_umask()
         log_to(settings)
         self._watchdog.start()
+        if settings.exposed:
+            logger.warning("%s.", settings.warning())
         self._catch_signals()
         with contextlib.ExitStack() as inside:
             inside.callback(os.close, lock(settings.spool))

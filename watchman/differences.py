@@ -14,7 +14,7 @@ def differences(old: Settings, new: Settings) -> Iterator[str]:
     """Yield a line for each section and option that is not what it was."""
     for field in fields(Settings):
         before, after = getattr(old, field.name), getattr(new, field.name)
-        if before == after:
+        if before == after or not field.compare:
             continue
         kind = KINDS.get(field.name)
         if kind is None:

@@ -12,6 +12,7 @@ import threading
 import time
 from typing import Protocol
 
+from watchman.files import made_with
 from watchman.settings import Settings
 
 #: Lines that wait to be written, at the most, some 500 bytes each; further ones are lost.
@@ -105,8 +106,8 @@ class LogFile:
 
     def _open(self) -> None:
         # O_NONBLOCK for a FIFO without a reader, which would make us wait for one.
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
-        fd = os.open(self._path, flags, 0o666)
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK
+        fd = made_with(0o640)(self._path, flags)
         self.close()
         self._fd, status = fd, os.fstat(fd)
         self._identity = (status.st_dev, status.st_ino)

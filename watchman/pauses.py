@@ -9,6 +9,7 @@ import os
 import time
 
 from watchman.errors import PausesUnwritable
+from watchman.files import made_with
 from watchman.segments import fsync_directory
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class Pauses:
         ordered = dict(sorted(since.items(), key=lambda item: item[1]))
         temporary = self._path + ".new"
         try:
-            with open(temporary, "w") as file:
+            with open(temporary, "w", opener=made_with(0o600)) as file:
                 json.dump(ordered, file)
                 file.flush()
                 os.fsync(file.fileno())

@@ -80,6 +80,8 @@ class Reload:
             ledgers = self._open_ledgers(new, failed)
             log_to(new)
             failed.pop_all()
+        if new.exposed:
+            logger.warning("%s.", new.warning())
         rules, old = Rules(new), self.settings
         look_anew = any(getattr(old, name) != getattr(new, name) for name in LOOKED_AT)
         if look_anew:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from watchman.errors import JournalCorrupt
+from watchman.files import made_with, make_directory
 from watchman.positions import Positions
 from watchman.records import decode, encode
 
@@ -52,7 +53,7 @@ class Segments:
     def make(self) -> None:
         """Make the directories, and clear away what a crash has left unfinished."""
         for directory in (self.directory, self._history):
-            os.makedirs(directory, mode=0o700, exist_ok=True)
+            make_directory(directory, 0o700)
         for name in os.listdir(self.directory):
             if name.endswith(UNFINISHED):
                 os.unlink(os.path.join(self.directory, name))
@@ -141,7 +142,7 @@ class Segments:
         then = array("q", sorted(position & OFFSET for position in kept))
         now = array("q")
         new = path + UNFINISHED
-        with open(path, "rb") as file, open(new, "wb", opener=_owner_only) as rewritten:
+        with open(path, "rb") as file, open(new, "wb", opener=made_with(0o600)) as rewritten:
             lines = []
             for position in sorted(kept):
                 file.seek(self._offset(position))
@@ -217,7 +218,3 @@ def fsync_directory(path: str) -> None:
 
 def _names(directory: str) -> list[str]:
     return [name for name in os.listdir(directory) if name.endswith(SUFFIX)]
-
-
-def _owner_only(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_CLOEXEC, 0o600)

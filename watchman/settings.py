@@ -89,7 +89,10 @@ class TaskSettings:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The whole INI file. Names map to sections; `tasks` keep the file's order."""
+    """The whole INI file. Names map to sections; `tasks` keep the file's order.
+
+    `exposed` names the options that hold a secret, if everyone may read the file.
+    """
 
     file: str
     spool: str
@@ -106,3 +109,10 @@ class Settings:
     tasks: tuple[TaskSettings, ...]
     proftpd: ProftpdSettings = ProftpdSettings()
     moves: Mapping[str, MoveSettings] = field(default_factory=dict)
+    exposed: tuple[str, ...] = field(default=(), compare=False)
+
+    def warning(self) -> str:
+        """Say what should be done about the INI file, if anything."""
+        secrets = ", ".join(self.exposed)
+        what = "a secret, and everyone may read the file"
+        return f"{secrets}: {what}; chmod o= {self.file}" if secrets else ""

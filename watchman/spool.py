@@ -7,6 +7,7 @@ import os
 import time
 
 from watchman.errors import SpoolLocked
+from watchman.files import make_directory
 from watchman.ledger import Ledger
 from watchman.settings import Settings, WatchSettings
 
@@ -17,10 +18,10 @@ CLOCK_REALTIME_COARSE = 5
 
 def lock(spool: str) -> int:
     """Make the spool, owner-only, and hold it until the descriptor is closed."""
-    os.makedirs(spool, mode=0o700, exist_ok=True)
-    os.chmod(spool, 0o700)
-    for directory in ("ledger", "journal", "history"):
-        os.makedirs(os.path.join(spool, directory), mode=0o700, exist_ok=True)
+    for name in ("", "ledger", "journal", "history"):
+        directory = os.path.join(spool, name)
+        make_directory(directory.rstrip("/"), 0o700)
+        os.chmod(directory, 0o700)
     fd = os.open(os.path.join(spool, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from watchman.commands import brokers, places, proftpd, shell
 from watchman.commands.filesystems import user_name
-from watchman.commands.findings import Finding, Level, ok
+from watchman.commands.findings import Finding, Level, ok, warn
 from watchman.commands.table import count
 from watchman.settings import Settings
 from watchman.wire import printable
@@ -45,6 +45,8 @@ def main(settings: Settings, arguments: argparse.Namespace) -> int:
 
 def _check(settings: Settings, *, connect: bool, proftpd_file: str | None) -> Iterator[Finding]:
     yield ok("config", f"{settings.file}, checked as {user_name(os.geteuid())}")
+    if settings.exposed:
+        yield warn("config", settings.warning())
     yield from places.check(settings)
     yield from brokers.check(settings, connect=connect)
     if proftpd_file is not None:

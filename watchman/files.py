@@ -1,0 +1,36 @@
+"""Our own files and directories, with the modes that they are to have whatever the umask is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+#: Permission bits of directories above those that are ours.
+ABOVE = 0o755
+
+
+def limit_umask() -> None:
+    """Have the umask keep others from writing, and never us from our own files."""
+    os.umask(os.umask(0o077) & 0o077 | 0o002)
+
+
+def made_with(mode: int) -> Callable[[str, int], int]:
+    """An opener for open(), which gives a file that it makes this mode, and leaves others alone."""
+
+    def opener(path: str, flags: int) -> int:
+        try:
+            fd = os.open(path, flags | os.O_EXCL | os.O_CLOEXEC, mode)
+        except FileExistsError:
+            return os.open(path, flags | os.O_CLOEXEC, mode)
+        os.fchmod(fd, mode)
+        return fd
+
+    return opener
+
+
+def make_directory(path: str, mode: int) -> None:
+    """Make a directory, and those above it, unless it is there."""
+    if not os.path.isdir(path):
+        make_directory(os.path.dirname(path), ABOVE)
+        os.mkdir(path, mode)
+        os.chmod(path, mode)
