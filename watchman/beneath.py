@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from watchman.errors import NotBelowWatch
+from watchman.ownership import Ownership
 from watchman.rules import Rules
 from watchman.settings import WatchSettings
 from watchman.upload import FileState
@@ -30,6 +31,7 @@ class Look:
 
     state: FileState
     writing: bool | None
+    ownership: Ownership
 
 
 def locate(rules: Rules, watches: Iterable[WatchSettings], path: str) -> Place | None:
@@ -95,13 +97,14 @@ def look(root: str, subpath: str) -> Look:
         except OSError as e:
             if e.errno in (errno.ENOENT, errno.ELOOP):
                 raise FileNotFoundError(errno.ENOENT, "gone while it was looked at") from e
-            return Look(FileState.of(status), None)
+            ownership = Ownership.of(status, os.fstat(parent))
+            return Look(FileState.of(status), None, ownership)
+        try:
+            return _look_open(fd, parent)
+        finally:
+            os.close(fd)
     finally:
         os.close(parent)
-    try:
-        return _look_open(fd)
-    finally:
-        os.close(fd)
 
 
 def state(root: str, subpath: str) -> FileState:
@@ -120,7 +123,7 @@ def _regular(status: os.stat_result) -> os.stat_result:
     return status
 
 
-def _look_open(fd: int) -> Look:
+def _look_open(fd: int, parent: int) -> Look:
     """Take the state of an open file, and whether anyone writes it, by asking for a read lease.
 
     fcntl(2): the kernel refuses the lease with EAGAIN while there is a writer. It has no say for a
@@ -136,4 +139,5 @@ def _look_open(fd: int) -> Look:
     status = os.fstat(fd)
     if writing is False:
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-    return Look(FileState.of(_regular(status)), writing)
+    ownership = Ownership.of(status, os.fstat(parent))
+    return Look(FileState.of(_regular(status)), writing, ownership)
