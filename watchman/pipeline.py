@@ -132,7 +132,9 @@ class Pipeline:
 
     # In the movers' threads.
 
-    def take_moves(self, move: str, limit: int, timeout: float, *, aside: bool) -> list[Upload]:
+    def take_moves(
+        self, move: str, limit: int, timeout: float, *, aside: bool = False
+    ) -> list[Upload]:
         """Return uploads that are to be moved, or were and have left something behind.
 
         Those `aside` were put there, as they take long.
