@@ -82,8 +82,8 @@ def test_an_unmounted_destination_is_waited_for(
     (upload,) = yard.take()
     assert upload.id == first
     yard.settle(upload)
-    # While running: nothing is held open, so that it can be unmounted.
-    umount(storage)
+    # While running: nothing is held open once all is moved, so that it can be unmounted.
+    eventually(lambda: subprocess.run(["umount", str(storage)], check=False).returncode == 0)
     second = yard.upload("b.csv")
     eventually(lambda: any("not mounted" in row.get("reason", "") for row in yard.rows()))
     assert files(storage) == {}

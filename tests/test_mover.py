@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import struct
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest
 
 from tests.deadline import eventually
 from tests.moving import Yard, files
+from watchman.settings import MoveSettings
+from watchman.sinks.directories import Directories
 from watchman.sinks.mover import LARGEST
 from watchman.unsettled import Selection
 from watchman.upload import Answer, Kind, Outcome, Report, Source, State
@@ -96,9 +99,8 @@ def test_times_mode_and_owner_are_kept(yard: Yard) -> None:
 
 def test_extended_attributes_and_an_access_list_are_kept(yard: Yard) -> None:
     path = yard.write("a.csv")
-    # Version 2; the owner, user 1234, the group, the mask and others, each with its rights.
-    entries = ((1, 6, -1), (2, 6, 1234), (4, 4, -1), (16, 6, -1), (32, 0, -1))
-    access = struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *entry) for entry in entries)
+    # The owner, user 1234, the group, the mask and others, each with its rights.
+    access = access_list((1, 6, -1), (2, 6, 1234), (4, 4, -1), (16, 6, -1), (32, 0, -1))
     os.setxattr(path, "system.posix_acl_access", access)
     os.setxattr(path, "user.origin", b"a scanner")
     before = path.stat()
@@ -129,6 +131,132 @@ def test_a_directory_is_made_like_the_one_at_the_source(yard: Yard) -> None:
     (yard.ftp / "alice").chmod(0o2775)
     path = yard.moved("alice/a.csv")
     assert path.parent.stat().st_mode & 0o7777 == 0o2775
+
+
+#: In the form of capabilities(7), revision 2: CAP_NET_RAW, effective.
+CAPABILITY = struct.pack("<5I", 0x02000001, 1 << 13, 0, 0, 0)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("options", "mode"),
+    [
+        ({}, 0o755),
+        ({"owner": 1111}, 0o755),
+        ({"group": 2222}, 0o755),
+        ({"owner": 1111, "group": 2222, "mode": 0o6750}, 0o750),
+        ({"group": 2222, "mode": 0o6750}, 0o750),
+        ({"owner": 1234, "mode": 0o4750}, 0o4750),
+        ({"mode": 0o6750}, 0o6750),
+    ],
+)
+def test_what_lets_others_act_as_its_owner_does_not_arrive_unless_the_ini_file_says_so(
+    open_yard: Open, options: dict[str, int], mode: int
+) -> None:
+    yard = open_yard(**options)
+    path = yard.write("a.csv")
+    os.chown(path, 1234, 5678)
+    path.chmod(0o6755)
+    os.setxattr(path, "security.capability", CAPABILITY)
+    yard.say(path)
+    (upload,) = yard.take()
+    status = os.stat(upload.path)
+    assert status.st_mode & 0o7777 == mode
+    assert (status.st_uid, status.st_gid) == (
+        options.get("owner", 1234),
+        options.get("group", 5678),
+    )
+    assert "security.capability" not in os.listxattr(upload.path)
+
+
+@pytest.mark.root
+def test_a_set_id_bit_without_the_right_to_run_does_not_arrive(open_yard: Open) -> None:
+    """The kernel leaves it at chown(2), and whoever is the group's may come to run it."""
+    yard = open_yard(group=2222)
+    path = yard.write("a.csv")
+    path.chmod(0o2640)
+    yard.say(path)
+    (upload,) = yard.take()
+    assert os.stat(upload.path).st_mode & 0o7777 == 0o640
+
+
+def access_list(*entries: tuple[int, int, int]) -> bytes:
+    """In the form of the kernel, version 2: each with a kind, rights, and a uid or gid."""
+    return struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *entry) for entry in entries)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("options", [{"owner": 1111}, {"group": 2222}])
+def test_an_access_list_does_not_survive_a_change_of_owner(
+    open_yard: Open, options: dict[str, int]
+) -> None:
+    yard = open_yard(**options)
+    path = yard.write("a.csv")
+    os.chown(path, 1234, 5678)
+    # The owner himself, and the mask, may write; the group may not.
+    access = access_list((1, 6, -1), (2, 6, 1234), (4, 4, -1), (16, 6, -1), (32, 0, -1))
+    os.setxattr(path, "system.posix_acl_access", access)
+    assert path.stat().st_mode & 0o777 == 0o660
+    yard.say(path)
+    (upload,) = yard.take()
+    assert "system.posix_acl_access" not in os.listxattr(upload.path)
+    assert os.stat(upload.path).st_mode & 0o777 == 0o640
+
+
+@pytest.mark.root
+def test_a_directory_hands_on_no_group_unless_the_ini_file_says_so(open_yard: Open) -> None:
+    for options, mode in (
+        ({"owner": 1111}, 0o1775),
+        ({"group": 2222}, 0o1775),
+        ({"group": 2222, "directory_mode": 0o2770}, 0o2770),
+    ):
+        yard = open_yard(**options)
+        directory = yard.ftp / str(len(options)) / str(min(options.values()))
+        directory.mkdir(parents=True)
+        os.chown(directory, 1234, 5678)
+        directory.chmod(0o3775)
+        path = yard.moved(str((directory / "a.csv").relative_to(yard.ftp)))
+        assert path.parent.stat().st_mode & 0o7777 == mode, options
+        yard.close()
+
+
+@pytest.mark.root
+def test_a_directory_is_not_made_like_one_that_a_symlink_leads_to(
+    tmp_path: Path, destination: Path
+) -> None:
+    (tmp_path / "else" / "d").mkdir(parents=True)
+    os.chown(tmp_path / "else" / "d", 1234, 5678)
+    (tmp_path / "ftp").mkdir()
+    (tmp_path / "ftp" / "link").symlink_to(tmp_path / "else")
+    with Directories(MoveSettings("m", str(tmp_path / "ftp"), str(destination))) as directories:
+        directories.make("link/d")
+    assert (destination / "link" / "d").stat().st_uid == 0
+
+
+@pytest.mark.root
+def test_what_could_not_be_moved_has_everything_that_was_to_be_changed(tmp_path: Path) -> None:
+    destination = tmp_path / "storage"
+    destination.mkdir()
+    yard = Yard(tmp_path, destination, {"owner": 1111, "mode": 0o600})
+    yard.open()
+    path = yard.write("a.csv")
+    os.chown(path, 1234, 5678)
+    access = access_list((1, 6, -1), (2, 6, 4321), (4, 4, -1), (16, 6, -1), (32, 0, -1))
+    os.setxattr(path, "system.posix_acl_access", access)
+    path.chmod(0o6664)
+    before = path.stat()
+    subprocess.run(["chattr", "+i", str(destination)], check=True)
+    try:
+        yard.say(path)
+        eventually(lambda: yard.deferred("Operation not permitted")["attempts"] >= 2)
+        for name in ("st_mode", "st_uid", "st_gid", "st_mtime_ns"):
+            assert getattr(path.stat(), name) == getattr(before, name), name
+        assert os.listxattr(path) == ["system.posix_acl_access"]
+    finally:
+        subprocess.run(["chattr", "-i", str(destination)], check=True)
+    (upload,) = yard.take()
+    assert os.stat(upload.path).st_mode & 0o7777 == 0o600
+    yard.close()
 
 
 @pytest.mark.root

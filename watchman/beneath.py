@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from watchman.errors import NotBelowWatch
 from watchman.local import is_local
 from watchman.moves import is_below
+from watchman.ownership import Ownership
 from watchman.rules import Rules
 from watchman.settings import WatchSettings
 from watchman.upload import FileState
@@ -40,6 +41,7 @@ class Look:
 
     state: FileState
     writing: bool | None
+    ownership: Ownership
 
 
 def canonical(path: str, roots: Iterable[str]) -> str:
@@ -144,13 +146,14 @@ def look(root: str, subpath: str) -> Look:
         except OSError as e:
             if e.errno in (errno.ENOENT, errno.ELOOP):
                 raise FileNotFoundError(errno.ENOENT, "gone while it was looked at") from e
-            return Look(FileState.of(status), None)
+            ownership = Ownership.of(status, os.fstat(parent))
+            return Look(FileState.of(status), None, ownership)
+        try:
+            return _look_open(fd, parent)
+        finally:
+            os.close(fd)
     finally:
         os.close(parent)
-    try:
-        return _look_open(fd)
-    finally:
-        os.close(fd)
 
 
 def state(root: str, subpath: str) -> FileState:
@@ -170,7 +173,7 @@ def _regular(status: os.stat_result) -> os.stat_result:
     return status
 
 
-def _look_open(fd: int) -> Look:
+def _look_open(fd: int, parent: int) -> Look:
     """Take the state of an open file, and whether anyone writes it, by asking for a read lease.
 
     fcntl(2): the kernel refuses the lease with EAGAIN while there is a writer. It has no say for a
@@ -180,7 +183,7 @@ def _look_open(fd: int) -> Look:
     is taken under the lease, so that the last writer's last byte is in it.
     """
     if not is_local(fd):
-        return Look(FileState.of(_regular(os.fstat(fd))), None)
+        return _looked(os.fstat(fd), None, parent)
     writing: bool | None = False
     try:
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
@@ -189,4 +192,9 @@ def _look_open(fd: int) -> Look:
     status = os.fstat(fd)
     if writing is False:
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-    return Look(FileState.of(_regular(status)), writing)
+    return _looked(status, writing, parent)
+
+
+def _looked(status: os.stat_result, writing: bool | None, parent: int) -> Look:
+    ownership = Ownership.of(status, os.fstat(parent))
+    return Look(FileState.of(_regular(status)), writing, ownership)

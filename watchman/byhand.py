@@ -68,11 +68,16 @@ class ByHand:
         if look.writing:
             answer(Answer(Outcome.ERROR, "it is being written"))
             return
+        if reason := look.ownership.refusal():
+            answer(Answer(Outcome.ERROR, reason))
+            return
         noticed = self._decisions.held.pop(path)
         if noticed is not None and noticed.id and notification.old_id:
             self._decisions.release(noticed, PassOver(look.state))
             noticed = None
-        self._decisions.accept(watch, subpath, look.state, notification, answer, noticed)
+        self._decisions.accept(
+            watch, subpath, look.state, notification, answer, noticed, ownership=look.ownership
+        )
 
     def _accept_moved(
         self, notification: Notification, move: MoveSettings, answer: Respond

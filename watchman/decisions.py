@@ -6,6 +6,7 @@ import logging
 import os
 import uuid
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from watchman import beneath
@@ -14,6 +15,7 @@ from watchman.held import Held, Noticed
 from watchman.journal import Journal
 from watchman.judge import PROFTPD, Fail, Hold, Ignore, Judge, PassOver
 from watchman.ledger import Ledger
+from watchman.ownership import Ownership
 from watchman.pipeline import Pipeline
 from watchman.sessions import LOG_LAG
 from watchman.settings import WatchSettings
@@ -127,7 +129,7 @@ class Decisions:
         record = {"event": State.NOTICED.value, "at": self._clock(), "id": noticed.id}
         record |= {"path": path, "source": notification.source.value, "reason": verdict.reason}
         record |= {"user": notification.user, "client": notification.client}
-        record |= {"protocol": notification.protocol}
+        record |= {"protocol": notification.protocol, "uid": notification.uid}
         record["seen"] = noticed.state.encode() if noticed.state else None
         record["overlapped"] = noticed.writing or noticed.overlapped
         if noticed.failure:
@@ -184,10 +186,13 @@ class Decisions:
         notification: Notification,
         answer: Respond,
         noticed: Noticed | None = None,
+        *,
+        ownership: Ownership,
     ) -> None:
         """Make an upload of a file, and hand it on; `noticed` is how it was held."""
         path = os.path.join(watch.path, subpath)
         upload = self._upload(watch, path, state, notification, noticed)
+        upload = replace(upload, owner=(ownership.user, ownership.group))
         ledger = self._ledgers[watch.name]
         before = ledger.get(subpath, state)
         ledger.put(subpath, state, waiting=True)
@@ -302,6 +307,7 @@ class Decisions:
                 user=record["user"],
                 client=record["client"],
                 protocol=record["protocol"],
+                uid=record.get("uid"),
             )
             self._journal.hold(position)
             noticed = self.held.hold(

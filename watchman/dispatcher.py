@@ -31,6 +31,7 @@ from watchman.judge import (
     Ignore,
     Judge,
     PassOver,
+    Refuse,
 )
 from watchman.ledger import Ledger
 from watchman.ledgers import Ledgers, close
@@ -413,15 +414,18 @@ class Dispatcher:
                 found_in = watch.name if notification.source is Source.SCAN else ""
                 self._decisions.hold(path, notification, noticed, verdict, answer, watch=found_in)
             case Fail(state, reason):
-                if noticed is None or not noticed.failure:
+                is_missed = noticed is None or not noticed.failure
+                if is_missed and not isinstance(verdict, Refuse):
                     self.crosscheck.miss(watch.name, notification.source, hinted=False)
                 self._decisions.fail(watch, subpath, state, notification, reason, noticed)
                 answer(Answer(Outcome.IGNORED, reason))
-            case Accept(state, word):
+            case Accept(state, word, ownership):
                 if watch.proftpd and not self.judge.is_decisive(word):
                     hinted = word.source in PROFTPD or (noticed is not None and noticed.hooked)
                     self.crosscheck.miss(watch.name, word.source, hinted=hinted)
-                self._decisions.accept(watch, subpath, state, word, answer, noticed)
+                self._decisions.accept(
+                    watch, subpath, state, word, answer, noticed, ownership=ownership
+                )
 
     def _named(self, notification: Notification) -> Notification:
         """Return what was said, of the one path that each file has."""

@@ -81,3 +81,7 @@ class Stopped(WatchmanError):
 
 class TakesLong(WatchmanError):
     """A file is so large that others would wait for its copy."""
+
+
+class Refused(WatchmanError):
+    """A file is somebody else's, and only linked to where it was found."""

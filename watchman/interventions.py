@@ -90,12 +90,12 @@ class Interventions:
         if not lot:
             return
         retry = self._dispatcher.pipeline.retry_failed
-        could = self._durably(lambda: [retry(found.upload) for found in lot], "tried again")
-        for found, is_retried in zip(lot, could, strict=True):
-            if is_retried:
-                yield _row(found.upload, "waiting")
+        refused = self._durably(lambda: [retry(found.upload) for found in lot], "tried again")
+        for found, reason in zip(lot, refused, strict=True):
+            if reason:
+                yield _refusal(found.upload, reason)
             else:
-                yield _refusal(found.upload, "no task matches it")
+                yield _row(found.upload, "waiting")
 
     def _drop(self, lot: list[Found]) -> Rows:
         if not lot:

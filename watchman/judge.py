@@ -12,6 +12,7 @@ from watchman import beneath, mounts
 from watchman.errors import NotBelowWatch
 from watchman.held import Noticed
 from watchman.ledger import Ledger
+from watchman.ownership import LINKED, Ownership, uploader
 from watchman.rules import Rules
 from watchman.sessions import Transfers
 from watchman.settings import WatchSettings
@@ -98,6 +99,7 @@ class Accept:
 
     state: FileState
     word: Notification
+    ownership: Ownership
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,10 @@ class Fail:
 
     state: FileState
     reason: str
+
+
+class Refuse(Fail):
+    """The file is somebody else's."""
 
 
 Verdict = Ignore | PassOver | Hold | Accept | Fail
@@ -246,7 +252,17 @@ class Judge:
             self._ledgers[watch.name].put(subpath, look.state)
             self.unmatched[watch.name] += 1
             return Ignore("no task matches")
-        return Accept(look.state, word)
+        return self._refused(word, noticed, look) or Accept(look.state, word, look.ownership)
+
+    def _refused(
+        self, word: Notification, noticed: Noticed | None, look: beneath.Look
+    ) -> Verdict | None:
+        """Refuse a hard link to a file of somebody else, once it has stayed one for a while."""
+        reason = look.ownership.refusal() and look.ownership.refusal(uploader(word))
+        if not reason:
+            return None
+        wait = LINKED - self._quiet(noticed, look.state)
+        return Hold(reason, wait, look.state, word) if wait > 0 else Refuse(look.state, reason)
 
     def _word(
         self, notification: Notification, noticed: Noticed | None, state: FileState

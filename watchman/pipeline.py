@@ -132,7 +132,9 @@ class Pipeline:
 
     # In the movers' threads.
 
-    def take_moves(self, move: str, limit: int, timeout: float, *, aside: bool) -> list[Upload]:
+    def take_moves(
+        self, move: str, limit: int, timeout: float, *, aside: bool = False
+    ) -> list[Upload]:
         """Return uploads that are to be moved, or were and have left something behind.
 
         Those `aside` were put there, as they take long.
@@ -256,15 +258,17 @@ class Pipeline:
     def _is_paused(self, name: str) -> bool:
         return name in self._pauses or ALL in self._pauses
 
-    def retry_failed(self, upload: Upload) -> bool:
+    def retry_failed(self, upload: Upload) -> str:
         """Let a failed upload wait again under its id, for the task that the rules give it now.
 
-        Return whether there is one.
+        Return why it cannot, "" if it can.
         """
         section = next(iter(self._rules.tasks_for(upload.original)), None)
         task = task_of(upload, section) if section else upload.task
         if not self.failures.holds(upload) or (task is None and not upload.move):
-            return False
+            return "no task matches it"
+        if reason := self.whereabouts.refusal(upload):
+            return reason
         again = replace(upload, task=task)
 
         self.arriving[upload.id] = again
@@ -276,7 +280,7 @@ class Pipeline:
 
         record = {"event": "retried", "at": time.time(), **again.encode()}
         self.failures.leave(upload.id, record, durable)
-        return True
+        return ""
 
     def rename_failed(self, upload: Upload, reason: str) -> None:
         """List a failed upload under its file's new name, where it could be an upload."""

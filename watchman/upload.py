@@ -70,7 +70,8 @@ class Notification:
     of an end of it; `closed` that somebody closed the file who had it open for writing.
     `resubmit_as` and `same_id` are watchman-send's `--as` and `--same-id`; `old_id` is the upload
     id that the latter found. For `patience` seconds somebody else may know better. `at` is when
-    ProFTPD wrote a line of its log (epoch, whole seconds), 0 if it did not.
+    ProFTPD wrote a line of its log (epoch, whole seconds), 0 if it did not. `uid` is that of the
+    process that spoke on the socket.
     """
 
     kind: Kind
@@ -92,6 +93,7 @@ class Notification:
     old_id: str = ""
     patience: float = 0.0
     at: float = 0.0
+    uid: int | None = None
 
 
 class FileState(NamedTuple):
@@ -166,7 +168,8 @@ class Upload:
     was uploaded as. `accepted` in seconds since the epoch. `task` is None for a file that is moved
     and matches no task. `move` names the `[move:...]` section it falls under, and `destination` is
     where it goes; `moved_from` and `source_state` are where and what it was before it was moved.
-    `root` is the root of its watch as it was when the file was seen there, by device and inode.
+    `root` is the root of its watch as it was when the file was seen there, by device and inode;
+    `owner` the file's owner and group as it was accepted.
     `position` is where the journal keeps its record, -1 before that.
     """
 
@@ -186,6 +189,7 @@ class Upload:
     moved_from: str = ""
     source_state: FileState | None = None
     root: tuple[int, int] | None = None
+    owner: tuple[int, int] | None = None
     position: int = -1
 
     @property
@@ -220,6 +224,8 @@ class Upload:
             values["source_state"] = self.source_state.encode()
         if self.root is not None:
             values["root"] = list(self.root)
+        if self.owner is not None:
+            values["owner"] = list(self.owner)
         return values
 
     @classmethod
@@ -243,6 +249,7 @@ class Upload:
                 FileState.decode(values["source_state"]) if "source_state" in values else None
             ),
             root=tuple(values["root"]) if "root" in values else None,
+            owner=tuple(values["owner"]) if "owner" in values else None,
             position=position,
         )
 

@@ -99,6 +99,17 @@ class Whereabouts:
         known = self._last_known(upload, upload.path)
         return superseded if self._ledgers[watch.name].decided_since(subpath, known) else None
 
+    def refusal(self, upload: Upload) -> str:
+        """Return why an upload must not be moved or sent as its file stands, "" if it may be."""
+        located = self._rules.locate(upload.path)
+        if located is None or upload.source_state is not None:
+            return ""
+        try:
+            look = beneath.look(located[0].path, located[1])
+        except (OSError, NotBelowWatch):
+            return ""  # it is looked for in its turn
+        return look.ownership.refusal(upload.owner[0] if upload.owner else None)
+
     def _last_known(self, upload: Upload, path: str) -> FileState:
         """Return what a file was like when it was accepted, or when it last got the name of `path`.
 

@@ -37,6 +37,7 @@ def check(settings: Settings) -> Iterator[Finding]:
         yield from found.check()
         directories += found.directories
     yield _limit(directories)
+    yield from hard_links()
     for move in settings.moves.values():
         yield from _move(move)
 
@@ -216,6 +217,14 @@ def _limit(directories: int) -> Finding:
         level = error if directories > limit else warn
         return level("inotify", f"{text}; sysctl fs.inotify.max_user_watches={2 * directories}")
     return ok("inotify", text)
+
+
+def hard_links(switch: str = "/proc/sys/fs/protected_hardlinks") -> Iterator[Finding]:
+    """Whether users may give files of others a name of their own."""
+    with contextlib.suppress(OSError):
+        if Path(switch).read_text().strip() == "0":
+            text = "users may link to files of others, which are refused where that is seen"
+            yield warn("links", f"{text}; sysctl fs.protected_hardlinks=1")
 
 
 def _me() -> str:

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from watchman import beneath
-from watchman.errors import BeingWritten, Superseded
+from watchman.errors import BeingWritten, Refused, Superseded
 from watchman.moves import claim_name
+from watchman.ownership import Ownership
 from watchman.sinks import attributes, lease, renaming
 from watchman.upload import FileState, Upload
 
@@ -26,6 +27,7 @@ class Claim:
         self.held: int | None = None
         self.fd = -1
         self._accepted = upload.state
+        self._owner = upload.owner
         self._name = os.path.basename(upload.source_path)
         self._hidden = claim_name(upload.id)
         #: What it had that goes with it when it is put back.
@@ -57,7 +59,10 @@ class Claim:
         return may_change(self.source)
 
     def open(self) -> None:
-        """Open the file under the name that it has. Raises Superseded if it is not there."""
+        """Open the file under the name that it has.
+
+        Raises Superseded if it is not there, Refused if it is somebody else's by now.
+        """
         if self.fd >= 0:
             return
         name, directory = self._name, self.source
@@ -75,6 +80,10 @@ class Claim:
             if e.errno in (errno.ENOENT, errno.ELOOP):
                 raise Superseded("taken away before its turn") from e
             raise
+        if self.source is not None:
+            ownership = Ownership.of(self._kept.status, os.fstat(self.source))
+            if reason := ownership.refusal(self._owner[0] if self._owner else None):
+                raise Refused(reason)
 
     def close(self) -> None:
         if self.fd >= 0:

@@ -7,10 +7,10 @@ import os
 import stat
 
 from watchman import beneath, mounts
-from watchman.errors import DestinationAway, Obstructed
+from watchman.errors import DestinationAway, NotBelowWatch, Obstructed
 from watchman.moves import is_below
 from watchman.settings import MoveSettings
-from watchman.sinks.attributes import permit, set_owner
+from watchman.sinks.attributes import SET_ID, owner_of, permit, set_owner
 
 #: Permissions of a directory whose like at the source is gone.
 DEFAULT_MODE = 0o755
@@ -64,9 +64,7 @@ class Directories:
             if not subpath:
                 raise
             parent = self.make(os.path.dirname(subpath))
-            self._make_one(
-                parent, os.path.join(root, subpath), os.path.join(self._move.source, subpath)
-            )
+            self._make_one(parent, os.path.join(root, subpath), like=subpath)
             return self.find(root, subpath)
 
     def make_folders(self, subpath: str) -> None:
@@ -74,7 +72,7 @@ class Directories:
         parent = self.find(self._move.destination, subpath)
         for name in self._move.folders:
             path = os.path.join(self._move.destination, subpath, name)
-            self._make_one(parent, path, os.path.join(self._move.source, subpath))
+            self._make_one(parent, path, like=subpath)
 
     def changed(self, fd: int) -> None:
         """Have a directory synced with the next `sync`."""
@@ -94,16 +92,13 @@ class Directories:
 
     def _make_one(self, parent: int, path: str, like: str) -> None:
         """Make one directory with the INI file's mode and owner, or those of the one at `like`."""
-        name = os.path.basename(path)
-        status = None
-        with contextlib.suppress(OSError):
-            status = os.stat(like, follow_symlinks=False)
-        kept = stat.S_IMODE(status.st_mode) if status and stat.S_ISDIR(status.st_mode) else None
+        name, status = os.path.basename(path), self._status_at_source(like)
         mode = self._move.directory_mode
         if mode is None:
-            mode = DEFAULT_MODE if kept is None else kept
+            mode = stat.S_IMODE(status.st_mode) if status else DEFAULT_MODE
         try:
-            os.mkdir(name, mode & 0o777, dir_fd=parent)
+            # Nobody else may write there before it has its owner.
+            os.mkdir(name, mode & 0o755, dir_fd=parent)
         except FileExistsError:
             if stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
                 return
@@ -112,11 +107,25 @@ class Directories:
         fd = os.open(name, beneath.STEP & ~os.O_PATH | os.O_RDONLY, dir_fd=parent)
         try:
             set_owner(fd, self._move, status)
-            permit(lambda: os.fchmod(fd, mode), required=self._move.directory_mode is not None)
+            is_set = self._move.directory_mode is not None
+            if not is_set and (status is None or owner_of(os.fstat(fd)) != owner_of(status)):
+                mode &= ~SET_ID  # it would hand on another's group
+            permit(lambda: os.fchmod(fd, mode), required=is_set)
         except OSError:
             with contextlib.suppress(OSError):
                 os.rmdir(name, dir_fd=parent)
             raise
+        finally:
+            os.close(fd)
+
+    def _status_at_source(self, subpath: str) -> os.stat_result | None:
+        """Look at a directory below the source, None where there is none by now."""
+        try:
+            fd = beneath.open_directory(self._move.source, subpath)
+        except (OSError, NotBelowWatch):
+            return None
+        try:
+            return os.fstat(fd)
         finally:
             os.close(fd)
 

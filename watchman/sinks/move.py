@@ -176,7 +176,7 @@ class Move:
         self._before = self._state = self.claim.look()
 
     def _change(self) -> None:
-        attributes.change(self.claim.fd, self._settings)
+        attributes.change(self.claim.fd, self._settings, self.upload.owner)
 
     def _copy_over(self, keep_on: Callable[[], None]) -> None:
         assert self.target is not None
@@ -205,6 +205,7 @@ class Move:
 
     def _make_copy(self, keep_on: Callable[[], None]) -> None:
         claim = self.claim
+        assert self.target is not None
         claim.open()
         if claim.held is None:
             if self.upload.state.size > self._largest:
@@ -217,7 +218,7 @@ class Move:
         claim.check()
         status = os.fstat(claim.fd)
         self._before = FileState.of(status)
-        self._look_for_room(status)
+        _look_for_room(self.target, status)
 
         def look() -> None:
             keep_on()
@@ -231,17 +232,10 @@ class Move:
             # First, for it may not be permitted.
             attributes.set_owner(fd, self._settings, status)
             copying.copy(claim.fd, fd, status.st_size, keep_on=look)
-            attributes.copy(claim.fd, fd, self._settings, status)
+            attributes.copy(claim.fd, fd, self._settings, self.upload.owner, status)
             os.fsync(fd)
         finally:
             os.close(fd)
-
-    def _look_for_room(self, status: os.stat_result) -> None:
-        """Raise OSError with ENOSPC where a copy cannot fit: gigabytes need not tell each time."""
-        room = os.statvfs(f"/proc/self/fd/{self.target}")
-        # Blocks as the file has them, which its holes have not; st_blocks counts 512 bytes each.
-        if room.f_blocks and status.st_blocks * 512 > room.f_bfree * room.f_frsize:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _is_changed(self) -> bool:
         """Whether the file was written; while anyone may, whatever else has changed counts, too."""
@@ -290,6 +284,14 @@ class Move:
         if copy and copy.is_same_file(self.upload.state):
             os.unlink(self._copy, dir_fd=self.target)
         self.claim.finish(self.upload.source_state)
+
+
+def _look_for_room(directory: int, status: os.stat_result) -> None:
+    """Raise OSError with ENOSPC where a copy cannot fit: gigabytes need not tell each time."""
+    room = os.statvfs(f"/proc/self/fd/{directory}")
+    # Blocks as the file has them, which its holes have not; st_blocks counts 512 bytes each.
+    if room.f_blocks and status.st_blocks * 512 > room.f_bfree * room.f_frsize:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _nothing() -> None:

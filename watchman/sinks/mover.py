@@ -15,6 +15,7 @@ from watchman.errors import (
     BeingWritten,
     DestinationAway,
     NotBelowWatch,
+    Refused,
     Stopped,
     Superseded,
     TakesLong,
@@ -186,6 +187,8 @@ class Mover:
                 self._succeed(upload)
             case Stopped():
                 self._report(Report(upload, State.DEFERRED))
+            case Refused():
+                self._report(Report(upload, State.FAILED, str(error)))
             case TakesLong():
                 self._report(Report(upload, State.DEFERRED, lane=ASIDE))
             case Superseded():
