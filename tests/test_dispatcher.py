@@ -88,13 +88,54 @@ def test_a_scan_takes_neither_chmod_nor_touch_r_nor_a_hard_link_for_a_write(hous
     assert house.say(path, Source.SCAN).outcome is Outcome.DUPLICATE
 
 
-def test_a_close_with_another_ctime_alone_counts_only_when_it_comes_late(house: House) -> None:
+def closed(house: House, path: Path) -> Outcome:
+    """inotify says that somebody closed a file who had it open for writing."""
+    return house.hear(Notification(Kind.COMPLETED, str(path), Source.INOTIFY, closed=True)).outcome
+
+
+@pytest.mark.parametrize("content", ["1,2,3\n", "3,2,1\n"])
+def test_a_close_with_another_ctime_alone_is_a_new_write_at_once(
+    house: House, content: str
+) -> None:
+    """As of `cp -p`, rsync --inplace -t, sftp put -p, Samba: the size and mtime are as before."""
     path = house.write("a.csv")
-    house.say(path)
     os.utime(path, (1, 1))
-    assert house.say(path, Source.INOTIFY).outcome is Outcome.DUPLICATE
-    house.clock.ahead += house.settings.watches["ftp"].confirm + 1
-    assert house.say(path, Source.INOTIFY).outcome is Outcome.OK
+    assert closed(house, path) is Outcome.OK
+    for _ in range(3):
+        house.write("a.csv", content)
+        os.utime(path, (1, 1))
+        assert closed(house, path) is Outcome.OK
+        assert closed(house, path) is Outcome.DUPLICATE
+
+
+def test_the_close_of_a_write_that_was_decided_about_is_none_of_another(house: House) -> None:
+    """A scan was first, and the file's mode or times were set before the event was read."""
+    path = house.write("a.csv")
+    assert house.say(path, Source.SCAN).outcome is Outcome.OK
+    path.chmod(0o600)
+    assert closed(house, path) is Outcome.DUPLICATE
+    house.write("a.csv", "3,2,1\n")
+    os.utime(path, (1, 1))
+    assert closed(house, path) is Outcome.OK
+
+
+@pytest.mark.parametrize("source", [Source.SCAN, Source.INOTIFY])
+@pytest.mark.parametrize("size", [6, 100_000, 10_000_000])
+def test_a_sample_tells_a_rewrite_from_what_sets_the_ctime_alone(
+    house: House, source: Source, size: int
+) -> None:
+    """What a scan finds, or a rename brings; over a restart, too."""
+    path = house.write("a.csv", "x" * size)
+    os.utime(path, (1, 1))
+    assert closed(house, path) is Outcome.OK
+    for turn in range(2):
+        path.chmod(0o600 + turn)
+        os.utime(path, (2, 2))
+        assert house.say(path, source).outcome is Outcome.DUPLICATE
+        house.restart()
+    house.write("a.csv", "x" * (size - 1) + "y")
+    os.utime(path, (1, 1))
+    assert house.say(path, source).outcome is Outcome.OK
 
 
 def test_a_second_word_of_the_same_proftpd_source_is_a_second_write(house: House) -> None:
@@ -694,7 +735,7 @@ def test_a_ledger_holds_no_decision_before_the_journal_does(tmp_path: Path) -> N
     house.write("newer", "12").rename(path)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     # Room for the record of the one that is superseded, and not for the newer one's.
-    resource.setrlimit(resource.RLIMIT_FSIZE, (300, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (400, hard))
     try:
         house.dispatcher.pipeline.report(Report(upload, State.SUPERSEDED, "overwritten"))
         eventually(house.dispatcher.unwritable)

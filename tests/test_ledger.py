@@ -9,6 +9,7 @@ import pytest
 
 from watchman import ledger as ledger_module
 from watchman.ledger import Decision, Ledger, key
+from watchman.ledgerfile import ENTRY
 from watchman.upload import FileState
 
 
@@ -46,7 +47,7 @@ def test_decisions_survive_flushes_and_restarts(tmp_path: Path) -> None:
     for n, seen in decided.items():
         assert ledger.get(f"elsewhere/{n}.csv", seen) == Decision(seen.size, seen.ctime)
     assert ledger.get("5000.csv", state(5_000)) is None
-    assert (tmp_path / "ledger").stat().st_size < 5_000 * 24 + 200
+    assert (tmp_path / "ledger").stat().st_size < 5_000 * ENTRY.size + 200
 
 
 def test_a_scan_passes_over_a_changed_ctime_and_not_a_changed_write(tmp_path: Path) -> None:
@@ -67,10 +68,10 @@ def test_a_decision_taken_back_is_as_if_never_made(tmp_path: Path) -> None:
     ledger.put("a", state(1, size=5))
     before = ledger.get("a", state(1))
     ledger.put("a", state(1, size=6))
-    ledger.restore("a", 1, before)
+    ledger.restore("a", state(1), before)
     assert ledger.get("a", state(1)) == Decision(5, 100)
     ledger.put("b", state(2))
-    ledger.restore("b", 2, None)
+    ledger.restore("b", state(2), None)
     assert ledger.get("b", state(2)) is None
 
 
@@ -232,8 +233,8 @@ def test_what_is_forgotten_is_as_if_never_decided(tmp_path: Path, *, flushed: bo
         ledger.put(name, state(1))
     if flushed:
         ledger.flush()
-    ledger.forget("a", 1)
-    ledger.forget("never seen", 1)
+    ledger.forget("a", state(1))
+    ledger.forget("never seen", state(1))
     for _ in range(2):
         assert ledger.get("a", state(1)) is None
         assert not ledger.known("a", state(1))
@@ -250,7 +251,7 @@ def test_a_scan_under_way_does_not_bring_back_what_is_forgotten(tmp_path: Path) 
     ledger.flush()
     sweep = ledger.sweep()
     assert sweep.known("a", state(1))
-    ledger.forget("a", 1)
+    ledger.forget("a", state(1))
     sweep.finish(complete=True)
     assert ledger.get("a", state(1)) is None
     ledger.close()
@@ -267,7 +268,7 @@ def test_a_scan_that_changes_nothing_leaves_the_file_alone(tmp_path: Path) -> No
     scan(ledger, {str(n): state(n) for n in range(1_000)})
     assert (tmp_path / "ledger").stat() == before
     scan(ledger, {str(n): state(n) for n in range(999)})
-    assert (tmp_path / "ledger").stat().st_size == before.st_size - 24
+    assert (tmp_path / "ledger").stat().st_size == before.st_size - ENTRY.size
     assert ledger.get("999", state(999)) is None
 
 
@@ -292,7 +293,7 @@ def test_decisions_are_as_in_a_plain_dict_whatever_is_done(tmp_path: Path) -> No
         match chance.randrange(6):
             case 0:
                 for n in some:
-                    ledger.forget(str(n), n)
+                    ledger.forget(str(n), state(n))
                     plain.pop(n, None)
             case 1:
                 ledger.flush()
@@ -330,7 +331,7 @@ def test_a_scan_writes_nothing_down_that_may_yet_be_taken_back(
     sweep.finish(complete=True)
     assert ledger.known("new", state(1))
     assert not open_ledger(tmp_path).known("new", state(1)), "killed before it was durable"
-    ledger.restore("new", 1, None)
+    ledger.restore("new", state(1), None)
     assert not ledger.known("new", state(1)), "the journal could not be written"
 
 

@@ -50,6 +50,12 @@ class MemoryLedger:
     def known(self, subpath: str, state: FileState) -> bool:
         return self.decided.get(subpath) == state
 
+    def doubts(self, _subpath: str, _state: FileState) -> bool:
+        return False
+
+    def holds(self, _subpath: str, _state: FileState, _sample: int) -> bool:
+        return False
+
     def decide(self, root: Path, *subpaths: str) -> None:
         for subpath in subpaths:
             self.decided[subpath] = FileState.of(os.lstat(root / subpath))
@@ -73,6 +79,12 @@ class MemorySweep:
             return False
         self._seen[subpath] = state
         return True
+
+    def doubts(self, _subpath: str, _state: FileState) -> bool:
+        return False
+
+    def holds(self, _subpath: str, _state: FileState, _sample: int) -> bool:
+        return False
 
     def finish(self, *, complete: bool) -> None:
         self._ledger.sweeps[self._number] = complete

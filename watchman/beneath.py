@@ -14,6 +14,7 @@ from watchman.local import is_local
 from watchman.moves import is_below
 from watchman.ownership import Ownership
 from watchman.rules import Rules
+from watchman.sample import sample_of
 from watchman.settings import WatchSettings
 from watchman.upload import FileState
 
@@ -162,6 +163,23 @@ def state(root: str, subpath: str) -> FileState:
     parent = open_directory(root, directory)
     try:
         return FileState.of(_regular(os.stat(name, dir_fd=parent, follow_symlinks=False)))
+    finally:
+        os.close(parent)
+
+
+def sample(root: str, subpath: str, state: FileState) -> int | None:
+    """Return the sample of a file below `root` as it was looked at; None if it has changed since,
+    or may not be read.
+    """
+    directory, _, name = subpath.rpartition("/")
+    try:
+        parent = open_directory(root, directory)
+    except (OSError, NotBelowWatch):
+        return None
+    try:
+        return sample_of(parent, name, state)
+    except OSError:
+        return None
     finally:
         os.close(parent)
 

@@ -119,6 +119,7 @@ class Daemon:
                 submit_lines=dispatcher.submit_lines,
                 marked=dispatcher.marked,
                 caught_up=dispatcher.caught_up,
+                mounts_changed=dispatcher.forget_filesystems,
             )
             finders.look(settings, excluded=dispatcher.rules.excluded, ledgers=ledgers)
             resubmissions = Resubmissions(

@@ -168,13 +168,14 @@ class Decisions:
         self._commit.stage(record, lambda _: self._let_go(noticed), lasting=True)
 
     def pass_over(
-        self, path: str, state: FileState | None, source: Source, answer: Respond
+        self, path: str, state: FileState | None, notification: Notification, answer: Respond
     ) -> None:
         """Answer that a write was decided about."""
         recent = self._judge.recent(path, state)
         if recent is not None:
-            recent.sources.add(source)
-        logger.debug("Passed over %r from %s: it was decided about.", path, source)
+            recent.sources.add(notification.source)
+            recent.closed |= notification.closed
+        logger.debug("Passed over %r from %s: it was decided about.", path, notification.source)
         # After what is staged: the upload that this one repeats may not be durable yet.
         self.answer_durably(answer, Outcome.DUPLICATE, recent.id if recent else "-")
 
@@ -195,9 +196,9 @@ class Decisions:
         upload = replace(upload, owner=(ownership.user, ownership.group))
         ledger = self._ledgers[watch.name]
         before = ledger.get(subpath, state)
-        ledger.put(subpath, state, waiting=True)
+        ledger.put(subpath, state, sample=upload.sample, waiting=True)
         recent = self._judge.recent(path, None)
-        self._judge.remember(upload)
+        self._judge.remember(upload, closed=notification.closed)
         self._pipeline.arriving[upload.id] = upload
 
         def durable(position: int) -> None:
@@ -219,7 +220,7 @@ class Decisions:
 
         def failed(reason: str) -> None:
             del self._pipeline.arriving[upload.id]
-            ledger.restore(subpath, state.inode, before)
+            ledger.restore(subpath, state, before)
             self._judge.restore(path, recent)
             self._missed[watch.name] = 0.0
             if noticed is not None and noticed.id:
@@ -242,12 +243,13 @@ class Decisions:
         `noticed` is how it was held: whoever was answered with an id finds it by that.
         """
         path = os.path.join(watch.path, subpath)
-        self._ledgers[watch.name].put(subpath, state)
         if not self._judge.matches(path):
+            self._ledgers[watch.name].put(subpath, state)
             if noticed is not None and noticed.id:
                 self.release(noticed, Fail(state, reason))
             return
         upload = self._upload(watch, path, state, notification, noticed)
+        self._ledgers[watch.name].put(subpath, state, sample=upload.sample)
         self._judge.remember(upload, failed=True)
         self._pipeline.fail(upload, reason)
         if noticed is not None:
@@ -280,6 +282,7 @@ class Decisions:
             client=notification.client,
             protocol=notification.protocol,
             root=beneath.identity(watch.path),
+            sample=beneath.sample(watch.path, path[len(watch.path) :].lstrip("/"), state) or 0,
         )
         return self._pipeline.plan(upload)
 

@@ -256,6 +256,11 @@ class Dispatcher:
         """Whether the journal cannot be written at present."""
         return bool(self._commit.unwritable_since)
 
+    def forget_filesystems(self) -> None:
+        """Be told that something was mounted or unmounted; from any thread."""
+        for ledger in self._ledgers.by_watch.values():
+            ledger.filesystems.forget()
+
     def stalled(self) -> float:
         """Return for how many seconds the thread has been busy with one thing; for any thread."""
         return self._commit.stalled()
@@ -409,7 +414,7 @@ class Dispatcher:
             case Ignore(reason):
                 answer(Answer(Outcome.IGNORED, reason))
             case PassOver(state):
-                self._decisions.pass_over(path, state, notification.source, answer)
+                self._decisions.pass_over(path, state, notification, answer)
             case Hold():
                 found_in = watch.name if notification.source is Source.SCAN else ""
                 self._decisions.hold(path, notification, noticed, verdict, answer, watch=found_in)
@@ -451,7 +456,7 @@ class Dispatcher:
     def _replay_decision(self, upload: Upload, has_failed: bool, never_waited: bool) -> None:
         recent = self.judge.recent(upload.source_path, None)
         if recent is None or recent.decided <= upload.accepted:
-            self.judge.remember(upload, failed=never_waited)
+            self.judge.remember(upload, failed=never_waited, closed=True)
         self._ledgers.replay(upload, has_failed=has_failed)
 
     def _replay_other(self, position: int, record: dict[str, Any]) -> None:

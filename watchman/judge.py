@@ -49,6 +49,7 @@ PROFTPD = frozenset({Source.HOOK, Source.LOG})
 class Recent:
     """What a ledger has no room for: the upload's id, when it was decided (epoch), who spoke.
 
+    `closed` if it was heard of since that somebody closed it who had it open for writing.
     `failed` by the word that decides, or `unsure` without it; `begun` if a session has begun to
     write the file again since.
     """
@@ -60,6 +61,7 @@ class Recent:
     failed: bool = False
     unsure: bool = False
     begun: bool = False
+    closed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,14 +160,16 @@ class Judge:
             return min(self._monotonic(), self.log_read)
         return self._monotonic()
 
-    def remember(self, upload: Upload, *, failed: bool = False) -> None:
+    def remember(self, upload: Upload, *, failed: bool = False, closed: bool = False) -> None:
         """Remember a decision beyond what its ledger holds, among the latest.
 
-        `failed` if it was that a transfer has failed.
+        `failed` if it was that a transfer has failed, `closed` if the file's closing led to it.
         """
         inode = (upload.source_state or upload.state).inode
         unsure = failed and upload.source is not self.decisive
-        recent = Recent(upload.id, inode, upload.accepted, {upload.source}, failed, unsure)
+        recent = Recent(
+            upload.id, inode, upload.accepted, {upload.source}, failed, unsure, closed=closed
+        )
         self._recent.pop(upload.source_path, None)
         self._recent[upload.source_path] = recent
         if len(self._recent) > RECENT:
@@ -392,7 +396,7 @@ class Judge:
         if decision is None or state.rewritten_since(decision.size, decision.ctime):
             return not self._came_with_its_directory(watch, subpath, state)
         if source is Source.SCAN or notification.appeared:
-            return False
+            return self._is_rewritten(watch, subpath, state)
         if decision.existing:
             # Open for writing since before the watch began, and closed now.
             return True
@@ -401,12 +405,22 @@ class Judge:
             return True
         if state.ctime == decision.ctime:
             return False
-        # Only ctime differs: MFMT or chmod after the write, or a write that kept the mtime.
-        if recent is None:
-            return True
+        # Only ctime differs: MFMT or chmod after it, a rename, or a write that kept the mtime.
         if source in PROFTPD:
-            return source in recent.sources
-        return self._clock() - recent.decided > watch.confirm
+            return recent is None or source in recent.sources
+        if not notification.closed or (recent is not None and not recent.closed):
+            # Nobody wrote it, or it may be the end of that very write, heard of late.
+            return self._is_rewritten(watch, subpath, state)
+        return True
+
+    def _is_rewritten(self, watch: WatchSettings, subpath: str, state: FileState) -> bool:
+        """Whether a file whose ctime alone differs holds something else than was decided about."""
+        if not self._ledgers[watch.name].doubts(subpath, state):
+            return False
+        sample = beneath.sample(watch.path, subpath, state)
+        if sample is None:
+            return False  # changed since, of which there will be word; or not ours to read
+        return not self._ledgers[watch.name].holds(subpath, state, sample)
 
     def _is_better(self, notification: Notification, recent: Recent, state: FileState) -> bool:
         """Whether it tells of a whole file that was taken for what a failed transfer has left.

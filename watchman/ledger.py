@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from watchman.filesystems import OWN, Filesystems
 from watchman.ledgerfile import ENTRY, KEY, VALUES, Changes, Draft, LedgerFile
 from watchman.upload import FileState
 
@@ -33,13 +34,16 @@ _ENCODING, _ERRORS = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors(
 class Decision(NamedTuple):
     """The size in bytes and ctime in nanoseconds of a file when it was decided about.
 
-    `waiting` if its upload was not settled when that was last written down.
+    `waiting` if its upload was not settled when that was last written down. `sample` is that of its
+    content, 0 if none was taken. `filesystem` is what it was on, see `Filesystems`.
     """
 
     size: int
     ctime: int
     existing: bool = False
     waiting: bool = False
+    sample: int = 0
+    filesystem: bytes = OWN
 
     def is_of(self, state: FileState) -> bool:
         """Whether it was made about a file as it is now."""
@@ -55,18 +59,18 @@ _SIZE = WAITING - 1
 FORGOTTEN = Decision(0, 0)
 
 
-def key(subpath: str, inode: int) -> bytes:
+def key(subpath: str, inode: int, filesystem: bytes = OWN) -> bytes:
     """Return the 64-bit key of a file.
 
     Of its name only, not of its directory: to rename a directory changes nothing of the files in
     it, not even their ctime.
     """
     name = subpath.rpartition("/")[2].encode(_ENCODING, _ERRORS)
-    return hashlib.blake2b(inode.to_bytes(8, "big") + name, digest_size=8).digest()
+    return hashlib.blake2b(filesystem + inode.to_bytes(8, "big") + name, digest_size=8).digest()
 
 
 class Ledger:
-    """The decisions of one watch: a sorted file of 24 bytes each, and the newest in memory.
+    """The decisions of one watch: a sorted file of 36 bytes each, and the newest in memory.
 
     Written by the dispatcher, asked by the scanner too. What is not in the file yet stands in the
     journal; `flush` says when it need not any more.
@@ -81,6 +85,7 @@ class Ledger:
         #: theirs: that may be back, as a disk that was unmounted.
         self._away = path + ".away"
         self.watch_path = watch_path
+        self.filesystems = Filesystems(watch_path)
         #: Whether it is yet to be told what the ledgers of other watches know of its files.
         self.inherits = False
         #: Guards what is below but is held for a moment only: the scanner asks while the dispatcher
@@ -92,7 +97,8 @@ class Ledger:
         #: How many decisions in memory ask for a flush: more after one that failed.
         self._limit = DELTA
         self._file: LedgerFile | None = None
-        #: Files without a decision whose ctime is before this (ns) were there before the watch.
+        #: Files without a decision whose ctime is before this (ns) were there before the watch; if
+        #: it is set, all on filesystems whose server's clock may be another.
         self._baseline = 0
         #: Counts what makes a scan under way unfit to prune: a directory may have moved past it.
         self._disturbances = 0
@@ -151,31 +157,44 @@ class Ledger:
 
     def get(self, subpath: str, state: FileState) -> Decision | None:
         """Return the last decision about a file of that name and inode."""
-        return self._get(key(subpath, state.inode), state)
+        return self._get(self.key(subpath, state), subpath, state)
 
-    def _get(self, wanted: bytes, state: FileState) -> Decision | None:
+    def key(self, subpath: str, state: FileState) -> bytes:
+        """Return the key of a file that was on its filesystem when its state was taken."""
+        return key(subpath, state.inode, self.filesystems.tag(subpath, state.device))
+
+    def _get(self, wanted: bytes, subpath: str, state: FileState) -> Decision | None:
         with self._lock:
             decision = self._delta.get(wanted)
             if decision is None and self._file is not None:
                 entry = self._file.get(wanted)
-                decision = None if entry is None else unpack(*entry[1:])
+                decision = None if entry is None else unpack(*entry[1])
             if decision is FORGOTTEN:
                 decision = None
-            if decision is None and state.ctime < self._baseline:
-                decision = Decision(state.size, state.ctime, existing=True)
+            if decision is None and self._was_there(subpath, state):
+                tag = self.filesystems.tag(subpath, state.device)
+                decision = Decision(state.size, state.ctime, existing=True, filesystem=tag)
         return decision
 
-    def put(self, subpath: str, state: FileState, *, waiting: bool = False) -> None:
+    def _was_there(self, subpath: str, state: FileState) -> bool:
+        if not self._baseline or state.ctime < self._baseline:
+            return bool(self._baseline)
+        return not self.filesystems.is_local(subpath, state.device)
+
+    def put(
+        self, subpath: str, state: FileState, *, sample: int = 0, waiting: bool = False
+    ) -> None:
         """Write a decision down, in memory; `waiting` until `settle` if it made an upload."""
-        decision = Decision(state.size, state.ctime, waiting=waiting)
+        tag = self.filesystems.tag(subpath, state.device)
+        decision = Decision(state.size, state.ctime, waiting=waiting, sample=sample, filesystem=tag)
         with self._lock:
-            self._delta[key(subpath, state.inode)] = decision
+            self._delta[key(subpath, state.inode, tag)] = decision
 
     def settle(self, subpath: str, state: FileState) -> None:
         """Say that the upload is settled that was made of a file as it was then."""
-        wanted = key(subpath, state.inode)
+        wanted = self.key(subpath, state)
         with self._lock:
-            decision = self._get(wanted, state)
+            decision = self._get(wanted, subpath, state)
             if decision is not None and decision.waiting and decision.is_of(state):
                 self._delta[wanted] = decision._replace(waiting=False)
 
@@ -189,16 +208,16 @@ class Ledger:
             if self._file is not None:
                 waiting |= {
                     wanted
-                    for wanted, size, _ in self._file.values()
+                    for wanted, (size, *_) in self._file.all()
                     if size & WAITING and not size & EXISTING and wanted not in self._delta
                 }
             lost = [wanted for wanted in waiting if not recorded(wanted)]
             self._delta |= dict.fromkeys(lost, FORGOTTEN)
         return len(lost)
 
-    def restore(self, subpath: str, inode: int, decision: Decision | None) -> None:
+    def restore(self, subpath: str, state: FileState, decision: Decision | None) -> None:
         """Undo a `put`: what it replaced is the last decision again."""
-        wanted = key(subpath, inode)
+        wanted = self.key(subpath, state)
         with self._lock:
             if decision is not None:
                 self._delta[wanted] = decision
@@ -206,9 +225,9 @@ class Ledger:
                 # Nothing is merged into the file before the journal has it: `put` undone in time.
                 self._delta.pop(wanted, None)
 
-    def forget(self, subpath: str, inode: int) -> None:
+    def forget(self, subpath: str, state: FileState) -> None:
         """Drop the decision about a file that has left: the next one may well have its inode."""
-        wanted = key(subpath, inode)
+        wanted = self.key(subpath, state)
         with self._lock:
             self._delta.pop(wanted, None)
             if self._file is not None and self._file.get(wanted) is not None:
@@ -220,7 +239,7 @@ class Ledger:
             decision = self.get(subpath, state)
             if decision is None or not decision.is_of(state):
                 return False
-            self.forget(subpath, state.inode)
+            self.forget(subpath, state)
             return True
 
     def decided_since(self, subpath: str, state: FileState) -> bool:
@@ -234,15 +253,30 @@ class Ledger:
     def known(self, subpath: str, state: FileState) -> bool:
         """Whether a scan may pass a file over: it was decided about and not written since.
 
-        A scan does not take another ctime alone for a write: chmod(1) and hard links set it too.
+        Where only its ctime differs, which chmod(1) and hard links set too, see `holds`.
         """
-        return self._known(key(subpath, state.inode), state) is not None
+        return self._known(self.key(subpath, state), subpath, state) is not None
 
-    def _known(self, wanted: bytes, state: FileState) -> Decision | None:
-        decision = self._get(wanted, state)
+    def _known(self, wanted: bytes, subpath: str, state: FileState) -> Decision | None:
+        decision = self._get(wanted, subpath, state)
         if decision is None or state.rewritten_since(decision.size, decision.ctime):
             return None
-        return decision
+        return None if decision.sample and decision.ctime != state.ctime else decision
+
+    def doubts(self, subpath: str, state: FileState) -> bool:
+        """Whether only a file's content can tell if it was written since it was decided about."""
+        decision = self.get(subpath, state)
+        if decision is None or state.rewritten_since(decision.size, decision.ctime):
+            return False
+        return bool(decision.sample) and decision.ctime != state.ctime
+
+    def holds(self, subpath: str, state: FileState, sample: int) -> bool:
+        """Whether a file of which it `doubts` has the content of the last decision, by its sample.
+
+        The decision stays as it is: an upload that waits goes by the ctime that stands there.
+        """
+        decision = self.get(subpath, state)
+        return decision is not None and sample == decision.sample
 
     def disturb(self) -> None:
         """Tell that a directory moved: a scan under way may have missed it and must not prune."""
@@ -251,6 +285,7 @@ class Ledger:
 
     def sweep(self) -> Sweep:
         """Begin a scan of the whole watch."""
+        self.filesystems.forget()
         root = _inode(self.watch_path)
         if root not in (0, self._root):
             self._take_back()
@@ -381,6 +416,9 @@ class Sweep:
         self.disturbances = disturbances
         self.root = root
         self.saw_files = False
+        #: The filesystems that it has come to: what is on others is not to be seen now.
+        self._met = {OWN}
+        self._device, self._tag = -1, OWN
 
     def is_of(self, root: int) -> bool:
         """Whether it began with this directory, by inode: one may have come back just now."""
@@ -388,16 +426,20 @@ class Sweep:
 
     def known(self, subpath: str, state: FileState) -> bool:
         """As `Ledger.known`, and keep the file's decision."""
-        wanted = key(subpath, state.inode)
+        if state.device != self._device:
+            self._device = state.device
+            self._tag = self._ledger.filesystems.tag(subpath, state.device)
+            self._met.add(self._tag)
+        wanted = key(subpath, state.inode, self._tag)
         file, ledger = self.file, self._ledger
         entry = file.get(wanted) if file is not None else None
         if entry is not None and wanted not in ledger._delta and file is ledger._file:
             # What most files are, and cheap: as decided.
-            index, size, ctime = entry
+            index, (size, ctime, _, _) = entry
             if state.ctime == ctime and state.size == size & _SIZE:
                 self.seen[index] = self.saw_files = True
                 return True
-        decision = self._ledger._known(wanted, state)
+        decision = self._ledger._known(wanted, subpath, state)
         if decision is None:
             return False
         self.saw_files = True
@@ -407,36 +449,51 @@ class Sweep:
             self.existing[wanted[0]] += pack(wanted, decision)
         return True
 
+    def doubts(self, subpath: str, state: FileState) -> bool:
+        return self._ledger.doubts(subpath, state)
+
+    def holds(self, subpath: str, state: FileState, sample: int) -> bool:
+        """As `Ledger.holds`, and keep the file's decision."""
+        if not self._ledger.holds(subpath, state, sample):
+            return False
+        entry = self.file.get(self._ledger.key(subpath, state)) if self.file is not None else None
+        if entry is not None:
+            self.seen[entry[0]] = True
+        self.saw_files = True
+        return True
+
     def finish(self, *, complete: bool) -> None:
         """Drop the decisions about files that a complete scan did not see."""
         if complete:
             self._ledger.scanned = True
-            self._keep_waiting()
+            self._keep_unseen()
             try:
                 self._ledger._finish(self)
             except OSError as e:
                 logger.warning("Ledger kept as it was, it cannot be written: %s.", e.strerror)
 
-    def _keep_waiting(self) -> None:
-        """Take what is not settled for seen: its directory may have gone to another watch, which
-        asks whether it was decided about.
+    def _keep_unseen(self) -> None:
+        """Take for seen what cannot be: what is on a filesystem that is not mounted now; and what
+        is not settled, for its directory may have gone to another watch, which asks about it.
         """
         index = self.seen.find(0)
         while index >= 0:
             assert self.file is not None
-            self.seen[index] = bool(self.file.size(index) & WAITING)
+            size, _, _, tag = self.file.values(index)
+            self.seen[index] = bool(size & WAITING) or tag not in self._met
             index = self.seen.find(0, index + 1)
 
 
 def pack(wanted: bytes, decision: Decision) -> bytes:
     """Return the entry of a decision."""
     size = decision.size | decision.existing << 63 | decision.waiting << 62
-    return ENTRY.pack(wanted, size, decision.ctime)
+    return ENTRY.pack(wanted, size, decision.ctime, decision.sample, decision.filesystem)
 
 
-def unpack(size: int, ctime: int) -> Decision:
+def unpack(size: int, ctime: int, sample: int, filesystem: bytes) -> Decision:
     """Return the decision of an entry's values."""
-    return Decision(size & _SIZE, ctime, bool(size & EXISTING), bool(size & WAITING))
+    flags = bool(size & EXISTING), bool(size & WAITING)
+    return Decision(size & _SIZE, ctime, *flags, sample, filesystem)
 
 
 def _newer(entries: Mapping[bytes, bytes], file: LedgerFile) -> dict[bytes, bytes]:
@@ -444,7 +501,7 @@ def _newer(entries: Mapping[bytes, bytes], file: LedgerFile) -> dict[bytes, byte
     found = {}
     for wanted, entry in entries.items():
         mine = file.get(wanted)
-        if mine is None or mine[2] < VALUES.unpack_from(entry, KEY)[1]:
+        if mine is None or mine[1][1] < VALUES.unpack_from(entry, KEY)[1]:
             found[wanted] = entry
     return found
 

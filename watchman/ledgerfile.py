@@ -1,4 +1,4 @@
-"""A ledger's file: sorted entries of 24 bytes each, mapped, and replaced as a whole."""
+"""A ledger's file: sorted entries of 36 bytes each, mapped, and replaced as a whole."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ from typing import Any, BinaryIO
 
 from watchman.segments import fsync_directory
 
-#: Key, size and ctime. Big-endian, so that bytes sort as keys do.
-ENTRY = struct.Struct(">8sQq")
+#: Key, size, ctime, sample, and the tag of the filesystem. Big-endian, so that bytes sort as keys.
+ENTRY = struct.Struct(">8sQqQ4s")
 
 #: What follows the key.
-VALUES = struct.Struct(">Qq")
+VALUES = struct.Struct(">QqQ4s")
+
+#: The values of an entry: size, ctime, sample, filesystem.
+Values = tuple[int, int, int, bytes]
 
 #: Bytes of a key: a hash, so that keys are spread evenly.
 KEY = 8
@@ -32,7 +35,7 @@ Changes = Iterable[Mapping[bytes, bytes]]
 #: a few cache lines are in one.
 BUCKET_BITS, BUCKET_SIZE_BITS = 16, 4
 
-MAGIC = "watchman ledger 1"
+MAGIC = "watchman ledger 2"
 
 
 class LedgerFile:
@@ -42,8 +45,9 @@ class LedgerFile:
         """Read an open file; raises ValueError if it is none of a ledger."""
         self._path = path
         self.header: dict[str, Any] = json.loads(file.readline())
-        if not isinstance(self.header, dict) or self.header.get("magic") != MAGIC:
-            raise ValueError("it is none of a ledger")
+        magic = self.header.get("magic") if isinstance(self.header, dict) else None
+        if magic != MAGIC:
+            raise ValueError(f"it is none of a ledger of this version, but {magic!r}")
         self._start = file.tell()
         size = os.fstat(file.fileno()).st_size - self._start
         if size % ENTRY.size:
@@ -74,8 +78,8 @@ class LedgerFile:
         with open(path, "rb") as file:
             return cls(path, file)
 
-    def get(self, wanted: bytes) -> tuple[int, int, int] | None:
-        """Return index, size and ctime of the entry with a key."""
+    def get(self, wanted: bytes) -> tuple[int, Values] | None:
+        """Return index and values of the entry with a key."""
         # Asked for each file of a scan, so without a call that could be spared.
         bucket = (wanted[0] << 8 | wanted[1]) >> self._shift
         begin, end = self._buckets[bucket], self._buckets[bucket + 1]
@@ -83,20 +87,18 @@ class LedgerFile:
         while at >= 0:
             index, rest = divmod(at - self._start, ENTRY.size)
             if not rest:
-                size, ctime = VALUES.unpack_from(self._map, at + KEY)
-                return index, size, ctime
+                return index, VALUES.unpack_from(self._map, at + KEY)
             at = self._map.find(wanted, at + 1, end)
         return None
 
-    def values(self) -> Iterator[tuple[bytes, int, int]]:
-        """Yield key, size and ctime of each entry."""
-        for offset in range(self._start, self._start + self.count * ENTRY.size, ENTRY.size):
-            yield (self._map[offset : offset + KEY], *VALUES.unpack_from(self._map, offset + KEY))
+    def all(self) -> Iterator[tuple[bytes, Values]]:
+        """Yield key and values of each entry."""
+        for index in range(self.count):
+            yield self._key(index), self.values(index)
 
-    def size(self, index: int) -> int:
-        """Return the size of an entry."""
-        size: int = VALUES.unpack_from(self._map, self._start + index * ENTRY.size + KEY)[0]
-        return size
+    def values(self, index: int) -> Values:
+        """Return the values of an entry."""
+        return VALUES.unpack_from(self._map, self._start + index * ENTRY.size + KEY)
 
     def changed(self, changes: Changes, kept: bytearray | None = None) -> Iterator[bytes]:
         """Yield the entries with `changes` made, in order, and without those not marked in `kept`.

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Collection, Mapping
 
 from watchman.journal import Journal
-from watchman.ledger import Ledger, key
+from watchman.ledger import Ledger
 from watchman.rules import Rules
 from watchman.upload import FileState, Upload
 
@@ -34,11 +34,11 @@ class Ledgers:
             if ledger.decided_since(subpath, upload.source_state or state):
                 pass  # of an older write, written down later, as that its task has failed
             elif upload.source_state is not None:
-                ledger.forget(subpath, upload.source_state.inode)
+                ledger.forget(subpath, upload.source_state)
             else:
                 decision = ledger.get(subpath, state)
                 if decision is None or not decision.is_of(state):
-                    ledger.put(subpath, state, waiting=not has_failed)
+                    ledger.put(subpath, state, sample=upload.sample, waiting=not has_failed)
                 elif has_failed:
                     ledger.settle(subpath, state)
             if ledger.full():
@@ -64,10 +64,11 @@ class Ledgers:
 
         A ledger may know of the decision, which would have them passed over.
         """
-        recorded = {
-            key(upload.source_path, (upload.source_state or upload.state).inode)
-            for upload in map(Upload.decode, journal.decisions())
-        }
+        recorded = set()
+        for upload in map(Upload.decode, journal.decisions()):
+            if located := self._rules.locate(upload.source_path):
+                ledger, state = self.by_watch[located[0].name], upload.source_state or upload.state
+                recorded.add(ledger.key(located[1], state))
         for ledger in self.by_watch.values():
             if lost := ledger.doubt(recorded.__contains__):
                 logger.warning(

@@ -356,7 +356,7 @@ class Pipeline:
     def _forget(self, upload: Upload, state: FileState) -> None:
         located = self._rules.locate(upload.source_path)
         if located is not None:
-            self._ledgers[located[0].name].forget(located[1], state.inode)
+            self._ledgers[located[0].name].forget(located[1], state)
 
     def _settle(self, report: Report, backlog: Backlog) -> None:
         """Write down what became of an upload."""
@@ -402,7 +402,8 @@ class Pipeline:
             self._settle(Report(before, State.GONE, f"renamed to {upload.path!r}"), backlog)
             return
         self._settled(before)  # under its old name
-        self._ledgers[located[0].name].put(located[1], renamed.state, waiting=True)
+        ledger, sample = self._ledgers[located[0].name], renamed.sample
+        ledger.put(located[1], renamed.state, sample=sample, waiting=True)
         if before.state != renamed.state:
             # It may go back while nobody looks, to where the decision still has it known.
             self.whereabouts.follow(before.path, before.path, before.state)

@@ -163,7 +163,8 @@ class Renames:
             return None
         if not self._judge.was_decided(old_watch, old, state):
             return None
-        self._ledgers[new_watch.name].put(new, state)
+        decision = self._ledgers[old_watch.name].get(old, state)
+        self._ledgers[new_watch.name].put(new, state, sample=decision.sample if decision else 0)
         return state
 
 

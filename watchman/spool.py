@@ -4,16 +4,12 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import time
+import tempfile
 
 from watchman.errors import SpoolLocked
 from watchman.files import make_directory
 from watchman.ledger import Ledger
 from watchman.settings import Settings, WatchSettings
-
-#: clock_gettime(2)'s CLOCK_REALTIME_COARSE, which time.clock_gettime takes but does not name. The
-#: kernel stamps files with it.
-CLOCK_REALTIME_COARSE = 5
 
 
 def lock(spool: str) -> int:
@@ -45,9 +41,19 @@ def open_ledger(settings: Settings, watch: WatchSettings) -> Ledger:
     """Open a watch's ledger, and at first sight settle what is to become of what is there."""
     name = hashlib.blake2b(os.fsencode(watch.path), digest_size=8).hexdigest()
     ledger = Ledger(os.path.join(ledger_directory(settings), name), watch.path)
-    now = time.clock_gettime_ns(CLOCK_REALTIME_COARSE)
+    now = _now(settings.spool)
     if not ledger.open():
         ledger.begin(0 if watch.existing else now, inherits=True)
     elif not watch.catch_up:
         ledger.begin(now)
     return ledger
+
+
+def _now(spool: str) -> int:
+    """Return the time (ns) that the kernel stamps a file with now: our clock may be another."""
+    try:
+        with tempfile.TemporaryFile(dir=spool) as file:
+            return os.fstat(file.fileno()).st_ctime_ns
+    except OSError:
+        # A full disk has no inode left, maybe; the directory was stamped when we locked the spool.
+        return os.stat(os.path.join(spool, "lock")).st_ctime_ns

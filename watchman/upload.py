@@ -168,9 +168,9 @@ class Upload:
     was uploaded as. `accepted` in seconds since the epoch. `task` is None for a file that is moved
     and matches no task. `move` names the `[move:...]` section it falls under, and `destination` is
     where it goes; `moved_from` and `source_state` are where and what it was before it was moved.
-    `root` is the root of its watch as it was when the file was seen there, by device and inode;
-    `owner` the file's owner and group as it was accepted.
-    `position` is where the journal keeps its record, -1 before that.
+    `sample` is that of its content, 0 if it could not be read. `root` is the root of its watch as
+    it was when the file was seen there, by device and inode; `owner` the file's owner and group as
+    it was accepted. `position` is where the journal keeps its record, -1 before that.
     """
 
     id: str
@@ -189,6 +189,7 @@ class Upload:
     moved_from: str = ""
     source_state: FileState | None = None
     root: tuple[int, int] | None = None
+    sample: int = 0
     owner: tuple[int, int] | None = None
     position: int = -1
 
@@ -224,6 +225,8 @@ class Upload:
             values["source_state"] = self.source_state.encode()
         if self.root is not None:
             values["root"] = list(self.root)
+        if self.sample:
+            values["sample"] = self.sample
         if self.owner is not None:
             values["owner"] = list(self.owner)
         return values
@@ -249,6 +252,7 @@ class Upload:
                 FileState.decode(values["source_state"]) if "source_state" in values else None
             ),
             root=tuple(values["root"]) if "root" in values else None,
+            sample=values.get("sample", 0),
             owner=tuple(values["owner"]) if "owner" in values else None,
             position=position,
         )

@@ -6,6 +6,8 @@ Who opens the file for writing while one is held waits until it is released, and
 import errno
 import fcntl
 
+from watchman.local import is_local
+
 
 def take(fd: int) -> bool | None:
     """Take a read lease: True is held, False says that there is a writer, None that nobody knows.
@@ -13,6 +15,8 @@ def take(fd: int) -> bool | None:
     The kernel has no say for a file that is not ours without CAP_LEASE (EACCES), for one that is
     open as with O_PATH (EBADF), and on network filesystems (EINVAL).
     """
+    if not is_local(fd):
+        return None
     try:
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
     except OSError as e:

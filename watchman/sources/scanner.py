@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from watchman.sample import sample_of
 from watchman.settings import WatchSettings
 from watchman.sources.roots import identify, inner_roots
 from watchman.sources.schedule import Request, Schedule
@@ -50,6 +51,10 @@ class Sweep(Protocol):
 
     def known(self, subpath: str, state: FileState) -> bool: ...
 
+    def doubts(self, subpath: str, state: FileState) -> bool: ...
+
+    def holds(self, subpath: str, state: FileState, sample: int) -> bool: ...
+
     def finish(self, *, complete: bool) -> None: ...
 
 
@@ -57,6 +62,10 @@ class Ledger(Protocol):
     """What has been decided about a watch's files, as far as a scan asks."""
 
     def known(self, subpath: str, state: FileState) -> bool: ...
+
+    def doubts(self, subpath: str, state: FileState) -> bool: ...
+
+    def holds(self, subpath: str, state: FileState, sample: int) -> bool: ...
 
     def sweep(self) -> Sweep: ...
 
@@ -88,7 +97,7 @@ class _Scan:
     watch: WatchSettings
     whole: bool
     gentle: bool
-    known: Callable[[str, FileState], bool]
+    ledger: Ledger | Sweep
     #: Device and inode of other watches' roots: what lies below is theirs.
     foreign: frozenset[tuple[int, int]]
     files: int = 0
@@ -195,7 +204,7 @@ class Scanner:
         watch = self._watches[request.watch]
         if not watch.rec:
             return
-        scan = self._begin(request, self._ledgers[watch.name].known)
+        scan = self._begin(request, self._ledgers[watch.name])
         try:
             identify(watch)
             fd = open_below(watch.path, request.subpath)
@@ -209,7 +218,7 @@ class Scanner:
         progress = self._progress[request.watch]
         progress.scanning, progress.files = True, 0
         sweep = self._ledgers[request.watch].sweep()
-        scan = self._begin(request, sweep.known)
+        scan = self._begin(request, sweep)
         complete = False
         try:
             complete = self._walk_watch(scan, progress, sweep)
@@ -259,7 +268,7 @@ class Scanner:
             scan.error = f"{path!r}: not the directory of the scan before"
         return is_same and not scan.errors
 
-    def _begin(self, request: Request, known: Callable[[str, FileState], bool]) -> _Scan:
+    def _begin(self, request: Request, ledger: Ledger | Sweep) -> _Scan:
         others = (w for w in self._watches.values() if w.name != request.watch)
         foreign = frozenset(found for other in others if (found := _identity(other)))
         watch = self._watches[request.watch]
@@ -268,7 +277,7 @@ class Scanner:
             watch,
             whole,
             request.periodic,
-            known,
+            ledger,
             foreign,
             began=now,
             said=now,
@@ -292,7 +301,7 @@ class Scanner:
 
     def _look(self, scan: _Scan, directory: Directory[str]) -> None:
         """Look at each file in a directory, and note its subdirectories."""
-        watch, known = scan.watch, scan.known
+        watch, known = scan.watch, scan.ledger.known
         prefix = f"{directory.here}/" if directory.here else ""
         with os.scandir(directory.fd) as entries:
             for entry in entries:
@@ -304,12 +313,25 @@ class Scanner:
                         continue
                     scan.files += 1
                     # First what is cheap for most files: they are known.
-                    if not known(prefix + entry.name, FileState.of(status)):
+                    state = FileState.of(status)
+                    if not known(prefix + entry.name, state) and not self._is_touched(
+                        scan, directory.fd, prefix + entry.name, state
+                    ):
                         self._find(scan, prefix + entry.name, status)
                     if not scan.files % STEP:
                         self._breathe(scan)
                 elif watch.rec and entry.is_dir(follow_symlinks=False):
                     self._note(scan, directory, prefix + entry.name, entry.name)
+
+    def _is_touched(self, scan: _Scan, directory: int, subpath: str, state: FileState) -> bool:
+        """Whether a file's content is as it was, and only chmod(1) or the like has changed it."""
+        if not scan.ledger.doubts(subpath, state):
+            return False
+        try:
+            sample = sample_of(directory, os.path.basename(subpath), state)
+        except OSError:
+            return True  # it may not be read, so nothing can be seen of a write
+        return sample is not None and scan.ledger.holds(subpath, state, sample)
 
     def _note(self, scan: _Scan, directory: Directory[str], subpath: str, name: str) -> None:
         watch = scan.watch
