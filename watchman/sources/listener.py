@@ -287,7 +287,8 @@ class _Server(socketserver.UnixStreamServer):
             self._queries.put(_Answer(self._query, request, due))
             return
         notification = request.event.notification(request.fields)
-        notification = replace(notification, uid=connection.peer.uid)
+        if not request.event.admins_only:
+            notification = replace(notification, uid=connection.peer.uid)
         if not request.event.admins_only and connection.peer.session:
             if notification.session:
                 # It said so before, and was not gone when it did.
