@@ -1,11 +1,14 @@
 """What the kernel says of filesystems, rights and limits. Reads /proc and nothing else."""
 
+import grp
 import os
 import pwd
 import re
 from pathlib import Path
 
-#: Bit of CAP_LEASE, see capabilities(7) and linux/capability.h.
+#: Bits of capabilities, see capabilities(7) and linux/capability.h.
+CAP_CHOWN = 0
+CAP_FOWNER = 3
 CAP_LEASE = 28
 
 #: Where other hosts write unseen: inotify tells only of our own, and leases are refused.
@@ -31,9 +34,13 @@ def type_of(path: str) -> str:
 
 def may_lease_any_file() -> bool:
     """Whether fcntl(2) grants leases on files of others too."""
+    return has_capability(CAP_LEASE)
+
+
+def has_capability(bit: int) -> bool:
     status = Path("/proc/self/status").read_text()
     match = re.search(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)
-    return match is not None and bool(int(match[1], 16) >> CAP_LEASE & 1)
+    return match is not None and bool(int(match[1], 16) >> bit & 1)
 
 
 def watch_limit() -> int | None:
@@ -49,6 +56,13 @@ def user_name(uid: int) -> str:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
         return f"uid {uid}"
+
+
+def group_name(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
 
 
 def may(path: str, rights: int) -> bool:
