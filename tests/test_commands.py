@@ -342,6 +342,7 @@ def test_explain_tells_all_from_the_ini_file_alone_and_touches_nothing(place):
     assert found.pop("file")["size"] == 5
     assert found.pop("options").items() >= {"priority": 3}.items()
     assert "no daemon answers" in found.pop("story_error")
+    assert found.pop("wholeness") == "the kernel tells who has it open for writing (a lease)"
     assert found == {
         "path": f"{place}/ftp/events/a.csv",
         "watch": "ftp",

@@ -442,7 +442,7 @@ def test_an_empty_file_says_what_is_needed(write: Write) -> None:
     ]
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(content=st.one_of(st.binary(max_size=100), st.text(alphabet="[]=:#; \n\tab\0", max_size=60)))
 def test_no_file_makes_more_than_problems(
     tmp_path_factory: pytest.TempPathFactory, content: bytes | str
@@ -452,6 +452,7 @@ def test_no_file_makes_more_than_problems(
     assert problems(str(path))
 
 
+@settings(deadline=None)
 @given(value=st.text(max_size=40).filter(lambda text: "\0" not in text))
 def test_no_value_makes_more_than_problems(
     tmp_path_factory: pytest.TempPathFactory, value: str

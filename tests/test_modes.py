@@ -121,7 +121,7 @@ def test_check_run_and_reload_warn_of_an_exposed_secret(
     secret = "redis://:hunter2@127.0.0.1:1/0"
     daemon = start_watchman(INI.replace("filesystem://{tmp}/broker", secret), started=False)
     warning = (
-        "[broker:b] url: a secret, and everyone may read the file;"
+        "[broker:b] url: a password or token, and everyone may read the file;"
         f" chmod o= {tmp_path}/watchman.ini"
     )
     assert f"WARN   config          {warning}\n" in daemon.run("check").stdout

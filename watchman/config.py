@@ -35,6 +35,12 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 #: Problems of form after which the rest is not looked at: this is no INI file.
 _ENOUGH = 20
 
+#: Characters of a problem that are told.
+_LONGEST = 2000
+
+#: Blanks in a row within a line: configparser takes the square of their number in steps.
+_BLANKS = 1000
+
 #: What names of options say, and of keys in JSON, whose values are secrets.
 _SECRET = "password|secret|token"
 
@@ -88,6 +94,8 @@ class _Ini:
             where += f"[{section}] {option}{' = ' if value else ''}{_shown(option, value)}: "
         # One printable line each, whatever bytes are in a name, a value or an exception's text.
         line = " ".join((where + what).split())
+        if len(line) > _LONGEST:
+            line = f"{line[:_LONGEST]}..."
         self.problems.append("".join(c if c.isprintable() else repr(c)[1:-1] for c in line))
 
     def _text(self) -> str:
@@ -111,6 +119,10 @@ class _Ini:
     def _parse(self, lines: list[str]) -> configparser.ConfigParser:
         """Have configparser read the lines, again without each line that it stops at."""
         self._check_dropped(lines)
+        for number, line in enumerate(lines, 1):
+            if any(len(run) > _BLANKS for run in re.findall(r"\s+", line.strip())):
+                self._problem("", f"line {number}: has more than {_BLANKS} blanks in a row")
+                self._replace(lines, number, "")
         while True:
             # An empty name for the default section: no section can bear it, [DEFAULT] is unknown.
             parser = configparser.ConfigParser(interpolation=None, default_section="")
@@ -297,12 +309,13 @@ def _task(name: str, values: dict[str, Any]) -> TaskSettings:
 
 def _holds_secret(option: str, text: str) -> bool:
     """Whether a value is or holds a secret, rather than the name of one in the environment."""
-    text = re.sub(r"\$\{.*?\}", "", text)
-    return bool(
-        (text and re.search(_SECRET, option))
-        or re.search(r"://[^/\s]*:[^/@\s]+@", text)
-        or re.search(rf'"\w*({_SECRET})\w*"\s*:\s*"[^"]', text, re.IGNORECASE)
-    )
+    text = re.sub(r"\$\{\w{1,200}\}", "", text)
+    for url in text.split(";"):
+        user, at, _ = url.partition("://")[2].partition("/")[0].rpartition("@")
+        if at and user.partition(":")[2]:
+            return True
+    in_json = rf'"\w{{0,60}}({_SECRET})\w{{0,60}}"\s{{0,9}}:\s{{0,9}}"[^"]'
+    return bool((text and re.search(_SECRET, option)) or re.search(in_json, text, re.IGNORECASE))
 
 
 def _shown(option: str, value: str) -> str:
@@ -313,5 +326,8 @@ def _shown(option: str, value: str) -> str:
         re.search("://|{", value) and re.search(_SECRET, value, re.IGNORECASE)
     ):
         return "***"
-    value = re.sub(":.*@", ":***@", " ".join(value.split()))
+    value = " ".join(value.split())
+    if "@" in value:
+        user, _, host = value.rpartition("@")
+        value = f"{user.partition(':')[0]}:***@{host}" if ":" in user else value
     return value if len(value) <= 80 else value[:77] + "..."

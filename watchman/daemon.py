@@ -71,8 +71,6 @@ class Daemon:
         limit_umask()
         log_to(settings)
         self._watchdog.start()
-        if settings.exposed:
-            logger.warning("%s.", settings.warning())
         self._catch_signals()
         with contextlib.ExitStack() as inside:
             inside.callback(os.close, lock(settings.spool))
@@ -163,6 +161,8 @@ class Daemon:
             with contextlib.ExitStack() as sources:
                 for source in (resubmissions, listener, finders):
                     _start(sources, source, patience=HUNG)
+                if settings.exposed:
+                    logger.warning("%s.", settings.warning())
                 logger.info("Started watchman %s with %r.", __version__, settings.file)
                 while not self._stopping:
                     self._wait(None)

@@ -114,5 +114,5 @@ class Settings:
     def warning(self) -> str:
         """Say what should be done about the INI file, if anything."""
         secrets = ", ".join(self.exposed)
-        what = "a secret, and everyone may read the file"
+        what = "a password or token, and everyone may read the file"
         return f"{secrets}: {what}; chmod o= {self.file}" if secrets else ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -13,6 +12,7 @@ from watchman.errors import JournalCorrupt, WatchmanError
 from watchman.journal import Journal
 from watchman.pipeline import CANNOT_BE_READ, UNREADABLE, Group, Pipeline
 from watchman.records import decode, id_of
+from watchman.rules import compiled
 from watchman.upload import State, Upload
 
 #: Most important first.
@@ -66,7 +66,7 @@ class Selection:
             ids=ids,
             states=frozenset(named or states),
             broker=fields.get("broker", ""),
-            pattern=re.compile(fnmatch.translate(fields.get("pattern", "*"))),
+            pattern=compiled(fields.get("pattern", "*")),
         )
 
     def group_matches(self, group: Group) -> bool:

@@ -5,7 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 
-from watchman.commands import brokers, places, proftpd, shell
+from watchman.commands import brokers, places, proftpd, shell, trees
 from watchman.commands.filesystems import user_name
 from watchman.commands.findings import Finding, Level, ok, warn
 from watchman.commands.table import count
@@ -48,6 +48,7 @@ def _check(settings: Settings, *, connect: bool, proftpd_file: str | None) -> It
     if settings.exposed:
         yield warn("config", settings.warning())
     yield from places.check(settings)
+    yield from trees.check(settings)
     yield from brokers.check(settings, connect=connect)
     if proftpd_file is not None:
         yield from proftpd.check(settings, os.path.abspath(proftpd_file))

@@ -10,6 +10,7 @@ from typing import Any
 
 from watchman import beneath, client
 from watchman.commands import shell
+from watchman.commands.filesystems import grants_leases, may_lease_any_file, user_name
 from watchman.commands.routes import Routes
 from watchman.commands.table import ago, clock, count
 from watchman.errors import NotBelowWatch, RequestRefused, SocketUnavailable, WatchmanError
@@ -79,6 +80,7 @@ class Explainer:
         found: dict[str, Any] = {"path": path, "watch": watch.name, "watch_path": watch.path}
         state, problem = _look(watch, subpath)
         found["file"] = {"size": state.size, "modified": state.mtime / 1e9} if state else problem
+        found["wholeness"] = _wholeness(watch.path, path)
         found["excluded"] = self._rules.excluded(watch, subpath)
         move = self._rules.move_for(path)
         goes_to = path
@@ -140,6 +142,19 @@ def _look(watch: WatchSettings, subpath: str) -> tuple[FileState | None, str]:
         return None, str(error)
     except OSError as error:
         return None, f"it cannot be looked at: {error.strerror}"
+
+
+def _wholeness(root: str, path: str) -> str:
+    """Say how it is known that nobody is still writing a file."""
+    if not grants_leases(path) and not grants_leases(root):
+        return "quiet for a while: its filesystem is not known to be local, so leases do not count"
+    try:
+        is_ours = os.stat(path, follow_symlinks=False).st_uid == os.geteuid()
+    except OSError:
+        is_ours = False
+    if is_ours or may_lease_any_file():
+        return "the kernel tells who has it open for writing (a lease)"
+    return f"quiet for a while, as {user_name(os.geteuid())} gets leases on own files only"
 
 
 def _sentence(found: Mapping[str, Any], watch: WatchSettings, subpath: str, problem: str) -> str:
@@ -227,6 +242,7 @@ def _details(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             f"{file['size']} bytes, modified {clock(modified)} ({ago(modified, time.time())} ago)"
         )
     yield "file", file
+    yield "whole by", found["wholeness"]
     yield "excluded", f"by {found['excluded']}" if found["excluded"] else "no"
     if "move" in found:
         yield "move", f"[move:{found['move']}] {found['destination']}"

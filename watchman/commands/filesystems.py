@@ -1,11 +1,16 @@
 """What the kernel says of filesystems, rights and limits. Reads /proc and nothing else."""
 
+import grp
 import os
 import pwd
 import re
 from pathlib import Path
 
-#: Bit of CAP_LEASE, see capabilities(7) and linux/capability.h.
+from watchman.local import is_local
+
+#: Bits of capabilities, see capabilities(7) and linux/capability.h.
+CAP_CHOWN = 0
+CAP_FOWNER = 3
 CAP_LEASE = 28
 
 #: Where other hosts write unseen: inotify tells only of our own, and leases are refused.
@@ -29,11 +34,27 @@ def type_of(path: str) -> str:
     return found
 
 
+def grants_leases(path: str) -> bool:
+    """Whether the kernel sees every writer of the files on a path's filesystem, as far as known."""
+    try:
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return is_local(fd)
+    finally:
+        os.close(fd)
+
+
 def may_lease_any_file() -> bool:
     """Whether fcntl(2) grants leases on files of others too."""
+    return has_capability(CAP_LEASE)
+
+
+def has_capability(bit: int) -> bool:
     status = Path("/proc/self/status").read_text()
     match = re.search(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)
-    return match is not None and bool(int(match[1], 16) >> CAP_LEASE & 1)
+    return match is not None and bool(int(match[1], 16) >> bit & 1)
 
 
 def watch_limit() -> int | None:
@@ -49,6 +70,13 @@ def user_name(uid: int) -> str:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
         return f"uid {uid}"
+
+
+def group_name(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
 
 
 def may(path: str, rights: int) -> bool:
