@@ -36,6 +36,7 @@ from watchman.ledger import Ledger
 from watchman.ledgers import Ledgers, close
 from watchman.marks import READ, Marks
 from watchman.pipeline import Pipeline
+from watchman.placing import Placing
 from watchman.renames import Renames
 from watchman.rules import Rules
 from watchman.sessions import Transfers
@@ -156,6 +157,7 @@ class Dispatcher:
         #: When to try again to clear ledgers and journal (monotonic), if the last try failed.
         self._uncleared = 0.0
         self._marks = Marks(journal=journal, commit=self._commit)
+        self.placing = Placing(locate=self._locate, monotonic=monotonic)
         #: By source: how often it spoke, and when last (epoch).
         self.heard: Counter[str] = Counter()
         self.last_heard: dict[str, float] = {}
@@ -331,6 +333,7 @@ class Dispatcher:
     def _hear(self, notification: Notification, answer: Respond) -> None:
         self.heard[notification.source.value] += 1
         self.last_heard[notification.source.value] = self._clock()
+        notification = self.placing.place(notification)
         self.crosscheck.hear(notification)
         if notification.source in PROFTPD and notification.path:
             self._hear_of(notification)

@@ -16,7 +16,7 @@ from watchman.settings import Settings
 from watchman.sinks.sinks import Movers, Publishers
 from watchman.sources.finders import Finders
 from watchman.unsettled import DOWN, Unsettled
-from watchman.upload import State
+from watchman.upload import Source, State
 
 #: A broker or a move that the INI file has not.
 UNKNOWN: Mapping[str, Any] = {
@@ -60,6 +60,7 @@ class Overview:
         warnings = list(dispatcher.crosscheck.warnings(settings, logs))
         problems = [*_watch_problems(watches), *_log_problems(logs)]
         problems += [*_sink_problems("move", moves), *_sink_problems("broker", brokers)]
+        problems += filter(None, [dispatcher.placing.problem(dispatcher.judge.decisive)])
         if dispatcher.unwritable():
             problems.append(f"the journal below {settings.spool} cannot be written")
         counts = Counter[str](waiting=len(dispatcher.pipeline.arriving))
@@ -79,6 +80,7 @@ class Overview:
                     "heard": dispatcher.heard[name],
                     "last": dispatcher.last_heard.get(name),
                     "said": dispatcher.crosscheck.said(name),
+                    "unplaced": dispatcher.placing.unplaced[Source(name)],
                 }
                 for name in ("hook", "log", "inotify", "scan", "resubmit")
             },

@@ -70,7 +70,8 @@ class Notification:
     the file who had it open for writing. `resubmit_as` and `same_id` are
     watchman-send's `--as` and `--same-id`; `old_id` is the upload id that the latter found. For
     `patience` seconds somebody else may know better. `at` is when ProFTPD wrote a line of its log
-    (epoch, whole seconds), 0 if it did not.
+    (epoch, whole seconds), 0 if it did not. `refused` says that a transfer which failed may never
+    have begun.
     """
 
     kind: Kind
@@ -91,6 +92,7 @@ class Notification:
     old_id: str = ""
     patience: float = 0.0
     at: float = 0.0
+    refused: bool = False
 
 
 class FileState(NamedTuple):
