@@ -113,9 +113,9 @@ class Options:
     """What a test wants of ProFTPD; `directives` go into Global, `outside` to the outermost level.
 
     Durations in seconds; `max_store_file_size` as ProFTPD spells it ("10 Kb"). DefaultRoot works
-    for root only. `log` is the transfer log in a directory that is there, `token` its secret; with
-    it hooks may be told to tell of sessions alone. `users` are others beside USER, the same to the
-    system, and their homes.
+    for root only; with `vroot` it is mod_vroot's. `log` is the transfer log in a directory that is
+    there, `token` its secret; with it hooks may be told to tell of sessions alone. `users` are
+    others beside USER, the same to the system, and their homes.
     """
 
     hooks: bool = True
@@ -123,6 +123,7 @@ class Options:
     token: str = "a-secret"
     sessions_only: bool = False
     chroot: bool = False
+    vroot: bool = False
     hidden_stores: bool = False
     max_store_file_size: str = ""
     timeout_stalled: int = 0
@@ -215,13 +216,21 @@ class ProftpdServer(Server):
         )
 
     def modules(self) -> list[str]:
-        return ["mod_tls.c"] * self.options.tls + ["mod_sftp.c"] * self.options.sftp
+        options = self.options
+        modules = {
+            "mod_tls.c": options.tls,
+            "mod_sftp.c": options.sftp,
+            "mod_vroot.c": options.vroot,
+        }
+        return [module for module, wanted in modules.items() if wanted]
 
     def directives(self) -> list[str]:
         options = self.options
         lines = []
-        if options.chroot:
+        if options.chroot or options.vroot:
             lines.append("DefaultRoot ~")
+        if options.vroot:
+            lines.append("VRootEngine on")
         if options.hidden_stores:
             lines.append("HiddenStores on")
         if options.max_store_file_size:

@@ -348,6 +348,32 @@ WRONG: dict[str, tuple[Setup, str]] = {
         more("DefaultRoot ~ !staff"),
         "WARN proftpd.conf:<DefaultRoot>: DefaultRoot: no hook runs for whom it locks in",
     ),
+    "no hook in a directory": (
+        more("<Directory /srv>\nExecEnable off\n</Directory>"),
+        "WARN proftpd.conf:<ExecEnable>: ExecEnable: no hook runs there; use the transfer log",
+    ),
+    "mod_vroot and hooks": (
+        more("VRootEngine on\nDefaultRoot ~"),
+        "ERROR proftpd.conf:<VRootEngine>: VRootEngine: hooks name renames, STOU and all of SFTP by"
+        " paths below its root, which lead nowhere; use the transfer log",
+    ),
+    "mod_vroot and the log": (
+        more("<Global>\nVRootEngine on\nDefaultRoot ~\n</Global>", log_only),
+        "WARN proftpd.conf:<VRootEngine>: VRootEngine: the log names renames and STOU by paths",
+    ),
+    "an alias of mod_vroot": (
+        more("VRootEngine on\nVRootAlias /srv/all ~/all", both),
+        "ERROR proftpd.conf:<VRootAlias>: VRootAlias: what is uploaded through it is told of by a"
+        " path that is not there; use mount --bind",
+    ),
+    "a root of mod_vroot for a server": (
+        more(VHOST.format("VRootEngine on\nVRootServerRoot /srv"), both),
+        "ERROR proftpd.conf:<VRootServerRoot>: VRootServerRoot: no hook runs, and renames are told",
+    ),
+    "all locked in and a root for the server": (
+        more("VRootEngine on\nVRootServerRoot /srv\nDefaultRoot ~"),
+        "ERROR proftpd.conf:<DefaultRoot>: DefaultRoot: no hook runs for whom it locks in",
+    ),
     "no filter": (
         but("PathDenyFilter", "#"),
         "WARN conf.d/watchman.conf:<ExecBefore>: names with % or a line feed reach hooks as other"
@@ -472,10 +498,16 @@ def test_what_is_wrong_is_said_with_its_place_and_what_would_be_right(
     assert all(TOKEN not in complaint for complaint in complaints)
 
 
+def test_hooks_run_below_mod_vroot(place: Place) -> None:
+    more("VRootEngine on\nDefaultRoot ~\n<Anonymous /srv>\n</Anonymous>")(place)
+    assert "no hook runs" not in "".join(place.complaints())
+
+
 @pytest.mark.parametrize(
     "setup",
     [
         more("DefaultRoot ~", both),
+        more("VRootEngine off\nVRootAlias /srv/all ~/all", both),
         more("DefaultRoot /"),
         more("HiddenStores on"),
         more("HiddenStores off"),

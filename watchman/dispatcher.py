@@ -37,6 +37,7 @@ from watchman.ledger import Ledger
 from watchman.ledgers import Ledgers, close
 from watchman.marks import READ, Marks
 from watchman.pipeline import Pipeline
+from watchman.placing import Placing
 from watchman.renames import Renames
 from watchman.rules import Rules
 from watchman.sessions import Transfers
@@ -159,6 +160,7 @@ class Dispatcher:
         #: When to try again to clear ledgers and journal (monotonic), if the last try failed.
         self._uncleared = 0.0
         self._marks = Marks(journal=journal, commit=self._commit)
+        self.placing = Placing(locate=self._locate, monotonic=monotonic)
         #: By source: how often it spoke, and when last (epoch).
         self.heard: Counter[str] = Counter()
         self.last_heard: dict[str, float] = {}
@@ -360,7 +362,7 @@ class Dispatcher:
         failed: what is there now is that one's.
         """
         if notification.source in SPELLED:
-            notification = self._named(notification)
+            notification = self.placing.place(self._named(notification))
         if notification.source in PROFTPD and notification.path:
             self._hear_of(notification)
         if notification.source is Source.RESUBMIT:

@@ -16,7 +16,7 @@ from watchman.settings import Settings
 from watchman.sinks.sinks import Movers, Publishers
 from watchman.sources.finders import Finders
 from watchman.unsettled import DOWN, Unsettled
-from watchman.upload import State
+from watchman.upload import Source, State
 
 #: Seconds after which work that could go on, and does not, is a problem.
 STALLED = 30.0
@@ -64,6 +64,7 @@ class Overview:
         problems = [*_watch_problems(watches), *_log_problems(logs)]
         problems += [*_sink_problems("move", moves), *_sink_problems("broker", brokers)]
         problems += self._stalled(brokers)
+        problems += filter(None, [dispatcher.placing.problem(dispatcher.judge.decisive)])
         if dispatcher.unwritable():
             problems.append(f"the journal below {settings.spool} cannot be written")
         counts = Counter[str](waiting=len(dispatcher.pipeline.arriving))
@@ -83,6 +84,7 @@ class Overview:
                     "heard": dispatcher.heard[name],
                     "last": dispatcher.last_heard.get(name),
                     "said": dispatcher.crosscheck.said(name),
+                    "unplaced": dispatcher.placing.unplaced[Source(name)],
                 }
                 for name in ("hook", "log", "inotify", "scan", "resubmit")
             },

@@ -66,12 +66,12 @@ class Notification:
 
     `path` is absolute, from `os.fsdecode`. `old_path` is where a RENAMED file or directory came
     from. `size` in bytes is what ProFTPD says the file holds. What FAILED was `refused` if it never
-    came to open the file. `appeared` says that the path is new, which tells nothing of a write, nor
-    of an end of it; `closed` that somebody closed the file who had it open for writing.
-    `resubmit_as` and `same_id` are watchman-send's `--as` and `--same-id`; `old_id` is the upload
-    id that the latter found. For `patience` seconds somebody else may know better. `at` is when
-    ProFTPD wrote a line of its log (epoch, whole seconds), 0 if it did not. `uid` is that of the
-    process that spoke on the socket.
+    came to open the file, and `perhaps_refused` if it may never have. `appeared` says that the path
+    is new, which tells nothing of a write, nor of an end of it; `closed` that somebody closed the
+    file who had it open for writing. `resubmit_as` and `same_id` are watchman-send's `--as` and
+    `--same-id`; `old_id` is the upload id that the latter found. For `patience` seconds somebody
+    else may know better. `at` is when ProFTPD wrote a line of its log (epoch, whole seconds), 0 if
+    it did not. `uid` is that of the process that spoke on the socket.
     """
 
     kind: Kind
@@ -85,6 +85,7 @@ class Notification:
     session: str = ""
     reason: str = ""
     refused: bool = False
+    perhaps_refused: bool = False
     is_directory: bool = False
     appeared: bool = False
     closed: bool = False

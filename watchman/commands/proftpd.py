@@ -2,16 +2,115 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from watchman.commands import proftpd_file, proftpd_hooks, proftpd_log
 from watchman.commands.findings import Finding, error, ok, warn
-from watchman.commands.proftpd_file import Configuration, Directive
+from watchman.commands.proftpd_file import Configuration, Directive, Server
 from watchman.commands.table import count
 from watchman.rules import Rules
 from watchman.settings import Settings
 
 SUBJECT = "proftpd"
+
+
+class Told(NamedTuple):
+    """By what ProFTPD tells of uploads."""
+
+    hooks: bool
+    log: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What a directive does to what ProFTPD tells, `when` its server is so and tells by such."""
+
+    say: Callable[[str, str], Finding]
+    name: str
+    text: str
+    when: Callable[[Directive, Server, Told], bool]
+
+    def __str__(self) -> str:
+        return f"{SHOWN.get(self.name, self.name)}: {self.text}"
+
+
+def _virtual(server: Server) -> bool:
+    """Whether users are locked in by mod_vroot and not by chroot(2), so that hooks run."""
+    return server.on("VRootEngine") and not server.all("VRootServerRoot")
+
+
+def _only_hooks(_one: Directive, server: Server, told: Told) -> bool:
+    return told.hooks and not told.log and not _virtual(server)
+
+
+def _locks_some(one: Directive, server: Server, told: Told) -> bool:
+    return _only_hooks(one, server, told) and len(one.values) > 1 and one.values[0] != "/"
+
+
+def _locks_all(one: Directive, server: Server, told: Told) -> bool:
+    return _only_hooks(one, server, told) and len(one.values) == 1 and one.values[0] != "/"
+
+
+def _bends(_one: Directive, server: Server, _told: Told) -> bool:
+    return server.on("VRootEngine")
+
+
+NO_HOOK = "no hook runs for whom it locks in; use the transfer log"
+
+#: How directives are written whose names are not told as they are compared.
+SHOWN = {"anonymous": "<Anonymous>"}
+
+#: Tried with ProFTPD 1.3.8 and mod_vroot 0.9.11; see watchman.placing for what they say then.
+ROWS = (
+    Row(error, "DefaultRoot", NO_HOOK, _locks_all),
+    Row(warn, "DefaultRoot", NO_HOOK, _locks_some),
+    Row(warn, "anonymous", NO_HOOK, _only_hooks),
+    Row(
+        warn,
+        "UserOwner",
+        "files are not their session's user's, whose word on them is refused; use the transfer log"
+        " as well",
+        lambda _one, _server, told: told.hooks,
+    ),
+    Row(
+        warn,
+        "ExecEnable",
+        "no hook runs there; use the transfer log",
+        lambda one, _server, told: (
+            told.hooks and not told.log and one.values[:1] in (("off",), ("no",), ("false",))
+        ),
+    ),
+    Row(
+        error,
+        "VRootEngine",
+        "hooks name renames, STOU and all of SFTP by paths below its root, which lead nowhere; use"
+        " the transfer log",
+        lambda _one, server, told: _virtual(server) and told.hooks and not told.log,
+    ),
+    Row(
+        warn,
+        "VRootEngine",
+        "the log names renames and STOU by paths below its root: only what their user has uploaded"
+        " just before is known again, and hooks cannot say which file a session that dies has"
+        " begun; use DefaultRoot without it",
+        lambda _one, server, told: _virtual(server) and told.log,
+    ),
+    Row(
+        error,
+        "VRootAlias",
+        "what is uploaded through it is told of by a path that is not there; use mount --bind",
+        _bends,
+    ),
+    Row(
+        error,
+        "VRootServerRoot",
+        "no hook runs, and renames are told of by paths that lead nowhere; use DefaultRoot without"
+        " mod_vroot, and the transfer log",
+        _bends,
+    ),
+)
 
 
 def check(settings: Settings, file: str) -> Iterator[Finding]:
@@ -32,12 +131,12 @@ def _check(settings: Settings, configuration: Configuration) -> Iterator[Finding
     hooks = proftpd_hooks.found(configuration)
     yield from proftpd_log.check(settings, configuration)
     yield from proftpd_hooks.check(settings, configuration, hooks)
-    if not settings.proftpd.transfer_log:
-        yield from _locked_in(configuration, hooks)
-    if hooks:
-        for one in configuration.all("UserOwner"):
-            text = "files are not their session's user's, whose word on them is refused"
-            yield warn(SUBJECT, f"{one.place}: UserOwner: {text}; use the transfer log as well")
+    log = bool(settings.proftpd.transfer_log)
+    for server in configuration.servers():
+        for row in ROWS:
+            for one in server.all(row.name):
+                if row.when(one, server, Told(bool(hooks), log)):
+                    yield row.say(SUBJECT, f"{one.place}: {row}")
     for one in configuration.all("HiddenStores"):
         yield from _hidden(settings, one)
     if not any(watch.proftpd for watch in settings.watches.values()):
@@ -50,17 +149,6 @@ def _check(settings: Settings, configuration: Configuration) -> Iterator[Finding
         f" {count(len(configuration.servers()), 'server')}; speaks by"
         f" {' and '.join(ways) or 'nothing'}",
     )
-
-
-def _locked_in(configuration: Configuration, hooks: list[Directive]) -> Iterator[Finding]:
-    """Users locked into a directory, where hooks do not run."""
-    for one in configuration.all("DefaultRoot", "anonymous"):
-        if not hooks or one.values[:1] == ("/",):
-            continue
-        what = "<Anonymous>" if one.name == "anonymous" else "DefaultRoot"
-        text = f"{one.place}: {what}: no hook runs for whom it locks in; use the transfer log"
-        some = what != "DefaultRoot" or len(one.values) > 1
-        yield warn(SUBJECT, text) if some else error(SUBJECT, text)
 
 
 def _hidden(settings: Settings, one: Directive) -> Iterator[Finding]:

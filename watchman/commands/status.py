@@ -127,7 +127,9 @@ def _report(found: Mapping[str, Any], now: float) -> Iterator[str]:
 
 def _logs(found: Mapping[str, Any], now: float) -> Iterator[str]:
     for path, log in found.get("transfer_logs", {}).items():
-        refused = f", {count(log['refused'], 'foreign line')}" if log["refused"] else ""
+        refused = f", {count(log['refused'], 'refused line')}" if log["refused"] else ""
+        if log.get("ambiguous"):
+            refused += f" ({log['ambiguous']} with an ambiguous user name)"
         problem = f"; {printable(log['error'])}" if log["error"] else ""
         yield (
             f"  {printable(path)}: {count(log['records'], 'line')}{refused},"

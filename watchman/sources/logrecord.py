@@ -19,7 +19,7 @@ LOG_FORMAT = "%{epoch}|%P|%m|%s|%{transfer-status}|%{file-size}|%{protocol}|%a|%
 FIELDS = re.compile(
     r"(?a:(?P<epoch>\d{1,15})\|(?P<pid>\d{1,10})\|(?P<command>[^|\n]{1,40})\|(?P<status>\d{3}|-)\|"
     r"(?P<transfer>[a-z-]{1,20})\|(?P<size>\d{1,19}|-)\|(?P<protocol>[a-z0-9-]{1,20})\|"
-    r"(?P<client>[0-9A-Za-z.:_%-]{1,255})\|(?P<user>[^|\n]{0,255})\|)"
+    r"(?P<client>(?=[^|]*[.:])[0-9A-Za-z.:_%-]{1,255})\|(?P<user>[^\n]{0,255}?)\|)"
     r"(?P<path>/[^\n\0]*(?s:\n.*)?|-)\n",
 )
 
@@ -28,6 +28,9 @@ STORES = frozenset({"STOR", "APPE", "STOU"})
 #: Replies to a transfer that ProFTPD refused before it opened the file, see RFC 959: there is no
 #: right, a filter, an overwrite that is not allowed; or the command is wrong.
 REFUSALS = frozenset({"501", "502", "503", "504", "530", "532", "550", "553"})
+
+#: Why a line is refused of which a part may belong to the user's name or to the path.
+AMBIGUOUS = "whose user name may hold part of its path"
 
 #: Renames begun and not ended that are remembered: a client may leave it at RNFR.
 RENAMING = 1_000
@@ -88,6 +91,16 @@ def parse(piece: bytes, token: bytes) -> Record:
     return Record(int(at), pid, command, status, transfer, number, protocol, client, user, path)
 
 
+def check(path: str) -> None:
+    """Raise ForeignRecord if part of a path may be the user's name, which may hold a `|`.
+
+    One in a directory that is there is right, no user's name makes one. Other readings are not
+    tried: whoever makes directories of such names could speak of another's file.
+    """
+    if "|/" in path and not os.path.isdir(os.path.dirname(path)):
+        raise ForeignRecord(AMBIGUOUS)
+
+
 def whole(path: str) -> str:
     """Return a path without what another program has written behind it.
 
@@ -117,7 +130,7 @@ class Interpreter:
         if path == "-":
             return None
         good = record.status == "-" or record.status.startswith("2")
-        kind, old, reason = Kind.COMPLETED, "", ""
+        kind, old, reason, perhaps = Kind.COMPLETED, "", "", False
         if record.command == "RNFR":
             self._renaming[record.pid] = path
             if len(self._renaming) > RENAMING:
@@ -132,6 +145,9 @@ class Interpreter:
             return None
         elif not good or record.transfer != "success":
             kind, reason = Kind.FAILED, f"ProFTPD logged {record.status} {record.transfer}"
+            # 552 is too large. SFTP has one status for all.
+            perhaps = record.status.startswith("5") and record.status != "552"
+            perhaps |= record.protocol in ("sftp", "scp") and record.status == "451"
         return Notification(
             kind,
             path,
@@ -144,5 +160,6 @@ class Interpreter:
             session=f"{record.pid}.",
             reason=reason,
             refused=kind is Kind.FAILED and record.status in REFUSALS,
+            perhaps_refused=perhaps,
             at=record.at,
         )

@@ -16,7 +16,7 @@ import pyinotify
 from watchman.errors import ForeignRecord
 from watchman.sources.inotify import Inotify
 from watchman.sources.logfiles import LogFiles, Mark
-from watchman.sources.logrecord import Interpreter, parse, whole
+from watchman.sources.logrecord import AMBIGUOUS, Interpreter, check, parse, whole
 from watchman.upload import Notification
 
 logger = logging.getLogger(__name__)
@@ -90,6 +90,7 @@ class Log:
         return {
             "records": self._counts["records"],
             "refused": self._counts["refused"],
+            "ambiguous": self._counts[AMBIGUOUS],
             "last": self._last,
             "missing": isinstance(self.files.problem, FileNotFoundError),
             "lost_since": self.files.lost_since,
@@ -115,10 +116,11 @@ class Log:
     def _understand(self, piece: bytes, since: int) -> Notification | None:
         try:
             record = parse(piece, self._token)
+            path = whole(record.path)
+            check(path)
         except ForeignRecord as e:
             self._refuse(str(e), piece, max(piece.count(b"\n"), 1))
             return None
-        path = whole(record.path)
         if foreign := record.path[len(path) + 1 :]:
             self._refuse("without our token", os.fsencode(foreign), foreign.count("\n") + 1)
         if record.at < since:
@@ -130,6 +132,7 @@ class Log:
 
     def _refuse(self, why: str, piece: bytes, lines: int) -> None:
         self._counts["refused"] += lines
+        self._counts[why] += lines
         if why not in self._reported:
             self._reported.add(why)
             # What stands first may be the token that another file has.
