@@ -105,16 +105,16 @@ DECLARED: dict[str, dict[str, Any]] = {
 RABBIT = {
     "alike": Case(),
     "missing": Case(note="first task makes exchange 'check-missing' and queue 'check-missing'"),
-    "alike-not-ours": Case(declare=False, user="writer:secret"),
+    "alike-not-ours": Case(declare=False, user="check-writer:secret"),
     "other-priority": Case("PRECONDITION_FAILED - inequivalent arg 'x-max-priority'"),
     "other-length": Case("have task_queues say what it is like there, or declare = no"),
     "not-durable": Case("PRECONDITION_FAILED - inequivalent arg 'durable'"),
     "other-exchange": Case("PRECONDITION_FAILED - inequivalent arg 'type'"),
     "no-such-kind": Case("PRECONDITION_FAILED", celery={"task_queue_max_priority": 300}),
-    "may-not-make": Case("ACCESS_REFUSED", user="writer:secret"),
+    "may-not-make": Case("ACCESS_REFUSED", user="check-writer:secret"),
     "nobody-makes": Case("NOT_FOUND - no queue", declare=False),
-    "unreadable": Case("Queue.bind: (403) ACCESS_REFUSED", user="blind:secret"),
-    "unwritable": Case("Queue.bind: (403) ACCESS_REFUSED", user="reader:secret"),
+    "unreadable": Case("Queue.bind: (403) ACCESS_REFUSED", user="check-blind:secret"),
+    "unwritable": Case("Queue.bind: (403) ACCESS_REFUSED", user="check-reader:secret"),
     "bound": Case(
         note="; whether a queue is bound to it only a task can tell",
         options={"exchange": "check-theirs", "routing_key": "key"},
@@ -140,9 +140,8 @@ def rabbit(rabbit_server: RabbitServer) -> RabbitServer:
             entity = kombu.Queue(f"check-{name}", **({"exchange": exchange(name)} | how))
             entity.bind(connection.default_channel).declare()
     for user, rights in RIGHTS.items():
-        with contextlib.suppress(subprocess.CalledProcessError):  # another test has made it
-            rabbit_server.ctl("add_user", user, "secret")
-        rabbit_server.ctl("set_permissions", user, *rights)
+        rabbit_server.ctl("add_user", f"check-{user}", "secret")
+        rabbit_server.ctl("set_permissions", f"check-{user}", *rights)
     return rabbit_server
 
 

@@ -23,11 +23,12 @@ HOOK = str(SHIPPED / "watchman-hook")
 LIMIT = 0.2
 
 LISTENER = """
-import sys
+import signal, sys
 from watchman.sources.listener import Listener
 
 Listener(sys.argv[1], submit=None, query=lambda event, fields: [], admins=()).start()
 print("ready", flush=True)
+signal.pause()
 """
 
 

@@ -120,7 +120,8 @@ def test_where_watches_run_out_scans_find_everything_until_there_are_more(
         (incoming / f"{n}/new2/heard.csv").write_text("1")
         wanted[f"in/{n}/new2/heard.csv"] = 1
     eventually(lambda: paths(tmp_path) == wanted)
-    assert daemon.status()["sources"]["inotify"]["heard"] == heard + 10
+    # More often where a file was closed before the word of its appearing was read.
+    assert daemon.status()["sources"]["inotify"]["heard"] >= heard + 10
     daemon.stop()
     assert paths(tmp_path) == wanted
 

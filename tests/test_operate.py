@@ -87,9 +87,9 @@ def test_what_is_paused_waits_over_a_kill_until_it_is_resumed(
     eventually(lambda: len(daemon.queue()) == 2)
     kill(daemon)
     write(incoming, "c.csv")
-    rows = eventually(lambda: len(rows := daemon.queue()) == 3 and rows)
+    eventually(lambda: len(daemon.queue()) == 3)
     eventually(lambda: {row["reason"] for row in daemon.queue()} == {f"paused: {name or 'all'}"})
-    assert {row["state"] for row in rows} == {"waiting"}
+    assert {row["state"] for row in daemon.queue()} == {"waiting"}
     assert sent(tmp_path) == []
     status = daemon.status()
     assert status["healthy"]

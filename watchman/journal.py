@@ -334,8 +334,8 @@ class Journal:
 
     def _begin(self) -> None:
         self.close()
-        # A segment retired meanwhile may have had the highest number.
-        self._segment = max([self._segment, *self._segments.numbers()]) + 1
+        # One that was retired may have had the highest, and the history knows it by its number.
+        self._segment = max(self._segment, self._segments.highest()) + 1
         self._records = 0
         self._open(self._segment)
 

@@ -425,7 +425,7 @@ class Sweep:
         return root == self.root
 
     def known(self, subpath: str, state: FileState) -> bool:
-        """As `Ledger.known`, and keep the file's decision."""
+        """As `Ledger.known`; and keep the file's decision, which another one may follow."""
         if state.device != self._device:
             self._device = state.device
             self._tag = self._ledger.filesystems.tag(subpath, state.device)
@@ -439,13 +439,13 @@ class Sweep:
             if state.ctime == ctime and state.size == size & _SIZE:
                 self.seen[index] = self.saw_files = True
                 return True
+        if entry is not None:
+            self.seen[entry[0]] = self.saw_files = True
         decision = self._ledger._known(wanted, subpath, state)
         if decision is None:
             return False
         self.saw_files = True
-        if entry is not None:
-            self.seen[entry[0]] = True
-        elif decision.existing:
+        if entry is None and decision.existing:
             self.existing[wanted[0]] += pack(wanted, decision)
         return True
 
@@ -453,14 +453,7 @@ class Sweep:
         return self._ledger.doubts(subpath, state)
 
     def holds(self, subpath: str, state: FileState, sample: int) -> bool:
-        """As `Ledger.holds`, and keep the file's decision."""
-        if not self._ledger.holds(subpath, state, sample):
-            return False
-        entry = self.file.get(self._ledger.key(subpath, state)) if self.file is not None else None
-        if entry is not None:
-            self.seen[entry[0]] = True
-        self.saw_files = True
-        return True
+        return self._ledger.holds(subpath, state, sample)
 
     def finish(self, *, complete: bool) -> None:
         """Drop the decisions about files that a complete scan did not see."""

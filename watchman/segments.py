@@ -60,7 +60,11 @@ class Segments:
 
     def numbers(self) -> list[int]:
         """Return the segments there are, the oldest first."""
-        return sorted(int(name[: -len(SUFFIX)]) for name in _names(self.directory))
+        return _numbers(self.directory)
+
+    def highest(self) -> int:
+        """Return the highest number that a segment has, or has had in the history; 0 if none."""
+        return max([*self.numbers(), *_numbers(self._history)], default=0)
 
     def path(self, segment: int) -> str:
         return os.path.join(self.directory, f"{segment:08}{SUFFIX}")
@@ -214,6 +218,10 @@ def fsync_directory(path: str) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _numbers(directory: str) -> list[int]:
+    return sorted(int(name[: -len(SUFFIX)]) for name in _names(directory))
 
 
 def _names(directory: str) -> list[str]:

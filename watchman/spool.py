@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import stat
 import tempfile
 
 from watchman.errors import SpoolLocked
@@ -17,7 +18,8 @@ def lock(spool: str) -> int:
     for name in ("", "ledger", "journal", "history"):
         directory = os.path.join(spool, name)
         make_directory(directory.rstrip("/"), 0o700)
-        os.chmod(directory, 0o700)
+        if stat.S_IMODE(os.stat(directory).st_mode) != 0o700:
+            os.chmod(directory, 0o700)
     fd = os.open(os.path.join(spool, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
