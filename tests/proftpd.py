@@ -12,7 +12,7 @@ import socket
 import struct
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -113,9 +113,9 @@ class Options:
     """What a test wants of ProFTPD; `directives` go into Global, `outside` to the outermost level.
 
     Durations in seconds; `max_store_file_size` as ProFTPD spells it ("10 Kb"). DefaultRoot works
-    for root only; with `vroot` it is mod_vroot's. `log` is the transfer log in a directory that is
-    there, `token` its secret; with it hooks may be told to tell of sessions alone. `users` are
-    others beside USER, the same to the system, and their homes.
+    for root only, and with `locked` for these users alone; with `vroot` it is mod_vroot's. `log` is
+    the transfer log in a directory that is there, `token` its secret; with it hooks may be told to
+    tell of sessions alone. `users` are others beside USER, the same to the system, and their homes.
     """
 
     hooks: bool = True
@@ -123,6 +123,7 @@ class Options:
     token: str = "a-secret"
     sessions_only: bool = False
     chroot: bool = False
+    locked: Collection[str] = ()
     vroot: bool = False
     hidden_stores: bool = False
     max_store_file_size: str = ""
@@ -178,7 +179,8 @@ class ProftpdServer(Server):
             f"{u}:{PASSWORD_HASH}:{UID}:{GID}::{home}:/bin/false\n" for u, home in users.items()
         ]
         self.write("passwd", "".join(passwd), mode=0o600)
-        self.write("group", f"{USER}:x:{GID}:\n", mode=0o600)
+        locked = f"locked:x:{GID + 1}:{','.join(self.options.locked)}\n"
+        self.write("group", f"{USER}:x:{GID}:\n{locked}", mode=0o600)
         self.write("watchman.conf", self.included())
         if self.options.tls:
             self.make_certificate()
@@ -228,7 +230,7 @@ class ProftpdServer(Server):
         options = self.options
         lines = []
         if options.chroot or options.vroot:
-            lines.append("DefaultRoot ~")
+            lines.append(f"DefaultRoot ~{' locked' * bool(options.locked)}")
         if options.vroot:
             lines.append("VRootEngine on")
         if options.hidden_stores:

@@ -56,6 +56,18 @@ token = a-secret
 """
 
 
+class Winding(ftplib.FTP):
+    """A client that names each file by a way that goes through the directory above."""
+
+    through = ""
+
+    def putcmd(self, line: str) -> None:
+        command, _, name = line.partition(" ")
+        if command in {"STOR", "APPE", "DELE", "RNFR", "RNTO"}:
+            line = f"{command} {self.through}{name}"
+        super().putcmd(line)
+
+
 class Broker:
     """The embedded broker's folder, which many look at all the time and few write to."""
 
@@ -81,7 +93,8 @@ class Broker:
 class Scene:
     """A ProFTPD and a daemon in one mode, and a directory there: `name` in a user's home.
 
-    `root` is where the daemon sees that home, with all symlinks that its INI file has.
+    `root` is where the daemon sees that home, with all symlinks that its INI file has. `winding` is
+    for a client that says `..`.
     """
 
     mode: str
@@ -92,13 +105,15 @@ class Scene:
     name: str = ""
     user: str = USER
     root: str = "home"
+    winding: bool = False
 
     @property
     def directory(self) -> Path:
         return self.tmp / self.root / self.name
 
     def ftp(self) -> ftplib.FTP:
-        ftp = ftplib.FTP(timeout=30, encoding="latin-1")
+        ftp = Winding(timeout=30, encoding="latin-1")
+        ftp.through = f"../{self.name}/" if self.winding else ""
         ftp.connect("127.0.0.1", self.server.port)
         ftp.login(self.user, PASSWORD)
         ftp.cwd(self.name)

@@ -27,8 +27,8 @@ from tests.scene import CONFIRM, INI, MODES, Scene, scene
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
-#: Each mode as it is, and with users whom DefaultRoot locks into their home.
-COLUMNS = (*MODES, *(f"{mode}, chroot" for mode in MODES))
+#: Each mode as it is, and with a DefaultRoot that locks some users into their home.
+COLUMNS = (*MODES, *(f"{mode}, mixed" for mode in MODES))
 
 #: Columns played at the same time, and what is done in each of them: it is mostly waiting.
 PLAYED_TOGETHER, DONE_TOGETHER = 3, 10
@@ -41,6 +41,9 @@ HOMES = {
     "lars": ("real", "way"),
     "lena": ("way", "way"),
 }
+
+#: Whom DefaultRoot locks in, while the hooks of the others are heard.
+LOCKED = (USER, "lars")
 
 WATCHES = f"""
 [watch:strict]
@@ -101,8 +104,8 @@ def gives(*failed: str, **tasks: int | tuple[int | None, ...] | None) -> Result:
 class Row:
     """What is done, and what comes of it for who hears: hooks; the log; both; nobody.
 
-    With `chroot` hooks cannot run: the log is alone, or there is nobody. `both` is also for the log
-    and hooks for sessions alone. `either` is what may come instead.
+    For who is locked in hooks cannot run: the log is alone, or there is nobody. `both` is also for
+    the log and hooks for sessions alone. `either` is what may come instead.
     """
 
     do: Callable[[Scene], Generator[None] | None]
@@ -116,22 +119,28 @@ class Row:
     muddled: Result | None = None
     slow: Result | None = None
     user: str = USER
+    winding: bool = False
     #: What comes of it where PathDenyFilter is: among the hooks, whether they can run or not.
     denied: Row | None = None
 
     def expected(self, column: str) -> Result:
-        mode, _, chroot = column.partition(", ")
+        mode = column.partition(", ")[0]
         if self.denied is not None and mode != "log":
             return self.denied.expected(column)
-        if chroot:
+        if self.is_locked(column):
             return self.nobody if mode == "hooks" else self.log
         return {"hooks": self.hooks, "log": self.log}.get(mode, self.both)
 
     def results(self, column: str) -> list[Result]:
         """All that is right."""
-        others = {"hooks": self.muddled, "hooks, chroot": self.slow}
-        results = (self.expected(column), self.either, others.get(column))
+        other = None
+        if column.startswith("hooks"):
+            other = self.slow if self.is_locked(column) else self.muddled
+        results = (self.expected(column), self.either, other)
         return [result for result in results if result is not None]
+
+    def is_locked(self, column: str) -> bool:
+        return column.endswith(", mixed") and self.user in LOCKED
 
     def is_interrupted(self) -> bool:
         return inspect.isgeneratorfunction(self.do)
@@ -307,6 +316,11 @@ ROWS |= {
     for name in ("stor", "reset", "killed", "renameexcluded", "renamematched", "sftp")
 }
 
+ROWS |= {
+    f"winding{name}": replace(ROWS[name], winding=True)
+    for name in ("stor", "append", "reset", "resetover", "killed", "renameexcluded", "renameover")
+}
+
 
 # The play.
 
@@ -414,8 +428,8 @@ class Stage:
 
 def place(scene: Scene, name: str) -> Scene:
     """The scene in a directory of the row's name."""
-    user = ROWS[name].user
-    return replace(scene, name=name, user=user, root=HOMES[user][1])
+    user, winding = ROWS[name].user, ROWS[name].winding
+    return replace(scene, name=name, user=user, root=HOMES[user][1], winding=winding)
 
 
 def found(s: Scene) -> Found:
@@ -438,11 +452,11 @@ def foreseen(name: str) -> str:
 
 
 def play(column: str, names: Iterable[str]) -> Play:
-    mode, _, chroot = column.partition(", ")
+    mode, _, mixed = column.partition(", ")
     with contextlib.ExitStack() as stack:
         tmp = stack.enter_context(public_directory())
         furnish(tmp, stack)
-        options = {"chroot": bool(chroot), "tls": True, "sftp": True}
+        options = {"chroot": bool(mixed), "locked": LOCKED, "tls": True, "sftp": True}
         users = {user: tmp / home for user, (home, _) in HOMES.items() if user != USER}
         directives = DIRECTORIES.format(home=tmp / "home")
         s = stack.enter_context(
