@@ -14,7 +14,7 @@ BENCH =
 # The real servers and clients that the tests start.
 DEBIAN = redis-server rabbitmq-server proftpd-core proftpd-mod-crypto lftp curl rclone ncftp wput \
     openssh-client openssh-server openssl samba smbclient rsync logrotate strace debootstrap \
-    acl iproute2 proftpd-mod-vroot bindfs fuse3 btrfs-progs libfaketime locales
+    acl iproute2 proftpd-mod-vroot bindfs fuse3 btrfs-progs faketime locales
 
 .ONESHELL:
 .SHELLFLAGS = -euc
