@@ -45,14 +45,10 @@ class Write:
     may_fail: bool = False
     #: It may be sent under a second id.
     may_repeat: bool = False
-    #: It need not be sent.
-    may_miss: bool = False
     #: Its mode or times were changed since it was written.
     touched: bool = False
     #: It was sent, and watchman may not know.
     in_doubt: bool = False
-    #: Its inode had a content of that size before.
-    is_alike: bool = False
     #: Its directory was renamed into another watch.
     crossed: bool = False
 
@@ -99,9 +95,8 @@ class Files:
     def __init__(self) -> None:
         self.writes: list[Write] = []
         self.at: dict[Path, Write] = {}
-        #: Every inode with every ctime that one of them had, and with every size.
-        self._seen: set[tuple[int, int]] = set()
-        self._sizes: set[tuple[int, int]] = set()
+        #: Every inode, by its device and number, with every ctime that one of them had.
+        self._seen: set[tuple[int, int, int]] = set()
         #: Inodes of files that have changed since the clock was moved.
         self.fresh: set[int] = set()
 
@@ -116,13 +111,12 @@ class Files:
     def put(self, path: Path, content: bytes, mode: str) -> None:
         """Write a file in one go, at a time that no file of its inode has borne.
 
-        A write is known by inode, size and times; the kernel's clock ticks every few milliseconds.
+        A write is noticed by its ctime; the kernel's clock ticks every few milliseconds.
         """
         while True:
             with path.open(mode) as file:
                 file.write(content)
             if self.is_stamped(path):
-                self.finish(path, self.at[path])
                 return
             if mode == "ab":
                 os.truncate(path, path.stat().st_size - len(content))
@@ -134,19 +128,12 @@ class Files:
 
     def is_stamped(self, path: Path) -> bool:
         status = path.stat()
-        stamp = status.st_ino, status.st_ctime_ns
+        stamp = status.st_dev, status.st_ino, status.st_ctime_ns
         if stamp in self._seen:
             return False
         self._seen.add(stamp)
         self.fresh.add(status.st_ino)
         return True
-
-    def finish(self, path: Path, write: Write) -> None:
-        """Remember what a file is like that has been written."""
-        status = path.stat()
-        shape = status.st_ino, status.st_size
-        write.is_alike = shape in self._sizes
-        self._sizes.add(shape)
 
     def move(self, old: Path, new: Path) -> None:
         old.rename(new)

@@ -94,7 +94,7 @@ class Whereabouts:
         if state.inode != old.inode:
             return self._find(upload, superseded)
         self._missing.pop(upload.id, None)
-        if state.rewritten_since(old.size, old.ctime):
+        if _is_rewritten(upload, watch, subpath, state):
             return superseded
         known = self._last_known(upload, upload.path)
         return superseded if self._ledgers[watch.name].decided_since(subpath, known) else None
@@ -170,7 +170,7 @@ class Whereabouts:
                         known = self._last_known(upload, path)
                         newer = self._ledgers[found.name].decided_since(subpath, known)
                         upload = replace(upload, watch=found.name, path=path)
-                        if newer or state.rewritten_since(old.size, old.ctime):
+                        if newer or _is_rewritten(upload, found, name, state):
                             return Report(upload, State.SUPERSEDED, "overwritten before its turn")
                         root = beneath.identity(found.path)
                         return Report(replace(upload, state=state, root=root), State.RENAMED)
@@ -250,6 +250,15 @@ class Whereabouts:
     def _keep(self, rename: Rename) -> None:
         self._journal.hold(rename.position)
         self._renames.append(rename)
+
+
+def _is_rewritten(upload: Upload, watch: WatchSettings, subpath: str, state: FileState) -> bool:
+    """Whether a file holds something else than was accepted; its size and mtime may be the same."""
+    old = upload.state
+    if state.rewritten_since(old.size, old.ctime) or not upload.sample or state.ctime == old.ctime:
+        return state.rewritten_since(old.size, old.ctime)
+    sample = beneath.sample(watch.path, subpath, state)
+    return sample is not None and sample != upload.sample
 
 
 def _is_there(upload: Upload, watch: WatchSettings, device: int) -> bool:
