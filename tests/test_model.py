@@ -332,7 +332,7 @@ class Interleavings(RuleBasedStateMachine):
         self.files.is_stamped(target)
         write.told.clear()
         write.whole = False
-        # README: "so it is another upload"; what waited is gone.
+        # README: "another upload, and so is a file that was one and that OpenSSH's server renames".
         write.may_be_new()
         self.happen(Kind.COMPLETED, target, write, prompt, appeared=True)
 
