@@ -1,5 +1,6 @@
 """Moves to filesystems that come, go, fill up and turn read-only. All of them real ones."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -254,12 +255,15 @@ def test_what_was_deleted_before_devices_were_numbered_anew_is_gone(
 ) -> None:
     """As at a boot; and what lies on a mount that is not there yet is waited for."""
     ftp, nested, new = tmp_path / "ftp", tmp_path / "ftp" / "nested", tmp_path / "new"
-    for directory in (ftp, new):
-        directory.mkdir()
-    mount("-t", "tmpfs", "tmpfs", str(ftp))
-    try:
+    for directory in (ftp, new / "ftp", new / "nested"):
+        directory.mkdir(parents=True)
+    with contextlib.ExitStack() as stack:
+        disks = {name: stack.enter_context(disk(tmp_path / name)) for name in ("outer", "inner")}
+        for directory in (new / "ftp", new / "nested", ftp, nested):
+            stack.callback(unmounted, directory)
+        mount(disks["outer"].attach(), str(ftp))
         nested.mkdir()
-        mount("-t", "tmpfs", "tmpfs", str(nested))
+        mount(disks["inner"].attach(), str(nested))
         daemon = start_watchman(
             "[broker:b]\nurl = filesystem://broker\n[watch:ftp]\npath = ftp\n"
             "[task:csv]\npattern = *.csv\nbroker = b\ntask = tests.record\n"
@@ -272,8 +276,12 @@ def test_what_was_deleted_before_devices_were_numbered_anew_is_gone(
         eventually(lambda: [bool(row["id"]) for row in daemon.queue()] == [True] * 4)
         ids = {row["path"]: row["id"] for row in daemon.queue()}
         daemon.stop()
-        renumbered(nested, new / "nested")
-        renumbered(ftp, new / "ftp", "nested")
+        for directory, name in ((nested, "inner"), (ftp, "outer")):
+            before = directory.stat().st_dev
+            umount(directory)
+            mount(disks[name].attach(), str(new / directory.name))
+            assert (new / directory.name).stat().st_dev != before
+            (new / directory.name / "deleted.csv").unlink()
         mount("--bind", str(new / "ftp"), str(ftp))
         daemon.start()
         daemon.ask("resume", name="broker:b")
@@ -285,19 +293,34 @@ def test_what_was_deleted_before_devices_were_numbered_anew_is_gone(
         kept = [str(ftp / "kept.csv"), str(nested / "kept.csv")]
         assert sent == {path: ids[path] for path in kept}
         daemon.stop()
-    finally:
-        for directory in (nested, ftp, new / "nested", new / "ftp"):
-            while directory.exists() and is_mount(directory):
-                subprocess.run(["umount", "--lazy", str(directory)], check=True)
 
 
-def renumbered(directory: Path, new: Path, *subdirectories: str) -> None:
-    """Unmount a tmpfs; one with another number has its first file at `new`, and no other."""
-    new.mkdir()
-    mount("-t", "tmpfs", "tmpfs", str(new))
-    assert new.stat().st_dev != directory.stat().st_dev
-    for name in subdirectories:
-        (new / name).mkdir()
-    shutil.copy2(directory / "kept.csv", new / "kept.csv")
-    assert (new / "kept.csv").stat().st_ino == (directory / "kept.csv").stat().st_ino
-    umount(directory)
+class LoopDisk:
+    """An ext4 filesystem in a file."""
+
+    def __init__(self, image: Path) -> None:
+        self.image = image
+        self.devices: list[str] = []
+
+    def attach(self) -> str:
+        """Return a loop device that shows it: each time another one."""
+        command = ["losetup", "--find", "--show", str(self.image)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        self.devices.append(done.stdout.strip())
+        return self.devices[-1]
+
+
+@contextlib.contextmanager
+def disk(image: Path) -> Iterator[LoopDisk]:
+    with image.open("wb") as file:
+        file.truncate(16 << 20)
+    subprocess.run(["mkfs.ext4", "-q", image], check=True)
+    one = LoopDisk(image)
+    yield one
+    for device in one.devices:
+        subprocess.run(["losetup", "--detach", device], check=True)
+
+
+def unmounted(directory: Path) -> None:
+    while directory.exists() and is_mount(directory):
+        subprocess.run(["umount", "--lazy", str(directory)], check=True)
