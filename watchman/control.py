@@ -83,8 +83,6 @@ class Control:
         raise WatchmanError(f"unknown query {event!r}")
 
     def _queue(self, limit: str) -> Iterator[Mapping[str, Any]]:
-        if limit and not limit.isdecimal():
-            raise WatchmanError(f"limit {limit!r} is not a number")
         rows = itertools.chain(self._unsettled.rows(), self._dispatcher.held.rows())
         return itertools.islice(rows, int(limit) if limit else None)
 

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from watchman.files import made_with
 from watchman.settings import Settings
+from watchman.wire import printable
 
 #: Lines that wait to be written, at the most, some 500 bytes each; further ones are lost.
 WAITING = 10_000
@@ -49,6 +50,14 @@ class JsonFormatter(logging.Formatter):
         if record.exc_text:
             line["traceback"] = record.exc_text
         return json.dumps(line)
+
+
+class TextFormatter(logging.Formatter):
+    """One line, whatever strangers have put into names and reasons; a traceback follows it."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        record.message = printable(record.message)
+        return super().formatMessage(record)
 
 
 class Target(Protocol):
@@ -125,7 +134,7 @@ class Writer(logging.Handler):
         self._ending = threading.Event()
         self._name = settings.log_file
         self._target: Target = LogFile(self._name) if self._name else Stderr(self._ending)
-        text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+        text = TextFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
         self.setFormatter(JsonFormatter() if settings.log_format == "json" else text)
         self._records: queue.SimpleQueue[logging.LogRecord | None] = queue.SimpleQueue()
         #: Lines lost since the last one was written.

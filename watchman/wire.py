@@ -84,6 +84,8 @@ def line(word: str, text: str = "") -> bytes:
 
 def printable(text: str) -> str:
     """`text` on one line that any terminal shows and any encoder takes."""
+    if text.isprintable():
+        return text
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode()
         for letter in text.replace("\n", " ")

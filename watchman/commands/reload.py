@@ -4,6 +4,7 @@ import argparse
 
 from watchman.commands import shell
 from watchman.settings import Settings
+from watchman.wire import printable
 
 HELP = "have the daemon read the INI file again"
 DESCRIPTION = """\
@@ -27,5 +28,5 @@ def main(settings: Settings, arguments: argparse.Namespace) -> int:
     if arguments.json:
         shell.print_json(found)
     else:
-        print("\n".join(found["changed"]) or "nothing changed")
+        print("\n".join(map(printable, found["changed"])) or "nothing changed")
     return shell.DONE

@@ -18,6 +18,7 @@ from typing import Any
 from watchman.errors import RequestRefused, WatchmanError
 from watchman.sources.connection import Connection, Due
 from watchman.sources.peers import Admins, Peer
+from watchman.sources.refused import Refused
 from watchman.sources.requests import Request
 from watchman.sources.socketfile import SocketFile
 from watchman.upload import Answer, Notification
@@ -143,6 +144,7 @@ class _Server(socketserver.UnixStreamServer):
         self._submit = submit
         self._query = query
         self.admins = admins
+        self._refused = Refused()
         self._limit = min(CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
         #: Each with the selector's events that it waits for.
         self._connections: dict[Connection, int] = {}
@@ -280,6 +282,7 @@ class _Server(socketserver.UnixStreamServer):
             if not request.event.admins_only and not self._may_announce(connection.peer, request):
                 raise RequestRefused("only who may write a file may announce it")
         except RequestRefused as refusal:
+            self._refused.tell(connection.peer, str(refusal))
             due.text = line("ERROR", str(refusal))
             return
         if request.event.notification is None:

@@ -8,13 +8,13 @@ from difflib import get_close_matches
 from watchman.errors import RequestRefused
 from watchman.sessions import session_in
 from watchman.upload import Kind, Notification, Source
-from watchman.wire import decode, shorten
+from watchman.wire import REQUEST_LIMIT, decode, shorten
 
 #: Bytes of the longest path that a system call takes, see PATH_MAX in limits.h.
 PATH_LIMIT = 4095
 
-#: Fields whose values are absolute paths.
-PATHS = ("path", "as", "from")
+#: The size of the largest file, see loff_t in lseek64(3).
+SIZE_LIMIT = 2**63 - 1
 
 
 def _resubmit(fields: Mapping[str, str]) -> Notification:
@@ -29,7 +29,7 @@ def _resubmit(fields: Mapping[str, str]) -> Notification:
 
 def _announce(kind: Kind) -> Callable[[Mapping[str, str]], Notification]:
     def notification(fields: Mapping[str, str]) -> Notification:
-        size = fields.get("size", "")
+        size = fields.get("size")
         return Notification(
             kind,
             fields.get("path", ""),
@@ -38,12 +38,63 @@ def _announce(kind: Kind) -> Callable[[Mapping[str, str]], Notification]:
             user=fields.get("user", ""),
             client=fields.get("client", ""),
             protocol=fields.get("protocol", ""),
-            size=int(size) if size.isdecimal() else None,
+            size=None if size is None else int(size),
             reason=fields.get("reason", ""),
             session=session_in(fields.get("session", "")),
         )
 
     return notification
+
+
+Read = Callable[[str, str], str]
+
+
+def _absolute(key: str, path: str) -> str:
+    """`path`, without what says nothing. What `..` means, its directory tells later."""
+    if not path.startswith("/"):
+        raise RequestRefused(f"{key} {shorten(path)} is not absolute; it begins with /")
+    if len(os.fsencode(path)) > PATH_LIMIT:
+        raise RequestRefused(f"{key} is longer than {PATH_LIMIT} bytes, which no file's path is")
+    return "/" + "/".join(name for name in path.split("/") if name not in ("", "."))
+
+
+def _number(key: str, value: str) -> str:
+    """ASCII digits, as many as the size of a file may have."""
+    is_number = value.isascii() and value.isdecimal() and len(value) <= len(str(SIZE_LIMIT))
+    if not is_number or int(value) > SIZE_LIMIT:
+        raise RequestRefused(f"{key} {shorten(value)} is not a number from 0 to {SIZE_LIMIT}")
+    return value
+
+
+def _text(limit: int) -> Read:
+    def read(key: str, value: str) -> str:
+        if len(os.fsencode(value)) > limit:
+            raise RequestRefused(f"{key} is longer than {limit} bytes")
+        return value
+
+    return read
+
+
+def _yes(key: str, value: str) -> str:
+    if value != "yes":
+        raise RequestRefused(f"{key} {shorten(value)} can only be yes")
+    return value
+
+
+#: How each field is read, by its name: what it gives, or RequestRefused.
+FIELDS: Mapping[str, Read] = {
+    **dict.fromkeys(("path", "as", "from"), _absolute),
+    **dict.fromkeys(("size", "limit"), _number),
+    **dict.fromkeys(("same_id", "all", "failed", "deferred"), _yes),
+    # ProFTPD takes no longer names of users; DNS has none of hosts (RFC 1035, 2.3.4).
+    **dict.fromkeys(("user", "client", "broker", "name"), _text(256)),
+    **dict.fromkeys(("protocol", "id"), _text(64)),
+    "session": _text(128),
+    "reason": _text(1024),
+    "pattern": _text(PATH_LIMIT),
+    # As many as one request holds.
+    "ids": _text(REQUEST_LIMIT),
+}
 
 
 #: Who speaks of an upload: ProFTPD's hook knows these.
@@ -113,21 +164,12 @@ class Request:
         fields = {}
         for key in (*event.required, *event.either, *event.optional):
             value = given.get(key, "")
-            if value and key in PATHS:
-                value = _absolute(key, value)
-            elif not value and key in event.required:
+            if value:
+                value = FIELDS[key](key, value)
+            elif key in event.required:
                 raise RequestRefused(f"{name} needs a field {key}, which is missing or empty")
             if value:
                 fields[key] = value
         if event.either and not fields.keys() & set(event.either):
             raise RequestRefused(f"{name} needs a field {' or '.join(event.either)}")
         return cls(name, event, fields)
-
-
-def _absolute(key: str, path: str) -> str:
-    """`path`, without what says nothing. What `..` means, its directory tells later."""
-    if not path.startswith("/"):
-        raise RequestRefused(f"{key} {shorten(path)} is not absolute; it begins with /")
-    if len(os.fsencode(path)) > PATH_LIMIT:
-        raise RequestRefused(f"{key} is longer than {PATH_LIMIT} bytes, which no file's path is")
-    return "/" + "/".join(name for name in path.split("/") if name not in ("", "."))
