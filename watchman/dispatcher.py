@@ -15,6 +15,7 @@ from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from watchman import beneath
+from watchman.access import may_speak
 from watchman.byhand import ByHand
 from watchman.crosscheck import Crosscheck
 from watchman.decisions import Decisions, Respond, nobody
@@ -363,6 +364,9 @@ class Dispatcher:
         """
         if notification.source in SPELLED:
             notification = self.placing.place(self._named(notification))
+        if not all(map(partial(self._may_speak, notification), _paths(notification))):
+            answer(Answer(Outcome.ERROR, "only who may write a file may announce it"))
+            return
         if notification.source in PROFTPD and notification.path:
             self._hear_of(notification)
         if notification.source is Source.RESUBMIT:
@@ -391,6 +395,10 @@ class Dispatcher:
                 else:
                     answer(Answer(Outcome.IGNORED, "no path"))
 
+    def _may_speak(self, notification: Notification, path: str) -> bool:
+        located = self._locate(path)
+        return located is None or may_speak(notification, located[0].path, located[1])
+
     def _hear_of(self, notification: Notification) -> None:
         located = self._locate(notification.path)
         if located is not None and notification.kind is not Kind.STARTED:
@@ -407,6 +415,9 @@ class Dispatcher:
         watch, subpath = located
         path = os.path.join(watch.path, subpath)
         noticed = self.held.get(path)
+        if not may_speak(notification, watch.path, subpath):
+            # Another's file has taken the place of what it was said of.
+            notification = Notification(Kind.COMPLETED, path, Source.INOTIFY)
         verdict = self.judge.judge(watch, subpath, notification, noticed)
         if not isinstance(verdict, Hold):
             self.held.pop(path)
@@ -468,6 +479,10 @@ class Dispatcher:
             self._ledgers.replay_rename(record["path"], FileState.decode(record["file"]))
         self._decisions.replay(position, record)
         self._endings.replay(position, record)
+
+
+def _paths(notification: Notification) -> list[str]:
+    return [path for path in (notification.path, notification.old_path) if path]
 
 
 def _with_last_words(

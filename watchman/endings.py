@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from watchman import beneath
+from watchman.access import may_speak
 from watchman.decisions import Decisions, Respond, nobody
 from watchman.errors import NotBelowWatch
 from watchman.groupcommit import GroupCommit
@@ -72,18 +73,22 @@ class Endings:
         if not waits(notification.session):
             before = None  # we hear of it late: what is there may be its own
 
+        who = notification.uid, notification.groups
+
         def durable(position: int) -> None:
-            self._open(Transfer(path, notification.session, before, position))
+            self._open(Transfer(path, notification.session, before, position, *who))
             answer(Answer(Outcome.OK))
 
         def failed(reason: str) -> None:
             # It is known for as long as we run.
-            self._open(Transfer(path, notification.session, before, -1))
+            self._open(Transfer(path, notification.session, before, -1, *who))
             answer(Answer(Outcome.ERROR, reason))
 
         record = {"event": Kind.STARTED.value, "at": self._clock(), "path": path}
         record |= {"session": notification.session, "user": notification.user}
         record["before"] = before.encode() if before else None
+        if notification.groups is not None:
+            record |= {"uid": notification.uid, "groups": sorted(notification.groups)}
         self._commit.stage(record, durable, failed)
 
     def complete(self, notification: Notification) -> str:
@@ -129,6 +134,7 @@ class Endings:
         """Take what a session has begun and not ended for failed."""
         for transfer in self._closed(self._transfers.end(session)):
             failed = Notification(Kind.FAILED, transfer.path, Source.HOOK, reason=reason)
+            failed = replace(failed, uid=transfer.uid, groups=transfer.groups)
             self._fail(failed, transfer.before, LOG_LAG)
 
     def look_for_dead(self) -> float:
@@ -190,6 +196,8 @@ class Endings:
                     self._left.clear()
                 self._left[path] = notification.reason
             return
+        if not may_speak(notification, watch.path, subpath):
+            return  # another's, that was not there when he was asked
         noticed = self._decisions.held.get(path)
         touched = not self._judge.was_decided(watch, subpath, look.state)
         if noticed is not None and self._judge.confirms(noticed, look.state):
@@ -233,7 +241,8 @@ class Endings:
         """
         for (session, path), (position, record) in self._begun_before.items():
             before = FileState.decode(record["before"]) if record["before"] else None
-            transfer = Transfer(path, session, before, position)
+            groups = frozenset(record["groups"]) if "groups" in record else None
+            transfer = Transfer(path, session, before, position, record.get("uid"), groups)
             if logged or is_alive(session):
                 self._open(transfer)
             else:

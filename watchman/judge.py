@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from watchman import beneath, mounts
+from watchman.access import may_speak
 from watchman.errors import NotBelowWatch
 from watchman.held import Noticed
 from watchman.ledger import Ledger
@@ -347,7 +348,8 @@ class Judge:
         """
         if decided:
             return None
-        if self._transfers.is_open(path):
+        subpath = path[len(watch.path) :].lstrip("/")
+        if any(may_speak(one, watch.path, subpath) for one in self._transfers.of(path)):
             return Hold("ProFTPD is receiving it", WRITING_MOST, state)
         if not watch.proftpd and word.source not in PROFTPD:
             return None

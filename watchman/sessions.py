@@ -22,13 +22,16 @@ LOG_LAG = 1.0
 class Transfer:
     """A file that a session began to write, and what it looked like before: None if not there.
 
-    `position` is where the journal keeps its record, -1 if it could not be written.
+    `position` is where the journal keeps its record, -1 if it could not be written. Who has said so
+    is `uid`, in these `groups`, None if it may speak of any file.
     """
 
     path: str
     session: str
     before: FileState | None
     position: int
+    uid: int | None = None
+    groups: frozenset[int] | None = None
 
 
 @dataclass(slots=True)
@@ -71,6 +74,20 @@ def is_alive(session: str) -> bool:
         return _stat(int(pid))[START_TIME] == started
     except (OSError, IndexError, ValueError):
         return False
+
+
+def may_be_of(session: str, uid: int) -> bool:
+    """Whether a session may be a user's: it has that uid, among others, or is over by now.
+
+    What is over tells of nothing but what it has begun itself.
+    """
+    pid = session.partition(".")[0]
+    try:
+        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
+            uids = next(line for line in file if line.startswith("Uid:")).split()[1:]
+    except (OSError, StopIteration):
+        return True
+    return not is_alive(session) or str(uid) in uids
 
 
 def waits(session: str) -> bool:
@@ -122,9 +139,9 @@ class Transfers:
         paths = list(session.transfers) if session is not None else []
         return paths[0] if len(paths) == 1 else ""
 
-    def is_open(self, path: str) -> bool:
-        """Whether a session has begun to write a file and not ended."""
-        return path in self._paths
+    def of(self, path: str) -> list[Transfer]:
+        """Return the transfers of a file that sessions have begun and not ended."""
+        return [self._sessions[name].transfers[path] for name in self._paths.get(path, ())]
 
     def close(self, name: str, path: str = "") -> list[Transfer]:
         """Forget a session's transfer of a path, or with "" all of them; return them.

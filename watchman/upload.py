@@ -71,7 +71,8 @@ class Notification:
     file who had it open for writing. `resubmit_as` and `same_id` are watchman-send's `--as` and
     `--same-id`; `old_id` is the upload id that the latter found. For `patience` seconds somebody
     else may know better. `at` is when ProFTPD wrote a line of its log (epoch, whole seconds), 0 if
-    it did not. `uid` is that of the process that spoke on the socket.
+    it did not. `uid` is that of the process that spoke on the socket, and `groups` are all of its
+    groups, None for who may speak of any file.
     """
 
     kind: Kind
@@ -95,6 +96,7 @@ class Notification:
     patience: float = 0.0
     at: float = 0.0
     uid: int | None = None
+    groups: frozenset[int] | None = None
 
 
 class FileState(NamedTuple):

@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from watchman.errors import RequestRefused, WatchmanError
+from watchman.sessions import may_be_of
 from watchman.sources.connection import Connection, Due
 from watchman.sources.peers import Admins, Peer
 from watchman.sources.refused import Refused
@@ -205,6 +206,9 @@ class _Server(socketserver.UnixStreamServer):
         while self._answers:
             due, text, rest = self._answers.popleft()
             due.text, due.rest = text, rest
+            peer = due.connection.peer
+            if text.startswith(b"ERROR ") and peer not in self.admins:
+                self._refused.tell(peer, text[6:-1].decode())
             if due.connection in self._connections:
                 self._serve(due.connection)
         now = time.monotonic()
@@ -279,8 +283,6 @@ class _Server(socketserver.UnixStreamServer):
             request = Request.decode(raw)
             if request.event.admins_only and connection.peer not in self.admins:
                 raise RequestRefused(f"only {self.admins} may ask for {request.name}")
-            if not request.event.admins_only and not self._may_announce(connection.peer, request):
-                raise RequestRefused("only who may write a file may announce it")
         except RequestRefused as refusal:
             self._refused.tell(connection.peer, str(refusal))
             due.text = line("ERROR", str(refusal))
@@ -291,13 +293,11 @@ class _Server(socketserver.UnixStreamServer):
             return
         notification = request.event.notification(request.fields)
         if not request.event.admins_only:
-            notification = replace(notification, uid=connection.peer.uid)
-        if not request.event.admins_only and connection.peer.session:
-            if notification.session:
+            if connection.peer.session and notification.session:
                 # It said so before, and was not gone when it did.
                 due.text = line("OK")
                 return
-            notification = replace(notification, session=connection.peer.session)
+            notification = self._signed(notification, connection.peer)
         try:
             self._submit(
                 notification,
@@ -307,11 +307,14 @@ class _Server(socketserver.UnixStreamServer):
             logger.exception("Could not submit %s.", request.name)
             due.text = INTERNAL_ERROR
 
-    def _may_announce(self, peer: Peer, request: Request) -> bool:
-        path = request.fields.get("path")
-        if path is None or peer in self.admins:
-            return True
-        return peer.may_write(path, or_directory=request.name == "started")
+    def _signed(self, notification: Notification, peer: Peer) -> Notification:
+        """Return what was said with who has said it, and in which session."""
+        groups = None if peer in self.admins else peer.groups | {peer.gid}
+        session = peer.session
+        if not session and (groups is None or may_be_of(notification.session, peer.uid)):
+            # A hook that gave up, whose parent is not known any more, names it.
+            session = notification.session
+        return replace(notification, uid=peer.uid, groups=groups, session=session)
 
     def _await(self, connection: Connection, events: int) -> None:
         known = self._connections[connection]

@@ -4,7 +4,6 @@ import logging
 import os
 import pwd
 import socket
-import stat
 import struct
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -46,37 +45,6 @@ class Peer:
         # At once: a hook that gives up leaves no parent to be found.
         session = session_of(pid)
         return cls(pid, uid, gid, frozenset(memoryview(groups).cast("I")), session)
-
-    def may_write(self, path: str, *, or_directory: bool = False) -> bool:
-        """Whether the peer owns a file or may write it, or its directory, by their modes.
-
-        True for what is not there: whoever looks for it finds out.
-        """
-        if self.uid == 0:
-            return True
-        try:
-            if self._may(os.lstat(path)):
-                return True
-            return or_directory and self._may(os.stat(os.path.dirname(path)))
-        except FileNotFoundError:
-            return not or_directory or self._may_write_parent(path)
-        except OSError:
-            return False
-
-    def _may_write_parent(self, path: str) -> bool:
-        try:
-            return self._may(os.stat(os.path.dirname(path)))
-        except OSError:
-            return False
-
-    def _may(self, status: os.stat_result) -> bool:
-        if status.st_uid == self.uid:
-            return True
-        if stat.S_ISLNK(status.st_mode):
-            return False  # its mode, of all rights, says nothing
-        if status.st_gid == self.gid or status.st_gid in self.groups:
-            return bool(status.st_mode & stat.S_IWGRP)
-        return bool(status.st_mode & stat.S_IWOTH)
 
 
 class Admins:
