@@ -18,7 +18,6 @@ import pytest
 from tests.deadline import eventually
 from tests.watching import Clock, Watching, tree_too_deep
 from watchman.settings import WatchSettings
-from watchman.sources.refusals import RETRY
 from watchman.sources.watcher import Watcher
 from watchman.upload import Kind, Notification, Source
 
@@ -568,32 +567,6 @@ def test_after_an_overflow_everything_is_found_and_the_map_is_right(
     late = {str(root / "stays/other/f"), str(root / "new/deep/g")}
     eventually(lambda: late <= watching.paths(Source.INOTIFY))
     assert str(root / "goes/deep/f") not in watching.paths()
-
-
-@pytest.mark.root
-def test_a_watch_beyond_the_kernels_limit_is_said_scanned_and_tried_again(
-    start: Start, root: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    (root / "sub").mkdir()
-    (root / "sub/f").write_text("1")
-    clock = Clock(time.monotonic)
-    limit = Path("/proc/sys/fs/inotify/max_user_watches")
-    usual = limit.read_text()
-    limit.write_text("0")
-    try:
-        watching = start(WatchSettings("in", str(root)), clock=clock)
-        assert watching.state() == "incomplete"
-        assert watching.watcher.status()["in"]["unwatched"] == 1
-        (root / "sub/g").write_text("1")
-        clock.advance(RETRY)
-        eventually(lambda: str(root / "sub/g") in watching.paths(Source.SCAN))
-    finally:
-        limit.write_text(usual)
-    clock.advance(RETRY)
-    eventually(lambda: watching.state() == "watching")
-    (root / "sub/h").write_text("1")
-    eventually(lambda: completed(root / "sub/h") in watching.notifications)
-    assert caplog.text.count("fs.inotify.max_user_watches") == 1
 
 
 def test_an_unreadable_directory_is_reported_and_the_others_are_watched(root: Path) -> None:

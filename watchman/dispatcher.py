@@ -37,6 +37,7 @@ from watchman.judge import (
 from watchman.ledger import Ledger
 from watchman.ledgers import Ledgers, close
 from watchman.marks import READ, Marks
+from watchman.namers import Namers
 from watchman.pipeline import Pipeline
 from watchman.placing import Placing
 from watchman.renames import Renames
@@ -160,6 +161,7 @@ class Dispatcher:
         self._finds = threading.Semaphore(FINDS)
         #: When to try again to clear ledgers and journal (monotonic), if the last try failed.
         self._uncleared = 0.0
+        self._namers = Namers(self._named)
         self._marks = Marks(journal=journal, commit=self._commit)
         self.placing = Placing(locate=self._locate, monotonic=monotonic)
         #: By source: how often it spoke, and when last (epoch).
@@ -194,9 +196,20 @@ class Dispatcher:
     def submit(self, notification: Notification, answer: Respond | None = None) -> None:
         """Take a notification from a source's thread, which waits while there are too many.
 
-        `answer` is called in the dispatcher's thread once the decision is durable.
+        `answer` is called in the dispatcher's thread once the decision is durable. Users of the
+        socket take turns, with each other and with all else: nobody can say so much that others are
+        not heard.
         """
-        self._commit.bring(partial(self._hear, notification, answer or nobody))
+        answer = answer or nobody
+        if notification.source is not Source.HOOK or notification.uid is None:
+            self._commit.bring(partial(self._hear, notification, answer))
+            return
+        lane = f"uid {notification.uid}"
+
+        def pass_on(named: Notification) -> None:
+            self._commit.bring(partial(self._hear, named, answer, is_named=True), lane)
+
+        self._namers.bring(notification, pass_on)
 
     def submit_find(self, notification: Notification) -> None:
         """Take what a scan has found, which waits its turn: there may be a million of them.
@@ -217,7 +230,7 @@ class Dispatcher:
         def work() -> None:
             for notification, is_last in _with_last_words(notifications):
                 try:
-                    self._take(notification, nobody, is_last=is_last)
+                    self._take(self._named(notification), nobody, is_last=is_last)
                 except Exception:
                     logger.exception("No decision on %r, as a log has it.", notification.path)
             self._marks.stage(log, mark, durable, lambda _: written.put(False))
@@ -349,8 +362,10 @@ class Dispatcher:
         self._finds.release()
         self._hear(notification, nobody)
 
-    def _hear(self, notification: Notification, answer: Respond) -> None:
+    def _hear(self, notification: Notification, answer: Respond, *, is_named: bool = False) -> None:
         self._count(notification)
+        if notification.source in SPELLED and not is_named:
+            notification = self._named(notification)
         self._take(notification, answer)
 
     def _count(self, notification: Notification) -> None:
@@ -363,7 +378,7 @@ class Dispatcher:
         failed: what is there now is that one's.
         """
         if notification.source in SPELLED:
-            notification = self.placing.place(self._named(notification))
+            notification = self.placing.place(notification)
         if not all(map(partial(self._may_speak, notification), _paths(notification))):
             answer(Answer(Outcome.ERROR, "only who may write a file may announce it"))
             return

@@ -18,7 +18,7 @@ from watchman.journal import Journal
 
 logger = logging.getLogger(__name__)
 
-#: Pieces of work that wait before those who bring more must wait.
+#: Pieces of work of one lane that wait before those who bring more must wait.
 INBOX = 10_000
 
 #: Seconds of work before a commit: whoever waits for one waits no longer than that, and what has
@@ -46,7 +46,7 @@ class Change:
 
 
 class GroupCommit:
-    """Work for one thread, in the order in which it came, and the journal's batches.
+    """Work for one thread, in the order in which it came to each lane, and the journal's batches.
 
     What comes in while the last batch is committed is the next batch: one fdatasync for all of it.
     Work may `stage` changes; what must wait until they are durable goes into `durable`.
@@ -96,9 +96,9 @@ class GroupCommit:
         """Return for how many seconds the thread has been at one turn; for any thread."""
         return max(0.0, self._monotonic() - self._turned)
 
-    def bring(self, work: Work) -> None:
-        """Bring work; wait while there is too much of it."""
-        self._inbox.put(work)
+    def bring(self, work: Work, lane: str = "") -> None:
+        """Bring work, to be done in the order of its lane; wait while that has too much of it."""
+        self._inbox.put(work, lane)
 
     def bring_first(self, work: Work) -> None:
         """Bring work that is done before what was brought otherwise: it says what became of what

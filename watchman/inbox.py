@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 
 Work = Callable[[], object]
 
 
 class Inbox:
-    """Pieces of work in the order in which they came, but that urgent ones come first.
+    """Pieces of work of several lanes, which take turns; within a lane in the order in which they
+    came. Urgent ones come first.
 
-    Whoever brings more than `limit` of the others waits; who brings an urgent one never does.
+    Whoever brings more than `limit` to a lane waits; who brings an urgent one never does.
     """
 
     def __init__(self, limit: int) -> None:
@@ -20,13 +21,14 @@ class Inbox:
         #: Guards both, and tells of what comes and goes.
         self._changed = threading.Condition()
         self._urgent: deque[Work] = deque()
-        self._waiting: deque[Work] = deque()
+        #: Those that have work, the next one first.
+        self._lanes: OrderedDict[str, deque[Work]] = OrderedDict()
 
-    def put(self, work: Work) -> None:
-        """Bring work; wait while there is too much of it."""
+    def put(self, work: Work, lane: str = "") -> None:
+        """Bring work; wait while its lane has too much of it."""
         with self._changed:
-            self._changed.wait_for(lambda: len(self._waiting) < self._limit)
-            self._waiting.append(work)
+            self._changed.wait_for(lambda: len(self._lanes.get(lane, ())) < self._limit)
+            self._lanes.setdefault(lane, deque()).append(work)
             self._changed.notify_all()
 
     def put_first(self, work: Work) -> None:
@@ -38,13 +40,17 @@ class Inbox:
     def take(self, timeout: float) -> Work | None:
         """Wait at most `timeout` seconds for work."""
         with self._changed:
-            if not self._changed.wait_for(lambda: self._urgent or self._waiting, timeout):
+            if not self._changed.wait_for(lambda: self._urgent or self._lanes, timeout):
                 return None
             if self._urgent:
                 return self._urgent.popleft()
-            if len(self._waiting) == self._limit:
+            lane, waiting = self._lanes.popitem(last=False)
+            if len(waiting) == self._limit:
                 self._changed.notify_all()
-            return self._waiting.popleft()
+            work = waiting.popleft()
+            if waiting:
+                self._lanes[lane] = waiting
+            return work
 
     def empty(self) -> bool:
-        return not self._urgent and not self._waiting
+        return not self._urgent and not self._lanes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import select
 import time
 from collections.abc import Callable
@@ -13,6 +14,13 @@ from watchman.upload import FileState
 
 #: Where a process's parent and start time stand in /proc/PID/stat behind its name, see proc(5).
 PARENT, START_TIME = 1, 19
+
+#: Sessions whose process is held by a descriptor, if the limit on those allows. Others are known by
+#: their number and start time, and looked for.
+PIDFDS = min(1024, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+
+#: Transfers of one session that are remembered: ProFTPD has one of a session, or a few by SFTP.
+TRANSFERS = 256
 
 #: Seconds within which the transfer log was read, after the session that wrote it has ended.
 LOG_LAG = 1.0
@@ -37,6 +45,8 @@ class Transfer:
 @dataclass(slots=True)
 class _Session:
     pidfd: int
+    #: Without a pidfd it has ended, or is looked for.
+    is_looked_for: bool = False
     transfers: dict[str, Transfer] = field(default_factory=dict)
 
 
@@ -120,7 +130,8 @@ class Transfers:
         return len(self._sessions)
 
     def open(self, transfer: Transfer) -> list[Transfer]:
-        """Remember a transfer; return what need not be: it, where its path was begun before.
+        """Remember a transfer; return what need not be any more: it, where its path was begun
+        before, or the oldest of a session that begins too many.
 
         A session that has died meanwhile is told of by the next `dead`.
         """
@@ -129,9 +140,12 @@ class Transfers:
             # mod_exec gives the name of the first of several files that SFTP writes at once. What
             # that was like before is known from then only.
             return [transfer]
+        over = []
+        if len(session.transfers) >= TRANSFERS:
+            over = self.close(transfer.session, next(iter(session.transfers)))
         session.transfers[transfer.path] = transfer
         self._paths.setdefault(transfer.path, set()).add(transfer.session)
-        return []
+        return over
 
     def only(self, name: str) -> str:
         """Return the path of the only transfer that a session has begun and not ended, or ""."""
@@ -172,13 +186,19 @@ class Transfers:
 
     def dead(self) -> list[str]:
         """Return the sessions whose process has ended."""
-        gone = [name for name, session in self._sessions.items() if session.pidfd < 0]
+        gone = [
+            name
+            for name, session in self._sessions.items()
+            if session.pidfd < 0 and not (session.is_looked_for and is_alive(name))
+        ]
         return gone + [self._by_pidfd[fd] for fd, _ in self._poll.poll(0)]
 
     def _session(self, name: str) -> _Session:
         session = self._sessions.get(name)
         if session is None:
-            session = self._sessions[name] = _Session(_open(name))
+            is_looked_for = len(self._by_pidfd) >= PIDFDS
+            session = _Session(-1 if is_looked_for else _open(name), is_looked_for=is_looked_for)
+            self._sessions[name] = session
             if session.pidfd >= 0:
                 self._poll.register(session.pidfd, select.POLLIN)
                 self._by_pidfd[session.pidfd] = name

@@ -9,6 +9,10 @@ from watchman.errors import RequestRefused
 REQUEST_LIMIT = 64 * 1024
 
 
+#: Fields that one request may have.
+FIELD_LIMIT = 64
+
+
 def encode(event: str, fields: Mapping[str, str]) -> bytes:
     """One request; raises RequestRefused where a value cannot be sent."""
     request = bytearray(b"event=" + os.fsencode(event) + b"\0")
@@ -25,6 +29,8 @@ def encode(event: str, fields: Mapping[str, str]) -> bytes:
 def decode(request: bytes) -> dict[str, str]:
     """The fields of a request without its end; raises RequestRefused where they are none."""
     fields: dict[str, str] = {}
+    if request.count(b"\0") >= FIELD_LIMIT:
+        raise RequestRefused(f"a request has more than {FIELD_LIMIT} fields")
     for field in request.split(b"\0"):
         key, equals, value = field.partition(b"=")
         if not (key and equals):

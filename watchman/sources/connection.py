@@ -32,12 +32,14 @@ class Due:
     A long one comes in parts: `rest` is whoever knows the next, once the peer has read this one.
     """
 
-    __slots__ = ("connection", "rest", "text")
+    __slots__ = ("connection", "is_share", "rest", "text")
 
     def __init__(self, connection: "Connection") -> None:
         self.connection = connection
         self.text: bytes | None = None
         self.rest: object = None
+        #: Whether it is one of those that its user may be owed at once.
+        self.is_share = False
 
     @property
     def is_whole(self) -> bool:
@@ -135,9 +137,9 @@ class Connection:
             return bool(self._output) and now > self.progress + IDLE
         return self.ended or now > self.progress + (LINGER if self._lost else IDLE)
 
-    def wants(self) -> int:
-        """The selector's events to wait for; 0 for none."""
-        reading = not self.ended and (self._lost or self._has_room())
+    def wants(self, *, more: bool = True) -> int:
+        """The selector's events to wait for; 0 for none. `more`: a request could be taken."""
+        reading = not self.ended and (self._lost or (more and self._has_room()))
         return (EVENT_READ if reading else 0) | (EVENT_WRITE if self._output else 0)
 
     def _has_room(self) -> bool:

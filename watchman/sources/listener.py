@@ -5,12 +5,13 @@ import json
 import logging
 import os
 import queue
+import random
 import resource
 import selectors
 import socketserver
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -39,6 +40,12 @@ TURN = 0.1
 
 #: Peers let in before those that are in get their turn.
 ACCEPT_LIMIT = 64
+
+#: Words of one user that may wait for their answer, on all of his connections.
+SHARE = 256
+
+#: Connections of one user that are read from before the others get their turn.
+READ_AT_ONCE = 8
 
 #: Seconds between looks for peers that have had their time.
 SWEEP = 1.0
@@ -149,6 +156,10 @@ class _Server(socketserver.UnixStreamServer):
         self._limit = min(CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
         #: Each with the selector's events that it waits for.
         self._connections: dict[Connection, int] = {}
+        #: By uid, how many words wait for their answer.
+        self._owed: Counter[int] = Counter()
+        #: By uid, who may have more to say once there is room: the next one first.
+        self._starved: dict[int, OrderedDict[Connection, None]] = {}
         self._next_sweep = 0.0
         self._stopping = threading.Event()
         self._queries: queue.SimpleQueue[_Answer | None] = queue.SimpleQueue()
@@ -196,27 +207,53 @@ class _Server(socketserver.UnixStreamServer):
 
     def _turn(self, timeout: float | None) -> None:
         """Wait until there is something to do, and do it."""
-        for key, events in self._selector.select(timeout):
+        read: Counter[int] = Counter()
+        ready = self._selector.select(timeout)
+        # Not always the same ones first: what is not read from now is ready in the next turn, too.
+        random.shuffle(ready)
+        for key, events in ready:
             if key.fileobj is self.socket:
                 self._accept()
             elif key.fileobj == self._wake:
                 os.eventfd_read(self._wake)
             elif key.data in self._connections:  # not displaced in this very turn
-                self._serve(key.data, receive=bool(events & selectors.EVENT_READ))
+                uid = key.data.peer.uid
+                may_read = read[uid] < READ_AT_ONCE
+                read[uid] += bool(events & selectors.EVENT_READ)
+                if may_read or events & selectors.EVENT_WRITE:
+                    receive = may_read and bool(events & selectors.EVENT_READ)
+                    self._serve(key.data, receive=receive and self._has_share(uid))
         while self._answers:
             due, text, rest = self._answers.popleft()
             due.text, due.rest = text, rest
+            if due.is_share:
+                self._owed[due.connection.peer.uid] -= 1
             peer = due.connection.peer
             if text.startswith(b"ERROR ") and peer not in self.admins:
                 self._refused.tell(peer, text[6:-1].decode())
             if due.connection in self._connections:
                 self._serve(due.connection)
+        self._feed()
         now = time.monotonic()
         if now >= self._next_sweep:
             self._next_sweep = now + SWEEP
             for connection in list(self._connections):
                 connection.expire(now)
                 self._serve(connection)
+
+    def _feed(self) -> None:
+        """Take more words of users who are owed few answers by now."""
+        for uid, starved in list(self._starved.items()):
+            while starved and self._has_share(uid):
+                connection, _ = starved.popitem(last=False)
+                if connection in self._connections:
+                    self._serve(connection)
+            if not starved:
+                del self._starved[uid]
+                self._owed += Counter()  # which drops those who are owed none
+
+    def _has_share(self, uid: int) -> bool:
+        return self._owed[uid] < SHARE
 
     def _accept(self) -> None:
         for _ in range(ACCEPT_LIMIT):
@@ -258,16 +295,21 @@ class _Server(socketserver.UnixStreamServer):
             if receive:
                 connection.receive(now)
             connection.send(now)
-            taken = True
+            uid, taken = connection.peer.uid, True
             while taken:
                 taken = False
-                for request in connection.requests(now):
+                for request in connection.requests(now) if self._has_share(uid) else ():
                     taken = True
                     self._take(connection, request)
+                    if not self._has_share(uid):
+                        break
                 connection.send(now)
             if isinstance(rest := connection.continues(), _Answer):
                 self._queries.put(rest)
-            if connection.finished(now):
+            if not self._has_share(uid):
+                self._starved.setdefault(uid, OrderedDict())[connection] = None
+                self._await(connection, connection.wants(more=False))
+            elif connection.finished(now):
                 self._drop(connection)
             else:
                 self._await(connection, connection.wants())
@@ -298,6 +340,8 @@ class _Server(socketserver.UnixStreamServer):
                 due.text = line("OK")
                 return
             notification = self._signed(notification, connection.peer)
+        due.is_share = True
+        self._owed[connection.peer.uid] += 1
         try:
             self._submit(
                 notification,
@@ -305,7 +349,7 @@ class _Server(socketserver.UnixStreamServer):
             )
         except Exception:
             logger.exception("Could not submit %s.", request.name)
-            due.text = INTERNAL_ERROR
+            self._settle(due, INTERNAL_ERROR)
 
     def _signed(self, notification: Notification, peer: Peer) -> Notification:
         """Return what was said with who has said it, and in which session."""
