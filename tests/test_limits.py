@@ -100,7 +100,7 @@ def test_where_watches_run_out_scans_find_everything_until_there_are_more(
         lambda: (s := daemon.status())["watches"]["in"]["state"] == "incomplete" and s
     )
     assert status["watches"]["in"]["directories"] == WATCHES
-    assert status["watches"]["in"]["unwatched"] == 21 - WATCHES
+    assert status["watches"]["in"]["unwatched"] > 0
     assert "No space left on device" in status["problems"][0]
     assert daemon.log.count("fs.inotify.max_user_watches") == 1
     wanted = {}
