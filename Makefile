@@ -8,6 +8,8 @@ PYTEST =
 JOBS = 3
 # Minutes for which `make soak` kills the daemon
 SOAK = 20
+# Inputs for each part that `make fuzz` tries
+FUZZ = 5000
 # Which measurements, as in: make bench BENCH=transferlog
 BENCH =
 
@@ -18,13 +20,14 @@ DEBIAN = redis-server rabbitmq-server proftpd-core proftpd-mod-crypto lftp curl 
 
 .ONESHELL:
 .SHELLFLAGS = -euc
-.PHONY: help run test test-all soak bench clean
+.PHONY: help run test test-all soak fuzz bench clean
 
 help:
 	@echo "make run       start watchman on watchman.ini.example, with a worker, and try it"
 	echo "make test      install what the tests need and run them all"
 	echo "make test-all  the same with every Python that is supported and here"
 	echo "make soak      run the long tests, and kill the daemon for $(SOAK) minutes (SOAK=minutes)"
+	echo "make fuzz      bring FUZZ=number of odd inputs to all that strangers and disks can reach"
 	echo "make bench     measure what watchman costs, each time beside what else there is"
 	echo "make clean     remove what these made, but not var/"
 
@@ -60,6 +63,11 @@ soak:
 	CI=1 "$(VENV)/bin/python" -m pytest -m soak $(PYTEST) || status=1
 	"$(VENV)/bin/python" -m tests.soak "$(SOAK)" || status=1
 	exit $$status
+
+# In one process, which says in the end how many inputs there were.
+fuzz:
+	@.ci/make-environment "$(PYTHON)" "$(VENV)" test
+	CI=1 FUZZ="$(FUZZ)" exec "$(VENV)/bin/python" -m pytest --timeout 7200 tests/test_fuzz.py
 
 # Figures are this machine's; ratios travel.
 bench:
