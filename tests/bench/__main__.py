@@ -2,9 +2,9 @@
 
 import sys
 
-from tests.bench import scale, transferlog
+from tests.bench import floods, scale, transferlog
 
-BENCHMARKS = {"transferlog": transferlog.main, "scale": scale.main}
+BENCHMARKS = {"transferlog": transferlog.main, "scale": scale.main, "floods": floods.main}
 
 for name in sys.argv[1:] or BENCHMARKS:
     BENCHMARKS[name]()
