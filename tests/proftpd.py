@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.brokers import ROOT, Server, free_port
+from tests.deadline import eventually
 from tests.needs import PATH
 
 SHIPPED = ROOT / "proftpd"
@@ -318,8 +319,13 @@ class ProftpdServer(Server):
         server_port = client.getpeername()[1]
         local, remote = _hexadecimal(host, server_port), _hexadecimal(host, port)
         [inode] = [row[9] for row in _sockets() if row[1:3] == [local, remote]]
-        [session] = [pid for pid in sessions if f"socket:[{inode}]" in _open_files(pid)]
-        return session
+        name = f"socket:[{inode}]"
+
+        def having() -> list[int]:
+            return [pid for pid in sessions if name in _open_files(pid)]
+
+        # For a moment what it has just forked may have it open, too.
+        return eventually(lambda: len(found := having()) == 1 and found)[0]
 
 
 def shipped(*parts: int, hook: Path | str, log: Path | str, token: str) -> str:

@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 COLUMNS = (*MODES, *(f"{mode}, mixed" for mode in MODES))
 
 #: Columns played at the same time, and what is done in each of them: it is mostly waiting.
-PLAYED_TOGETHER, DONE_TOGETHER = 3, 10
+PLAYED_TOGETHER, DONE_TOGETHER = 2, 10
 
 #: Users, where they are at home, and where the INI file says that is. `link` and `way` are symlinks
 #: to `home` and `real`.

@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 #: left is to be listed within two seconds, of which the transfer log is given LOG_LAG.
 LOOK = 0.5
 
+#: Seconds that a dead session's hooks are given to be heard, for they may have given up waiting.
+LAST_WORDS = 0.5
+
 
 class Endings:
     """Which transfers are open, and which ended badly. For the dispatcher's thread."""
@@ -143,7 +146,9 @@ class Endings:
         Return in how many seconds to look again.
         """
         if self._caught_up or self._judge.decisive is Source.HOOK:
-            for session in self._transfers.dead():
+            # Without a log, its last words may be on their way: in the socket, or to us.
+            lag = LAST_WORDS if self._judge.decisive is Source.HOOK else 0.0
+            for session in self._transfers.dead(lag):
                 self.end(session, "its session died")
         return LOOK if self._transfers else math.inf
 

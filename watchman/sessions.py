@@ -124,6 +124,8 @@ class Transfers:
         self._sessions: dict[str, _Session] = {}
         self._paths: dict[str, set[str]] = {}
         self._poll = select.poll()
+        #: When sessions were first seen to have ended (monotonic).
+        self._died: dict[str, float] = {}
         self._by_pidfd: dict[int, str] = {}
 
     def __len__(self) -> int:
@@ -184,14 +186,17 @@ class Transfers:
             self._forget(name)
         return over
 
-    def dead(self) -> list[str]:
-        """Return the sessions whose process has ended."""
+    def dead(self, lag: float = 0.0) -> list[str]:
+        """Return the sessions whose process was seen to have ended `lag` seconds ago."""
         gone = [
             name
             for name, session in self._sessions.items()
             if session.pidfd < 0 and not (session.is_looked_for and is_alive(name))
         ]
-        return gone + [self._by_pidfd[fd] for fd, _ in self._poll.poll(0)]
+        gone += [self._by_pidfd[fd] for fd, _ in self._poll.poll(0)]
+        now = self._monotonic()
+        self._died = {name: self._died.get(name, now) for name in gone}
+        return [name for name, since in self._died.items() if now >= since + lag]
 
     def _session(self, name: str) -> _Session:
         session = self._sessions.get(name)

@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import queue
-import random
 import resource
 import selectors
 import socketserver
@@ -208,10 +207,9 @@ class _Server(socketserver.UnixStreamServer):
     def _turn(self, timeout: float | None) -> None:
         """Wait until there is something to do, and do it."""
         read: Counter[int] = Counter()
-        ready = self._selector.select(timeout)
-        # Not always the same ones first: what is not read from now is ready in the next turn, too.
-        random.shuffle(ready)
-        for key, events in ready:
+        # In the order in which they became ready, see epoll(7). Who is not read from now is ready
+        # in the next turn as well.
+        for key, events in self._selector.select(timeout):
             if key.fileobj is self.socket:
                 self._accept()
             elif key.fileobj == self._wake:
