@@ -18,6 +18,9 @@ DEBIAN = redis-server rabbitmq-server proftpd-core proftpd-mod-crypto lftp curl 
     openssh-client openssh-server openssl samba smbclient rsync logrotate strace debootstrap \
     acl iproute2 proftpd-mod-vroot bindfs fuse3 btrfs-progs faketime locales
 
+# Of those that conflict with one of these: they are unpacked, and not installed.
+UNPACKED = pure-ftpd pure-ftpd-common
+
 .ONESHELL:
 .SHELLFLAGS = -euc
 .PHONY: help run test test-all soak fuzz bench clean
@@ -39,6 +42,7 @@ run:
 # Without root or sudo, what is missing is said, and the tests that need it fail.
 test:
 	@.ci/install-debian $(DEBIAN) || [ "$$(id -u)" != 0 ]
+	.ci/unpack-debian build/debian $(UNPACKED) || [ "$$(id -u)" != 0 ]
 	mkdir -p var
 	.ci/make-environment "$(PYTHON)" "$(VENV)" test
 	"$(VENV)/bin/ruff" check .

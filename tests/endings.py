@@ -164,6 +164,20 @@ def reset_data(s: Scene, command: str = "STOR a.csv") -> None:
     hang_up(ftp)
 
 
+def overtaken(s: Scene) -> None:
+    first, first_data = half(s)
+    second, second_data = half(s)
+    second_data.sendall(CONTENT)
+    first_data.close()
+    assert first.voidresp().startswith("226")
+    # The log has whole seconds: which of two ends within one was the last it does not tell.
+    time.sleep(1.1)
+    second_data.sendall(CONTENT)
+    reset(second_data)
+    hang_up(second)
+    hang_up(first)
+
+
 def reset_append(s: Scene) -> None:
     reset_data(s, "APPE a.csv")
 

@@ -91,16 +91,17 @@ def test_by_the_access_control_list_of_a_file(tmp_path: Path, entries: str, may:
 
 
 @pytest.mark.parametrize(
-    ("mode", "there", "absent"),
+    ("mode", "replaced", "absent"),
     [(0o755, False, False), (0o777, True, True), (0o1777, False, True), (0o776, False, False)],
 )
 def test_by_the_directory_in_which_it_may_be_made_or_replaced(
-    tmp_path: Path, mode: int, there: bool, absent: bool
+    tmp_path: Path, mode: int, replaced: bool, absent: bool
 ) -> None:
     (tmp_path / "d").mkdir()
     own(tmp_path / "d/a.csv", uid=BOB)
     (tmp_path / "d").chmod(mode)
-    assert may_speak(ALICE_OF_STAFF, str(tmp_path), "d/a.csv") == there
+    assert may_speak(ALICE_OF_STAFF, str(tmp_path), "d/a.csv", begins=True) == replaced
+    assert not may_speak(ALICE_OF_STAFF, str(tmp_path), "d/a.csv")
     assert may_speak(ALICE_OF_STAFF, str(tmp_path), "d/none.csv") == absent
     assert not may_speak(ALICE_OF_STAFF, str(tmp_path), "none/none.csv")
 
@@ -151,7 +152,7 @@ def test_what_is_said_of_a_name_that_is_not_there_changes_nothing_for_who_upload
     told = requests.replace(f"event={event}", "event=completed").encode()
     assert {answer.split()[0] for answer in speak(ALICE, socket_path, told)} <= {"OK", "DUPLICATE"}
     eventually(lambda: len(published(public_path / "broker")) == len(names))
-    assert daemon.queue() == []
+    eventually(lambda: daemon.queue() == [])
     speak(BOB, socket_path, b"event=ended\0\0")
     daemon.stop()
     assert len(published(public_path / "broker")) == len(names)
@@ -169,4 +170,4 @@ def test_a_claim_of_ones_own_file_that_is_replaced_says_nothing_of_the_other(
     told = f"event=completed\0path={file}\0\0".encode()
     assert speak(ALICE, socket_path, told)[0].split()[0] == "OK"
     eventually(lambda: len(published(public_path / "broker")) == 1)
-    assert daemon.queue() == []
+    eventually(lambda: daemon.queue() == [])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ftplib
+import io
 import os
 import subprocess
 import time
@@ -14,6 +16,8 @@ import pytest
 from tests.daemon import Daemon, published
 from tests.deadline import eventually
 from tests.needs import need
+from tests.proftpd import PASSWORD, USER
+from tests.pureftpd import PURE_FTPD, PureFtpdServer
 from tests.sshd import SshServer
 
 INI = """
@@ -152,3 +156,18 @@ def test_curl_and_lftp_rename_over_openssh(daemon: Daemon, sshd: SshServer, tmp_
     script += f" open -u root, -p {sshd.port} sftp://127.0.0.1; put {source} -o {incoming}/b.csv"
     subprocess.run(["lftp", "-c", script], check=True, timeout=30)
     each_once(daemon, {"a.csv", "b.csv"})
+
+
+def test_uploads_that_pure_ftpd_renames_are_one_task_each(daemon: Daemon) -> None:
+    need(PURE_FTPD)
+    incoming = daemon.directory / "in"
+    incoming.chmod(0o777)
+    names = {f"{n}.csv" for n in range(50)}
+    with PureFtpdServer(daemon.directory / "pureftpd", incoming) as server, ftplib.FTP() as ftp:
+        ftp.connect("127.0.0.1", server.port, timeout=30)
+        ftp.login(USER, PASSWORD)
+        for name in sorted(names):
+            ftp.storbinary(f"STOR {name}", io.BytesIO(name.encode()))
+            # Nothing is overwritten: it gets a name that is none of ours.
+            ftp.storbinary(f"STOR {name}", io.BytesIO(b"another"))
+    each_once(daemon, names)

@@ -17,9 +17,9 @@ from tests.users import ALICE, speak
 
 pytestmark = pytest.mark.root
 
-#: Answers that are timed, and the seconds that nine in ten of them may take: hooks give up after
-#: that. `make bench` measures the rest.
-TIMED, LIMIT = 40, 0.2
+#: Answers that are awaited, and the seconds that none of them may take, on a busy machine: without
+#: turns they took 13 and more. `make bench` measures how many it is.
+AWAITED, LIMIT = 40, 5.0
 
 
 @pytest.mark.parametrize("name", FLOODS)
@@ -27,15 +27,14 @@ def test_another_users_words_are_answered_meanwhile(
     name: str, public_path: Path, start_watchman: Callable[..., Daemon]
 ) -> None:
     need("bindfs", "prlimit")
-    furnish(public_path, TIMED)
+    furnish(public_path, AWAITED)
     daemon = start_watchman(INI, directory=public_path)
     with hanging(public_path) if name == "hanging" else contextlib.nullcontext():
         with flooded(name, public_path):
-            times = answered(public_path, TIMED)
-            assert times[TIMED * 9 // 10] < LIMIT, times
+            assert answered(public_path, AWAITED)[-1] < LIMIT
             assert daemon.run("status").returncode in (0, 1)
         began = time.monotonic()
         assert speak(ALICE, public_path / "watchman.sock", b"event=ended\0\0") == ["OK"]
-        assert time.monotonic() - began < 1.0
-    eventually(lambda: len(published(public_path / "broker")) >= TIMED)
+        assert time.monotonic() - began < LIMIT
+    eventually(lambda: len(published(public_path / "broker")) >= AWAITED)
     assert len(daemon.log) < 100_000

@@ -1,4 +1,4 @@
-"""Who may speak of a file: who may write it, or put another one in its place."""
+"""Who may speak of a file: who may write it, or make it where it is not there."""
 
 from __future__ import annotations
 
@@ -31,11 +31,12 @@ class Speaker(Protocol):
     def groups(self) -> frozenset[int] | None: ...
 
 
-def may_speak(who: Speaker, root: str, subpath: str) -> bool:
+def may_speak(who: Speaker, root: str, subpath: str, *, begins: bool = False) -> bool:
     """Whether somebody may say how a transfer of a path below `root` goes.
 
     Asked of the file that is there now, by its directory's descriptor; of its directory where
-    nothing is there. In a sticky directory nobody replaces files of others, see unlink(2).
+    nothing is there, or where a transfer `begins` that may replace the file as a whole. In a sticky
+    directory nobody replaces files of others, see unlink(2).
     """
     uid, groups = who.uid, who.groups
     if uid is None or groups is None:
@@ -51,10 +52,11 @@ def may_speak(who: Speaker, root: str, subpath: str) -> bool:
             status = os.stat(name, dir_fd=parent, follow_symlinks=False)
         except FileNotFoundError:
             status = None
-        if status is not None and may(uid, groups, status, f"{place}/{name}", WRITE):
-            return True
-        if status is not None and above.st_mode & stat.S_ISVTX:
-            return uid in (status.st_uid, above.st_uid)
+        if status is not None:
+            if may(uid, groups, status, f"{place}/{name}", WRITE):
+                return True
+            if not begins or (above.st_mode & stat.S_ISVTX and uid != above.st_uid):
+                return False
         return may(uid, groups, above, f"{place}/.", WRITE | SEARCH)
     except OSError:
         return False

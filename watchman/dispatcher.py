@@ -412,7 +412,10 @@ class Dispatcher:
 
     def _may_speak(self, notification: Notification, path: str) -> bool:
         located = self._locate(path)
-        return located is None or may_speak(notification, located[0].path, located[1])
+        if located is None:
+            return True
+        begins = notification.kind is Kind.STARTED
+        return may_speak(notification, located[0].path, located[1], begins=begins)
 
     def _hear_of(self, notification: Notification) -> None:
         located = self._locate(notification.path)
