@@ -340,7 +340,7 @@ class Found:
     tasks: dict[str, list[tuple[str, int]]]
     failed: dict[str, str]
     sizes: dict[str, int]
-    users: frozenset[tuple[str, str]]
+    users: frozenset[tuple[str, ...]]
 
     def is_as(self, result: Result) -> bool:
         tasks = {name: tuple(size for _, size in tasks) for name, tasks in self.tasks.items()}
@@ -445,7 +445,7 @@ def found(s: Scene) -> Found:
         with contextlib.suppress(FileNotFoundError):
             sizes[name] = path.stat().st_size
     failed = {foreseen(name): reason for name, reason in s.failed().items()}
-    users = {(task["watchman"]["user"], task["watchman"]["client"]) for task in s.tasks()}
+    users = {tuple(task["watchman"].get(k, "") for k in ("user", "client")) for task in s.tasks()}
     return Found(tasks, failed, sizes, frozenset(users))
 
 
