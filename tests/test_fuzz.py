@@ -55,10 +55,13 @@ COUNTED: Counter[str] = Counter()
 def told(request: pytest.FixtureRequest) -> Iterator[None]:
     """Print in the end how many inputs there were."""
     yield
-    reporter = request.config.pluginmanager.get_plugin("terminalreporter")
-    if reporter is not None:
-        parts = ", ".join(f"{part} {count}" for part, count in sorted(COUNTED.items()))
-        reporter.write_line(f"\nFuzzed, no crash, hang or traceback: {parts}")
+    capture = request.config.pluginmanager.get_plugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        reporter = request.config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None:
+            parts = ", ".join(f"{count} {part}" for part, count in sorted(COUNTED.items()))
+            failed = len(reporter.stats.get("failed", []))
+            reporter.write_line(f"\nTried {parts}: {failed} crashes, hangs and tracebacks.")
 
 
 @contextlib.contextmanager
