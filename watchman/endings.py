@@ -136,8 +136,14 @@ class Endings:
     def end(self, session: str, reason: str) -> None:
         """Take what a session has begun and not ended for failed."""
         for transfer in self._closed(self._transfers.end(session)):
-            failed = Notification(Kind.FAILED, transfer.path, Source.HOOK, reason=reason)
-            failed = replace(failed, uid=transfer.uid, groups=transfer.groups)
+            failed = Notification(
+                Kind.FAILED,
+                transfer.path,
+                Source.HOOK,
+                reason=reason,
+                uid=transfer.uid,
+                groups=transfer.groups,
+            )
             self._fail(failed, transfer.before, LOG_LAG)
 
     def look_for_dead(self) -> float:

@@ -246,7 +246,7 @@ class Judge:
             _too_fresh(notification, noticed, look.state)
             or self._still_written(notification, noticed, look)
             or self._failed_before(decided, noticed, look.state)
-            or self._unconfirmed(watch, path, word, decided, noticed, look.state)
+            or self._unconfirmed(watch, subpath, word, decided, noticed, look.state)
             or self._unsettled(watch, noticed, look)
         )
         if isinstance(verdict, Hold):
@@ -335,7 +335,7 @@ class Judge:
     def _unconfirmed(
         self,
         watch: WatchSettings,
-        path: str,
+        subpath: str,
         word: Notification,
         decided: bool,
         noticed: Noticed | None,
@@ -348,8 +348,8 @@ class Judge:
         """
         if decided:
             return None
-        subpath = path[len(watch.path) :].lstrip("/")
-        if any(may_speak(one, watch.path, subpath) for one in self._transfers.of(path)):
+        begun = self._transfers.of(os.path.join(watch.path, subpath))
+        if any(may_speak(one, watch.path, subpath) for one in begun):
             return Hold("ProFTPD is receiving it", WRITING_MOST, state)
         if not watch.proftpd and word.source not in PROFTPD:
             return None

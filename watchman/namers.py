@@ -10,7 +10,6 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from watchman.upload import Notification
 
@@ -20,9 +19,7 @@ logger = logging.getLogger(__name__)
 IDLE = 10.0
 
 
-@dataclass
-class _Namer:
-    words: deque[tuple[Notification, Callable[[Notification], None]]] = field(default_factory=deque)
+Words = deque[tuple[Notification, Callable[[Notification], None]]]
 
 
 class Namers:
@@ -32,30 +29,30 @@ class Namers:
         """`name` returns what was said, of the names that the files have. It may hang."""
         self._name = name
         self._changed = threading.Condition()
-        #: By uid.
-        self._namers: dict[int, _Namer] = {}
+        #: By uid, what its thread has yet to do; who has no thread is not there.
+        self._words: dict[int, Words] = {}
 
     def bring(self, notification: Notification, pass_on: Callable[[Notification], None]) -> None:
         """Have `pass_on` called with the word once it has its names; never waits."""
         uid = notification.uid
         assert uid is not None
         with self._changed:
-            namer = self._namers.get(uid)
-            if namer is None:
-                namer = self._namers[uid] = _Namer()
+            words = self._words.get(uid)
+            if words is None:
+                words = self._words[uid] = deque()
                 threading.Thread(
-                    target=self._run, args=(uid, namer), name=f"namer of uid {uid}", daemon=True
+                    target=self._run, args=(uid, words), name=f"namer of uid {uid}", daemon=True
                 ).start()
-            namer.words.append((notification, pass_on))
+            words.append((notification, pass_on))
             self._changed.notify_all()
 
-    def _run(self, uid: int, namer: _Namer) -> None:
+    def _run(self, uid: int, words: Words) -> None:
         while True:
             with self._changed:
-                if not self._changed.wait_for(lambda: namer.words, IDLE):
-                    del self._namers[uid]
+                if not self._changed.wait_for(lambda: words, IDLE):
+                    del self._words[uid]
                     return
-                notification, pass_on = namer.words.popleft()
+                notification, pass_on = words.popleft()
             try:
                 pass_on(self._name(notification))
             except Exception:

@@ -224,9 +224,9 @@ class _Server(socketserver.UnixStreamServer):
         while self._answers:
             due, text, rest = self._answers.popleft()
             due.text, due.rest = text, rest
-            if due.is_share:
-                self._owed[due.connection.peer.uid] -= 1
             peer = due.connection.peer
+            if due.is_share:
+                self._owed[peer.uid] -= 1
             if text.startswith(b"ERROR ") and peer not in self.admins:
                 self._refused.tell(peer, text[6:-1].decode())
             if due.connection in self._connections:
