@@ -572,6 +572,39 @@ def test_an_older_good_word_does_not_outlive_the_transfer_that_goes_on(
     other.kill()
 
 
+@pytest.mark.parametrize("end", ["226", "426"])
+@pytest.mark.parametrize("early", [False, True], ids=["late", "early"])
+def test_of_two_who_wrote_a_file_the_word_of_the_last_counts_though_both_are_read_late(
+    logged: House, session: Session, end: str, early: bool
+) -> None:
+    """The first one's line is read when the second one has closed the file, or before that."""
+    path = logged.write("a.csv")
+    with path.open("a"):
+        if early:
+            log(logged, Kind.COMPLETED, path, session, size=6)
+        assert closed(logged, path)
+    assert closed(logged, path)
+    if not early:
+        assert log(logged, Kind.COMPLETED, path, session, size=6).outcome is Outcome.OK
+    (row,) = logged.dispatcher.held.rows()
+    assert row["reason"] == "waiting for ProFTPD's word"
+    other = Session()
+    if end == "426":
+        log(logged, Kind.FAILED, path, other)
+        assert failed(logged) == {str(path): "426 failed"}
+        assert logged.take() == []
+    else:
+        log(logged, Kind.COMPLETED, path, other, size=6)
+        assert len(logged.take()) == 1
+    other.kill()
+
+
+def closed(house: House, path: Path) -> bool:
+    """What inotify says when somebody has closed a file; return whether it is held."""
+    house.hear(Notification(Kind.COMPLETED, str(path), Source.INOTIFY, closed=True))
+    return house.dispatcher.held.get(str(path)) is not None
+
+
 @pytest.mark.parametrize("refused", [False, True])
 def test_of_one_files_lines_that_are_read_together_the_last_counts(
     logged: House, session: Session, refused: bool

@@ -102,6 +102,7 @@ class Decisions:
             wait=verdict.wait,
             writing=verdict.writing,
             overlapped=overlapped,
+            unspoken=verdict.unspoken,
             failure=failure,
             watch=watch,
         )

@@ -221,7 +221,8 @@ class Endings:
         if look.writing or notification.source is not self._judge.decisive:
             hold = Hold("waiting for ProFTPD's transfer log", patience, look.state)
             if look.writing:
-                hold = Hold(STILL_OPEN, WRITING, look.state)
+                spoken = int(notification.source is self._judge.decisive)
+                hold = Hold(STILL_OPEN, WRITING, look.state, unspoken=-spoken)
             reason = notification.reason
             self._decisions.hold(path, notification, noticed, hold, nobody, reason)
             return

@@ -26,8 +26,9 @@ AGAIN = 1.0
 class Noticed:
     """A held file: why, since when (epoch), and what it has looked like since when (monotonic),
     which is anew once its writer is gone: `writing` if it had one, `overlapped` if it had one when
-    the notification was made, `unclosed` if it appeared by a call that may have opened it for
-    writing, and no end of that was heard.
+    the notification was made, `unspoken` how many have closed it while others had it open, and
+    ProFTPD has not told how that ended. `unclosed` if it appeared by a call that may have opened it
+    for writing, and no end of that was heard.
 
     `failure` is why it has failed, should it only be waited for until it is closed, or for another
     word until `fail_at` (monotonic). `hooked` if a hook has called it complete. One that was
@@ -45,6 +46,7 @@ class Noticed:
     looks: int
     writing: bool = False
     overlapped: bool = False
+    unspoken: int = 0
     unclosed: bool = False
     failure: str = ""
     fail_at: float = 0.0
@@ -96,6 +98,7 @@ class Held:
         wait: float,
         writing: bool = False,
         overlapped: bool = False,
+        unspoken: int = 0,
         failure: str = "",
         watch: str = "",
     ) -> Noticed:
@@ -120,6 +123,7 @@ class Held:
             looks=before.looks + 1 if before else 1,
             writing=writing,
             overlapped=overlapped,
+            unspoken=unspoken + (before.unspoken if before and not another else 0),
             unclosed=unclosed or notification.appeared,
             failure=failure or (before.failure if before and not another else ""),
             fail_at=now + wait if failure else before.fail_at if before else 0.0,

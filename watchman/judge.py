@@ -85,7 +85,8 @@ class Hold:
 
     `word` is what to go by then: what the source that decides has said of the file as it is, else
     what was said now; `overlapped` if it was said while another had the file open for writing.
-    `writing` if it has a writer.
+    `writing` if it has a writer. `unspoken` is by how many there are more of its writers, or fewer,
+    who have closed it and of whom ProFTPD has yet to speak.
     """
 
     reason: str
@@ -94,6 +95,7 @@ class Hold:
     word: Notification | None = None
     writing: bool = False
     overlapped: bool = False
+    unspoken: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +243,8 @@ class Judge:
             # It told of what was there before, and of what is there now nobody has spoken.
             notification = replace(notification, source=Source.INOTIFY)
         word, overlapped = self._word(notification, noticed, look.state)
+        unspoken = self._counted(notification, noticed, writing=look.writing)
+        overlapped = overlapped or (unspoken < 0 and not look.writing)
         decided = self._decides(word, look.state) and not overlapped
         verdict = (
             _too_fresh(notification, noticed, look.state)
@@ -250,7 +254,7 @@ class Judge:
             or self._unsettled(watch, noticed, look)
         )
         if isinstance(verdict, Hold):
-            return replace(verdict, word=word, overlapped=overlapped)
+            return replace(verdict, word=word, overlapped=overlapped, unspoken=unspoken)
         if verdict is not None:
             return verdict
         if not self.matches(path):
@@ -284,6 +288,22 @@ class Judge:
         if noticed.was_rewritten(state) or not self._decides(noticed.notification, state):
             return notification, False
         return noticed.notification, noticed.writing or noticed.overlapped
+
+    def _counted(
+        self, notification: Notification, noticed: Noticed | None, *, writing: bool | None
+    ) -> int:
+        """Return 1 where one of several writers has closed a file, -1 where ProFTPD speaks of one.
+
+        The word that decides comes once for each, in the order in which they ended. That of the
+        first may be read when the last has closed the file as well, and does not speak of him.
+        """
+        if noticed is not None and notification is noticed.notification:
+            return 0
+        if notification.closed:
+            return 1 if writing else 0
+        if notification.source is not self.decisive or notification.kind is not Kind.COMPLETED:
+            return 0
+        return -1 if writing or (noticed is not None and noticed.unspoken > 0) else 0
 
     def _still_written(
         self, notification: Notification, noticed: Noticed | None, look: beneath.Look
