@@ -1,4 +1,4 @@
-"""Users who say as much as they can on a daemon's socket, and how long another one waits then."""
+"""Users who say or bring as much as they can, and how long another one waits then."""
 
 from __future__ import annotations
 
@@ -81,6 +81,14 @@ request = f"event=completed\\0path={directory}/../hanging/a/b.csv\\0\\0".encode(
 peer = connect()
 peer.sendall(request * 100)
 ready()
+time.sleep(100)
+""",
+    "burst": """
+bulk = os.path.join(os.path.dirname(directory), "bulk")
+ready()
+for n in range(100_000):
+    with open(f"{bulk}/{n}.csv", "w"):
+        pass
 time.sleep(100)
 """,
 }
@@ -170,9 +178,10 @@ def answered(directory: Path, count: int) -> list[float]:
 
 
 def furnish(directory: Path, count: int) -> None:
-    """Make the directory that is watched, a drop box, with a file of Bob's and Alice's files."""
-    (directory / "in").mkdir()
-    (directory / "in").chmod(0o1777)
+    """Make the directories that are watched, drop boxes, with a file of Bob's and Alice's files."""
+    for name in ("in", "bulk"):
+        (directory / name).mkdir()
+        (directory / name).chmod(0o1777)
     names = {"bob.csv": BOB} | {f"alice{n}.csv": ALICE for n in range(count)}
     for name, uid in names.items():
         (directory / "in" / name).write_text("1")
@@ -191,6 +200,9 @@ path = {tmp}/in
 proftpd = yes
 existing = no
 confirm = 1h
+[watch:bulk]
+path = {tmp}/bulk
+existing = no
 [task:csv]
 pattern = *.csv
 broker = b

@@ -181,3 +181,40 @@ def test_what_takes_long_is_taken_apart_and_held_up_by_nothing() -> None:
     assert backlog.take(3, 0, aside=True) == []
     backlog.put_back(2, ASIDE)
     assert backlog.withdraw([2], 0) == {2}
+
+
+def of_two_owners() -> Backlog:
+    """Three uploads of each, all of one before those of the other."""
+    backlog = Backlog()
+    for position in range(1, 7):
+        backlog.add(position, owner=1001 if position < 4 else 1002)
+    return backlog
+
+
+def test_owners_take_turns_and_the_oldest_of_each_comes_first() -> None:
+    assert of_two_owners().take(9, 0) == [1, 4, 2, 5, 3, 6]
+    backlog = of_two_owners()
+    assert [backlog.take(1, 0) for _ in range(6)] == [[1], [4], [2], [5], [3], [6]]
+
+
+def test_owners_take_turns_in_what_was_put_back_held_up_or_paused() -> None:
+    backlog = of_two_owners()
+    for position in backlog.take(6, 0):
+        backlog.put_back(position)
+    for position in backlog.take(6, 0):
+        backlog.put_back(position, "route", 10.0, "returned")
+    backlog.open("route")
+    backlog.pause({"watch:a"}, whole=False)
+    for position in backlog.take(6, 0):
+        backlog.hold_back(position, "watch:a")
+    backlog.pause((), whole=False)
+    assert backlog.withdraw({4}, 0) == {4}
+    backlog.put_back(4)
+    assert backlog.take(6, 0) == [1, 4, 2, 5, 3, 6]
+
+
+def test_who_comes_late_has_the_next_turn() -> None:
+    backlog = of_two_owners()
+    assert backlog.take(2, 0) == [1, 4]
+    backlog.add(7, owner=1003)
+    assert backlog.take(3, 0) == [7, 2, 5]

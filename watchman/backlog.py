@@ -1,4 +1,4 @@
-"""Uploads that wait for one broker or move: where the journal keeps them, in order of arrival."""
+"""Uploads that wait for one broker or move: where the journal keeps them, by owner and arrival."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import heapq
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
@@ -14,21 +15,58 @@ from watchman.moves import ASIDE
 
 @dataclass(slots=True)
 class Lane:
-    """Uploads held up together. `until` is monotonic; a position grows with the time of arrival."""
+    """Uploads held up together: by the uid of who owns the file, a heap of journal positions.
 
-    positions: list[int] = field(default_factory=list)
+    `until` is monotonic; a position grows with the time of arrival.
+    """
+
+    shares: dict[int | None, list[int]] = field(default_factory=dict)
     until: float = 0.0
     attempts: int = 0
     reason: str = ""
     #: What an operator has paused and is waited for to be resumed, as `watch:ftp`.
     paused: str = ""
 
+    @property
+    def positions(self) -> list[int]:
+        """All of them, in no order."""
+        return [position for share in self.shares.values() for position in share]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.shares.values()))
+
+    def push(self, position: int, owner: int | None) -> None:
+        heapq.heappush(self.shares.setdefault(owner, []), position)
+
+    def pop(self, owner: int | None) -> int:
+        """Take away the oldest of an owner's, of which there must be one."""
+        share = self.shares[owner]
+        position = heapq.heappop(share)
+        if not share:
+            del self.shares[owner]
+        return position
+
+    def remove(self, positions: set[int]) -> dict[int, int | None]:
+        """Take away those of these positions that are here; return them with their owners."""
+        removed: dict[int, int | None] = {}
+        for owner, share in list(self.shares.items()):
+            found = positions.intersection(share)
+            if not found:
+                continue
+            removed |= dict.fromkeys(found, owner)
+            self.shares[owner] = [position for position in share if position not in found]
+            heapq.heapify(self.shares[owner])
+            if not self.shares[owner]:
+                del self.shares[owner]
+        return removed
+
 
 class Backlog:
     """A queue of journal positions, 8 bytes and an integer for each upload.
 
     What is deferred goes back to its place: into the lane of what held it up, which is left alone
-    for a while, or into the common lane "". What is taken comes oldest first of all open lanes.
+    for a while, or into the common lane "". The owners of files take turns, so that whoever brings
+    many delays nobody else; of each, what is taken comes oldest first of all open lanes.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -36,8 +74,11 @@ class Backlog:
         #: Guards everything below; notified when something may be taken or was given back.
         self._changed = threading.Condition()
         self._lanes: dict[str, Lane] = {"": Lane()}
-        #: The lane that each upload was taken from.
-        self._taken: dict[int, str] = {}
+        #: The lane that each upload was taken from, and its owner.
+        self._taken: dict[int, tuple[str, int | None]] = {}
+        #: When owners of what waits had their last turns, by a count of turns.
+        self._turns: dict[int | None, int] = {}
+        self._turn = 0
         #: Taken ones that `withdraw` waits for: given back, they stay taken, by it.
         self._wanted: set[int] = set()
         #: What is paused of those that wait here, and whether nothing is to be taken at all.
@@ -47,13 +88,13 @@ class Backlog:
         self._moved = clock()
         self._closed = False
 
-    def add(self, position: int) -> None:
-        """Let an upload wait that has just been accepted."""
+    def add(self, position: int, owner: int | None = None) -> None:
+        """Let an upload wait that has just been accepted; `owner` is the uid of its file's."""
         with self._changed:
-            common = self._lanes[""].positions
-            if not common and not self._taken:
+            common = self._lanes[""]
+            if not common.shares and not self._taken:
                 self._moved = self._clock()
-            heapq.heappush(common, position)
+            common.push(position, owner)
             self._changed.notify_all()
 
     def take(self, limit: int, timeout: float, *, aside: bool = False) -> list[int]:
@@ -74,22 +115,34 @@ class Backlog:
 
     def _filled(self, aside: bool) -> Iterator[tuple[Lane, str]]:
         for name, lane in self._lanes.items():
-            if lane.positions and (name == ASIDE) is aside:
+            if lane.shares and (name == ASIDE) is aside:
                 yield lane, name
 
     def _next_opening(self, aside: bool) -> float:
         shut = [lane.until for lane, _ in self._filled(aside)]
         return math.inf if self._paused else min(shut, default=math.inf)
 
-    def _pop(self, limit: int, now: float, aside: bool) -> Iterator[tuple[int, str]]:
-        lanes = [(lane, name) for lane, name in self._filled(aside) if lane.until <= now]
-        for _ in range(limit):
-            if not lanes:
-                return
-            oldest, name = min(lanes, key=lambda lane: lane[0].positions[0])
-            yield heapq.heappop(oldest.positions), name
-            if not oldest.positions:
+    def _pop(
+        self, limit: int, now: float, aside: bool
+    ) -> Iterator[tuple[int, tuple[str, int | None]]]:
+        by_owner: dict[int | None, list[tuple[Lane, str]]] = {}
+        for lane, name in self._filled(aside):
+            for owner in lane.shares if lane.until <= now else ():
+                by_owner.setdefault(owner, []).append((lane, name))
+        self._turns = {owner: self._turns.get(owner, 0) for owner in by_owner}
+        owners = deque(sorted(by_owner, key=self._turns.__getitem__))
+        while owners and limit:
+            owner = owners.popleft()
+            lanes = by_owner[owner]
+            oldest, name = min(lanes, key=lambda lane: lane[0].shares[owner][0])
+            yield oldest.pop(owner), (name, owner)
+            if owner not in oldest.shares:
                 lanes.remove((oldest, name))
+            if lanes:
+                owners.append(owner)
+            self._turn += 1
+            self._turns[owner] = self._turn
+            limit -= 1
 
     def put_back(self, position: int, lane: str = "", delay: float = 0.0, reason: str = "") -> None:
         """Let an upload that was taken wait again; its lane is shut for `delay` seconds.
@@ -119,8 +172,8 @@ class Backlog:
         if position in self._wanted:
             self._wanted.discard(position)
         else:
-            before = self._taken.pop(position, "")
-            heapq.heappush(lane.positions, position)
+            before, owner = self._taken.pop(position, ("", None))
+            lane.push(position, owner)
             self._forget(before)
         self._changed.notify_all()
 
@@ -128,7 +181,7 @@ class Backlog:
         """Say that an upload that was taken has another position from now on."""
         with self._changed:
             self._moved = self._clock()
-            self._taken[new] = self._taken.pop(position, "")
+            self._taken[new] = self._taken.pop(position, ("", None))
             self._wanted.discard(position)
             self._changed.notify_all()
 
@@ -137,7 +190,7 @@ class Backlog:
         with self._changed:
             self._moved = self._clock()
             self._wanted.discard(position)
-            self._forget(self._taken.pop(position, ""))
+            self._forget(self._taken.pop(position, ("", None))[0])
             self._changed.notify_all()
 
     def has_taken(self, position: int) -> bool:
@@ -148,7 +201,9 @@ class Backlog:
     def _forget(self, name: str) -> None:
         """Drop a lane when the last upload has left it: there may be one for each upload."""
         lane = self._lanes.get(name)
-        if name and lane and not lane.positions and name not in self._taken.values():
+        if not name or lane is None or lane.shares:
+            return
+        if all(taken_from != name for taken_from, _ in self._taken.values()):
             del self._lanes[name]
 
     def pause(self, pauses: Collection[str], *, whole: bool) -> None:
@@ -156,12 +211,12 @@ class Backlog:
         with self._changed:
             self._moved = self._clock()
             self._pauses, self._paused = pauses, whole
-            common = self._lanes[""].positions
             for name, lane in list(self._lanes.items()):
                 if lane.paused and lane.paused not in pauses:
                     del self._lanes[name]
-                    common += lane.positions
-            heapq.heapify(common)
+                    for owner, share in lane.shares.items():
+                        for position in share:
+                            self._lanes[""].push(position, owner)
             self._changed.notify_all()
 
     def open(self, lane: str) -> None:
@@ -180,21 +235,17 @@ class Backlog:
         with self._changed:
             in_hand = self._taken.keys() & positions
             mine = self._remove(set(positions) - in_hand)
-            self._taken |= dict.fromkeys(mine, "")
+            self._taken |= {position: ("", owner) for position, owner in mine.items()}
             self._wanted |= in_hand
             self._changed.wait_for(lambda: not in_hand & self._wanted, timeout)
             late = in_hand & self._wanted
             self._wanted -= late
-            return mine | ((in_hand - late) & self._taken.keys())
+            return mine.keys() | ((in_hand - late) & self._taken.keys())
 
-    def _remove(self, positions: set[int]) -> set[int]:
-        removed: set[int] = set()
+    def _remove(self, positions: set[int]) -> dict[int, int | None]:
+        removed: dict[int, int | None] = {}
         for lane in self._lanes.values():
-            found = positions.intersection(lane.positions)
-            if found:
-                lane.positions = [one for one in lane.positions if one not in found]
-                heapq.heapify(lane.positions)
-                removed |= found
+            removed |= lane.remove(positions)
         return removed
 
     def close(self) -> None:
@@ -206,14 +257,14 @@ class Backlog:
     def __len__(self) -> int:
         """Return how many wait or are taken."""
         with self._changed:
-            return len(self._taken) + sum(len(lane.positions) for lane in self._lanes.values())
+            return len(self._taken) + sum(map(len, self._lanes.values()))
 
     def in_hand(self) -> int:
         """Return how many are taken or could be taken at once."""
         with self._changed:
             now = self._clock()
-            lanes = [lane for lane in self._lanes.values() if lane.until <= now]
-            waiting = 0 if self._paused else sum(len(lane.positions) for lane in lanes)
+            waiting = sum(len(lane) for lane in self._lanes.values() if lane.until <= now)
+            waiting = 0 if self._paused else waiting
             return len(self._taken) + waiting
 
     def stalled(self) -> float:
@@ -225,14 +276,14 @@ class Backlog:
     def lanes(self) -> list[tuple[str, Lane]]:
         """Return a copy of the lanes, for those who want to show them.
 
-        What is taken is in "", and so is what is aside: nothing holds that up.
+        What is taken is in "", and so is what is aside: nothing holds that up. Owners are not told.
         """
         with self._changed:
             return [
                 (
                     "" if name == ASIDE else name,
                     Lane(
-                        [*lane.positions, *(() if name else self._taken)],
+                        {None: [*lane.positions, *(() if name else self._taken)]},
                         lane.until,
                         lane.attempts,
                         lane.reason,

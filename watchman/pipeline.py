@@ -145,7 +145,7 @@ class Pipeline:
         """Take back an upload that a mover took, once; what was MOVED has its task sent."""
         upload = report.upload
         if report.state is State.MOVED and upload.task is not None:
-            self._backlog("broker", upload.task.broker).add(upload.position)
+            self._backlog("broker", upload.task.broker).add(upload.position, upload.owned_by)
             self._backlog("move", upload.move).settle(upload.position)
         elif report.state is State.MOVED:
             self._take_back(Report(upload, State.DONE), self._backlog("move", upload.move))
@@ -238,7 +238,7 @@ class Pipeline:
     def wait(self, upload: Upload) -> None:
         """Let an upload wait for its move or its broker; its record is durable."""
         self._journal.hold(upload.position)
-        self._backlog_of(upload).add(upload.position)
+        self._backlog_of(upload).add(upload.position, upload.owned_by)
 
     def change(self, settings: Settings, *, rules: Rules, ledgers: Mapping[str, Ledger]) -> None:
         """Go over to other settings; what waits goes on as it was accepted."""
@@ -439,8 +439,9 @@ class Pipeline:
         more than an upload's.
         """
         recent: OrderedDict[int, Upload] = OrderedDict()
-        # By where they wait, so that no record need be read twice: there may be a million.
-        live: dict[tuple[str, str], dict[int, int]] = {}
+        # By where they wait and whose they are, so that no record need be read twice: there may be
+        # a million.
+        live: dict[tuple[str, str, int | None], dict[int, int]] = {}
         failed: dict[str, int] = {}
         failed_of: dict[str, list[tuple[str, int]]] = {}
         for position, record in self._journal.replay():
@@ -471,18 +472,21 @@ class Pipeline:
                     failed[upload.id] = position
                     failed_of.setdefault(upload.source_path, []).append((upload.id, position))
                 elif upload.move or upload.task is not None:
-                    live.setdefault(self._place_of(upload), {})[number] = position
+                    place = *self._place_of(upload), upload.owned_by
+                    live.setdefault(place, {})[number] = position
             elif record["event"] == State.RENAMED.value:
                 self.whereabouts.replay(position, record)
         for position in failed.values():
             record = self._journal.read(position)
             self.failures.replay(Upload.decode(record, position), record)
-        for (kind, name), positions in live.items():
+        taken_up: Counter[tuple[str, str]] = Counter()
+        for (kind, name, owner), positions in live.items():
             for position in positions.values():
                 self._journal.hold(position)
-                self._backlog(kind, name).add(position)
-            if positions:
-                logger.info("Took up %d uploads that wait for %s %s.", len(positions), kind, name)
+                self._backlog(kind, name).add(position, owner)
+            taken_up[kind, name] += len(positions)
+        for (kind, name), number in (+taken_up).items():
+            logger.info("Took up %d uploads that wait for %s %s.", number, kind, name)
 
     def _read(self, position: int) -> Upload:
         return Upload.decode(self._journal.read(position), position)

@@ -202,6 +202,11 @@ class Upload:
         return self.moved_from or self.path
 
     @property
+    def owned_by(self) -> int | None:
+        """The uid of its file's owner as it was accepted; None if it was not written down."""
+        return self.owner[0] if self.owner is not None else None
+
+    @property
     def is_copied(self) -> bool:
         """Whether it was moved across filesystems, so that two files may be there yet."""
         before = self.source_state
