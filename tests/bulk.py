@@ -96,6 +96,7 @@ def accepted(path: str, task: Task, watch: str) -> Upload:
         source=Source.INOTIFY,
         accepted=state.ctime / 1e9,
         task=task,
+        owner=(os.geteuid(), os.getegid()),
     )
 
 
