@@ -151,6 +151,11 @@ class Inside:
         self.dispatcher.submit(notification, answers.put)
         return answers.get(timeout=10)
 
+    def closed(self, path: Path) -> Outcome:
+        """Have inotify say that somebody closed a file who had it open for writing."""
+        word = Notification(Kind.COMPLETED, str(path), Source.INOTIFY, closed=True)
+        return self.hear(word).outcome
+
     def unsettled(self) -> Unsettled:
         return Unsettled(self.pipeline, journal=self.journal, sinks=dict)
 

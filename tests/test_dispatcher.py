@@ -88,11 +88,6 @@ def test_a_scan_takes_neither_chmod_nor_touch_r_nor_a_hard_link_for_a_write(hous
     assert house.say(path, Source.SCAN).outcome is Outcome.DUPLICATE
 
 
-def closed(house: House, path: Path) -> Outcome:
-    """inotify says that somebody closed a file who had it open for writing."""
-    return house.hear(Notification(Kind.COMPLETED, str(path), Source.INOTIFY, closed=True)).outcome
-
-
 @pytest.mark.parametrize("content", ["1,2,3\n", "3,2,1\n"])
 def test_a_close_with_another_ctime_alone_is_a_new_write_at_once(
     house: House, content: str
@@ -100,12 +95,12 @@ def test_a_close_with_another_ctime_alone_is_a_new_write_at_once(
     """As of `cp -p`, rsync --inplace -t, sftp put -p, Samba: the size and mtime are as before."""
     path = house.write("a.csv")
     os.utime(path, (1, 1))
-    assert closed(house, path) is Outcome.OK
+    assert house.closed(path) is Outcome.OK
     for _ in range(3):
         house.write("a.csv", content)
         os.utime(path, (1, 1))
-        assert closed(house, path) is Outcome.OK
-        assert closed(house, path) is Outcome.DUPLICATE
+        assert house.closed(path) is Outcome.OK
+        assert house.closed(path) is Outcome.DUPLICATE
 
 
 def test_the_close_of_a_write_that_was_decided_about_is_none_of_another(house: House) -> None:
@@ -113,10 +108,10 @@ def test_the_close_of_a_write_that_was_decided_about_is_none_of_another(house: H
     path = house.write("a.csv")
     assert house.say(path, Source.SCAN).outcome is Outcome.OK
     path.chmod(0o600)
-    assert closed(house, path) is Outcome.DUPLICATE
+    assert house.closed(path) is Outcome.DUPLICATE
     house.write("a.csv", "3,2,1\n")
     os.utime(path, (1, 1))
-    assert closed(house, path) is Outcome.OK
+    assert house.closed(path) is Outcome.OK
 
 
 @pytest.mark.parametrize("source", [Source.SCAN, Source.INOTIFY])
@@ -127,7 +122,7 @@ def test_a_sample_tells_a_rewrite_from_what_sets_the_ctime_alone(
     """What a scan finds, or a rename brings; over a restart, too."""
     path = house.write("a.csv", "x" * size)
     os.utime(path, (1, 1))
-    assert closed(house, path) is Outcome.OK
+    assert house.closed(path) is Outcome.OK
     for turn in range(2):
         path.chmod(0o600 + turn)
         os.utime(path, (2, 2))

@@ -582,8 +582,10 @@ def test_of_two_who_wrote_a_file_the_word_of_the_last_counts_though_both_are_rea
     with path.open("a"):
         if early:
             log(logged, Kind.COMPLETED, path, session, size=6)
-        assert closed(logged, path)
-    assert closed(logged, path)
+        logged.closed(path)
+        assert logged.dispatcher.held.get(str(path))
+    logged.closed(path)
+    assert logged.dispatcher.held.get(str(path))
     if not early:
         assert log(logged, Kind.COMPLETED, path, session, size=6).outcome is Outcome.OK
     (row,) = logged.dispatcher.held.rows()
@@ -597,12 +599,6 @@ def test_of_two_who_wrote_a_file_the_word_of_the_last_counts_though_both_are_rea
         log(logged, Kind.COMPLETED, path, other, size=6)
         assert len(logged.take()) == 1
     other.kill()
-
-
-def closed(house: House, path: Path) -> bool:
-    """What inotify says when somebody has closed a file; return whether it is held."""
-    house.hear(Notification(Kind.COMPLETED, str(path), Source.INOTIFY, closed=True))
-    return house.dispatcher.held.get(str(path)) is not None
 
 
 @pytest.mark.parametrize("refused", [False, True])

@@ -263,8 +263,8 @@ class Backlog:
         """Return how many are taken or could be taken at once."""
         with self._changed:
             now = self._clock()
-            waiting = sum(len(lane) for lane in self._lanes.values() if lane.until <= now)
-            waiting = 0 if self._paused else waiting
+            lanes = [] if self._paused else self._lanes.values()
+            waiting = sum(len(lane) for lane in lanes if lane.until <= now)
             return len(self._taken) + waiting
 
     def stalled(self) -> float:
