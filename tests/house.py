@@ -102,6 +102,7 @@ class Inside:
             journal=self.journal,
             ledgers=self.ledgers,
             rescan=lambda watch, _: self.rescans.append(watch),
+            come_back=lambda watch, _: self.rescans.append(watch),
             read_log=lambda: None if self.log_lags else self.catch_up(),
             clock=self.clock.time,
             monotonic=self.clock.monotonic,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -68,6 +69,35 @@ def test_one_users_bulk_delays_no_other_users_tasks(
     eventually(lambda: len(published(public_path / "broker")) == BULK + 2, timeout=60)
     # Those of one millisecond are in no order.
     assert names(public_path, f"{ALICE}-", first=BULK // 5) == 2
+
+
+@pytest.mark.parametrize("source", ["inotify", "scan"])
+def test_what_one_user_brings_at_once_holds_up_no_other_users_files(
+    source: str, public_path: Path, start_watchman: Callable[..., Daemon]
+) -> None:
+    furnish(public_path, 0)
+    daemon = start_watchman(INI, directory=public_path)
+    eventually(lambda: daemon.status()["watches"]["bulk"]["last_scan"])
+    if source == "scan":
+        daemon.stop()
+    else:
+        daemon.signal(signal.SIGSTOP)
+    for user, count in ((BOB, BULK), (ALICE, 2)):
+        for number in range(count):
+            with (public_path / "bulk" / f"{user}-{number}.csv").open("w") as file:
+                os.fchown(file.fileno(), user, user)
+    if source == "scan":
+        daemon.start()
+    else:
+        daemon.signal(signal.SIGCONT)
+    accepted = eventually(lambda: accepted_by(daemon, source, BULK + 2), timeout=60)
+    assert sum(f"/{ALICE}-" in line for line in accepted[: BULK // 5]) == 2
+
+
+def accepted_by(daemon: Daemon, source: str, count: int) -> list[str]:
+    """Return what the log says of that many uploads, in the order of their decision."""
+    lines = [line for line in daemon.log.splitlines() if f", noticed by {source}:" in line]
+    return lines if len(lines) == count else []
 
 
 def names(directory: Path, prefix: str, first: int | None = None) -> int:

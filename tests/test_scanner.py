@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.deadline import eventually
+from tests.users import BOB
 from tests.watching import Clock, Heard, MemoryLedger, excluded, tree_too_deep
 from watchman.settings import WatchSettings
 from watchman.sources import scanner
@@ -80,7 +82,7 @@ def test_regular_files_on_every_level_are_submitted(start: Start, root: Path) ->
         path.write_text("1")
     scanning = start(WatchSettings("in", str(root)))
     assert scanning.scan()
-    assert {replace(found, patience=0.0) for found in scanning.notifications} == {
+    assert {replace(found, patience=0.0, owner=None) for found in scanning.notifications} == {
         Notification(Kind.COMPLETED, str(path), Source.SCAN) for path in files
     }
     assert scanning.status()["files"] == 3
@@ -481,29 +483,55 @@ def test_a_long_scan_says_how_far_it_is(
     assert f"Scanning watch in: {STEP} files seen" in caplog.text
 
 
-def test_a_scan_that_finds_more_than_is_taken_begins_again_later(
+@pytest.mark.root
+def test_a_scan_passes_by_the_files_of_whom_too_many_wait_and_comes_back(
     start: Start, root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    (root / "sub").mkdir()
     for n in range(10):
-        (root / f"sub/{n}").touch()
+        (root / f"{n}").touch()
+        (root / f"sub{n}").mkdir()
+        (root / f"sub{n}/other").touch()
+        os.chown(root / f"sub{n}/other", BOB, BOB)
     clock = Clock(time.monotonic)
     scanning = start(WatchSettings("in", str(root)), clock=clock)
     scanning.room = 4
     assert not scanning.scan()
-    assert len(scanning.paths()) == 4
+    first = list(scanning.notifications)
+    assert Counter(n.owner for n in first) == {0: 4, BOB: 4}
     assert scanning.status()["error"]
     for _ in range(3):
-        # Neither of its own accord nor when asked, nor for a part of it.
-        scanning.scanner.request("in", "sub")
         clock.advance(FULL)
-    first = list(scanning.notifications)
+    assert len(scanning.ledgers["in"].sweeps) == 1, "it waits until there is room"
     scanning.ledgers["in"].decide(root, *(n.path.removeprefix(f"{root}/") for n in first))
     scanning.room = 100
     eventually(lambda: clock.advance(FULL) or scanning.status()["last_scan"])
-    assert len(scanning.notifications) == len(scanning.paths()) == 10
-    assert caplog.text.count("waits at") == 1
+    assert len(scanning.notifications) == len(scanning.paths()) == 20
+    assert not scanning.status()["error"]
+    assert caplog.text.count("passes by") == 1
+
+
+@pytest.mark.root
+def test_a_scan_submits_the_rest_of_whoever_has_many_files_once_all_others_were_seen(
+    start: Start, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scanner, "FIRST", 10)
+    monkeypatch.setattr(scanner, "MOST", 40)
+    for n in range(50):
+        (root / f"{n}").touch()
+    others = root / "others"
+    others.mkdir()
+    for n in range(5):
+        (others / f"{n}").touch()
+        os.chown(others / f"{n}", BOB, BOB)
+    scanning = start(WatchSettings("in", str(root)))
+    assert not scanning.scan()
+    owners = [found.owner for found in scanning.notifications]
+    assert owners == 10 * [0] + 5 * [BOB] + 30 * [0]
+    first = scanning.paths()
+    scanning.ledgers["in"].decide(root, *(path.removeprefix(f"{root}/") for path in first))
+    eventually(lambda: scanning.status()["last_scan"])
+    assert len(scanning.paths()) == len(scanning.notifications) == 55
 
 
 def test_stop_waits_for_no_subtree_that_is_still_to_be_scanned(root: Path) -> None:

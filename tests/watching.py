@@ -125,15 +125,18 @@ class Heard:
         #: While it is not set, submit() waits, as for a full inbox.
         self.has_room = threading.Event()
         self.has_room.set()
-        #: Finds that are taken.
+        #: Finds of an owner's that are taken.
         self.room = 1 << 30
 
-    def submit(self, notification: Notification) -> None:
+    def submit(self, notification: Notification) -> bool:
         self.has_room.wait()
+        if notification.source is Source.SCAN and not self.takes(notification.owner):
+            return False
         (self.appeared if notification.appeared else self.notifications).append(notification)
+        return True
 
-    def takes(self, _watch: str, _path: str) -> bool:
-        return len(self.notifications) < self.room
+    def takes(self, owner: int | None) -> bool:
+        return len([n for n in self.notifications if n.owner == owner]) < self.room
 
     def paths(self, source: Source | None = None) -> set[str]:
         """Of files that are complete or renamed to there."""

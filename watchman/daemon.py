@@ -88,6 +88,7 @@ class Daemon:
                 journal=journal,
                 ledgers=ledgers,
                 rescan=lambda watch, subpath: finders.request(watch, subpath),
+                come_back=lambda watch, owner: finders.come_back(watch, owner),
                 read_log=lambda: finders.read_log(),
             )
             inside.callback(dispatcher.close)
@@ -111,9 +112,9 @@ class Daemon:
                 ),
             )
             finders = Finders(
-                submit=dispatcher.submit,
+                submit_event=dispatcher.submit_event,
                 submit_find=dispatcher.submit_find,
-                takes=dispatcher.held.takes,
+                takes_finds=dispatcher.takes_finds,
                 submit_lines=dispatcher.submit_lines,
                 marked=dispatcher.marked,
                 caught_up=dispatcher.caught_up,

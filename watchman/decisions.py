@@ -83,12 +83,8 @@ class Decisions:
         verdict: Hold,
         answer: Respond,
         failure: str = "",
-        watch: str = "",
     ) -> None:
-        """Hold a file; what ProFTPD says of it is durable, as nobody may say it again.
-
-        `watch` is that of a file that a scan has found.
-        """
+        """Hold a file; what ProFTPD says of it is durable, as nobody may say it again."""
         word, overlapped = verdict.word or notification, verdict.overlapped
         if verdict.word is None and before is not None and notification.source not in PROFTPD:
             # It could not be looked at.
@@ -104,7 +100,6 @@ class Decisions:
             overlapped=overlapped,
             unspoken=verdict.unspoken,
             failure=failure,
-            watch=watch,
         )
         logger.debug(
             "Noticed %r: %s. Looking again in %.1f seconds.", path, verdict.reason, verdict.wait

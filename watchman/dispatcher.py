@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,8 +20,10 @@ from watchman.crosscheck import Crosscheck
 from watchman.decisions import Decisions, Respond, nobody
 from watchman.endings import Endings
 from watchman.errors import JournalUnwritable
+from watchman.finds import Find, Finds
 from watchman.groupcommit import SLICE, GroupCommit
 from watchman.heirs import hand_over
+from watchman.held import Noticed
 from watchman.journal import Journal
 from watchman.judge import (
     PROFTPD,
@@ -62,8 +63,8 @@ LAG = 1.0
 #: Seconds between two tries to clear a journal that could not be cleared.
 UNCLEARED = 5.0
 
-#: Finds of scans that wait to be decided about, at the most.
-FINDS = 200
+#: Files of one owner that scans have found and that wait, at the most: some 800 bytes each.
+FOUND = 50_000
 
 #: Sources that may name a directory as their client did: through symlinks, by `..`.
 SPELLED = PROFTPD | {Source.RESUBMIT}
@@ -81,11 +82,13 @@ class Dispatcher:
         journal: Journal,
         ledgers: Mapping[str, Ledger],
         rescan: Callable[[str, str], None],
+        come_back: Callable[[str, int], None],
         read_log: Callable[[], None],
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`rescan` has a subtree scanned, `read_log` the transfer log read soon, see `caught_up`.
+        """`rescan` has a subtree scanned, `come_back` a watch once `takes_finds` of an owner's;
+        `read_log` has the transfer log read soon, see `caught_up`.
 
         `clock` tells the time that files and records bear, `monotonic` how long a wait was.
         """
@@ -158,7 +161,7 @@ class Dispatcher:
             commit=self._commit,
             clock=clock,
         )
-        self._finds = threading.Semaphore(FINDS)
+        self._finds = Finds(self._commit, locate=self._locate, come_back=come_back)
         #: When to try again to clear ledgers and journal (monotonic), if the last try failed.
         self._uncleared = 0.0
         self._namers = Namers(self._named)
@@ -180,7 +183,8 @@ class Dispatcher:
         self._commit.start()
 
     def stop(self) -> None:
-        """Decide about what was submitted, then end."""
+        """Decide about what was submitted, but for finds beyond the first thousand; then end."""
+        self._commit.bring(self._finds.close)
         self._commit.stop()
 
     def join(self) -> None:
@@ -211,13 +215,31 @@ class Dispatcher:
 
         self._namers.bring(notification, pass_on)
 
-    def submit_find(self, notification: Notification) -> None:
-        """Take what a scan has found, which waits its turn: there may be a million of them.
+    def submit_event(self, notification: Notification) -> None:
+        """Take what the watcher has seen, which waits for its file's owner's turn.
 
-        Few at once, for whoever speaks meanwhile is heard after those.
+        The watcher waits while there is too much of it.
         """
-        self._finds.acquire()
-        self._commit.bring(partial(self._hear_find, notification))
+        find = Find(notification.path, notification.old_path)
+        self._finds.put(find, partial(self._hear, notification, nobody))
+
+    def submit_find(self, notification: Notification) -> bool:
+        """Take what a scan has found, as `submit_event` does: there may be a million of them.
+
+        False: too many of the same owner's wait, see `takes_finds`.
+        """
+        is_held = self.held.get(notification.path) is not None
+        if not is_held and self._waiting_of(notification.owner) >= FOUND:
+            return False
+        self.submit_event(notification)
+        return True
+
+    def takes_finds(self, owner: int) -> bool:
+        """Whether an owner's files are worth another scan, after some were not taken."""
+        return self._waiting_of(owner) <= FOUND // 2
+
+    def _waiting_of(self, owner: int | None) -> int:
+        return 0 if owner is None else self._finds.waiting(owner) + self.held.found(owner)
 
     def submit_lines(self, log: str, notifications: Sequence[Notification], mark: Any) -> bool:
         """Take what lines of a transfer log say, and a mark of where it was read to.
@@ -306,7 +328,7 @@ class Dispatcher:
         now = self._monotonic()
         heard = self.judge.heard_until()
         for noticed in self.held.due(heard):
-            self._complete(noticed.notification, nobody)
+            self._finds.put_now(Find(noticed.path), partial(self._look_at_held, noticed))
         patience = self.held.patience(now)
         if not patience and self.held.patience(heard):
             # The log is asked first; it wakes us.
@@ -315,6 +337,10 @@ class Dispatcher:
                 self._log_asked = True
                 self._read_log()
         return min(self._endings.look_for_dead(), patience)
+
+    def _look_at_held(self, noticed: Noticed) -> None:
+        if self.held.get(noticed.path) is noticed:  # else it was decided about meanwhile
+            self._complete(noticed.notification, nobody)
 
     def _catch_up(self, now: float) -> None:
         self._log_asked = False
@@ -358,10 +384,6 @@ class Dispatcher:
             self._journal.compact()
             wasteful = self._journal.wasteful() and time.monotonic() < until
 
-    def _hear_find(self, notification: Notification) -> None:
-        self._finds.release()
-        self._hear(notification, nobody)
-
     def _hear(self, notification: Notification, answer: Respond, *, is_named: bool = False) -> None:
         self._count(notification)
         if notification.source in SPELLED and not is_named:
@@ -383,6 +405,8 @@ class Dispatcher:
             answer(Answer(Outcome.ERROR, "only who may write a file may announce it"))
             return
         if notification.source in PROFTPD and notification.path:
+            # An event that waits tells how the file was closed of which this is the word.
+            self._finds.hasten(notification.path)
             self._hear_of(notification)
         if notification.source is Source.RESUBMIT:
             self._by_hand.accept(notification, answer)
@@ -447,8 +471,7 @@ class Dispatcher:
             case PassOver(state):
                 self._decisions.pass_over(path, state, notification, answer)
             case Hold():
-                found_in = watch.name if notification.source is Source.SCAN else ""
-                self._decisions.hold(path, notification, noticed, verdict, answer, watch=found_in)
+                self._decisions.hold(path, notification, noticed, verdict, answer)
             case Fail(state, reason):
                 is_missed = noticed is None or not noticed.failure
                 if is_missed and not isinstance(verdict, Refuse):

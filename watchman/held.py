@@ -11,10 +11,6 @@ from typing import Any
 
 from watchman.upload import FileState, Kind, Notification, Source, State
 
-#: Files of a watch that a scan has found and that are held, at the most: some 800 bytes each. A
-#: scan that finds more goes on when half of them are decided.
-FOUND = 50_000
-
 #: Files looked at again before others get their turn.
 AT_ONCE = 100
 
@@ -32,8 +28,8 @@ class Noticed:
 
     `failure` is why it has failed, should it only be waited for until it is closed, or for another
     word until `fail_at` (monotonic). `hooked` if a hook has called it complete. One that was
-    answered OK has an `id`, and a record in the journal at `position`. `found_in` is the watch
-    whose scan was the first to find it, "" if another told of it.
+    answered OK has an `id`, and a record in the journal at `position`. `found_of` is the
+    uid of its owner if a scan was the first to find it.
     """
 
     notification: Notification
@@ -53,7 +49,7 @@ class Noticed:
     hooked: bool = False
     id: str = ""
     position: int = -1
-    found_in: str = ""
+    found_of: int | None = None
 
     def was_rewritten(self, state: FileState | None) -> bool:
         """Whether a file was written since it was held; times and rights may be set anew."""
@@ -81,8 +77,8 @@ class Held:
         self._monotonic = monotonic
         self._noticed: dict[str, Noticed] = {}
         self._due: list[tuple[float, str]] = []
-        #: How many of them scans have found, by watch.
-        self._found: Counter[str] = Counter()
+        #: How many of them scans have found, by owner.
+        self._found: Counter[int | None] = Counter()
 
     def __len__(self) -> int:
         return len(self._noticed)
@@ -100,12 +96,8 @@ class Held:
         overlapped: bool = False,
         unspoken: int = 0,
         failure: str = "",
-        watch: str = "",
     ) -> Noticed:
-        """Hold a file for `wait` seconds, or until it is spoken of; `before` is how it was held.
-
-        `watch` is that of a file that a scan has found.
-        """
+        """Hold a file for `wait` seconds, or until it is spoken of; `before` is how it was held."""
         now = self._monotonic()
         same = before is not None and before.state == state and not before.writing
         another = before is not None and before.is_of_another(state)
@@ -130,9 +122,9 @@ class Held:
             hooked=hooked or _is_hooks_word(notification),
             id=before.id if before else "",
             position=before.position if before else -1,
-            found_in=before.found_in if before else watch,
+            found_of=before.found_of if before else notification.owner,
         )
-        self._found[noticed.found_in] += 1
+        self._found[noticed.found_of] += 1
         heapq.heappush(self._due, (noticed.due, path))
         return noticed
 
@@ -141,14 +133,14 @@ class Held:
         if noticed.path not in self._noticed:
             noticed.due = self._monotonic() + AGAIN
             self._noticed[noticed.path] = noticed
-            self._found[noticed.found_in] += 1
+            self._found[noticed.found_of] += 1
             heapq.heappush(self._due, (noticed.due, noticed.path))
 
     def pop(self, path: str) -> Noticed | None:
         """Hold a file no longer; return how it was held."""
         noticed = self._noticed.pop(path, None)
         if noticed is not None:
-            self._found[noticed.found_in] -= 1
+            self._found[noticed.found_of] -= 1
         return noticed
 
     def hasten(self, path: str) -> None:
@@ -167,14 +159,9 @@ class Held:
         over = [path for path in self._noticed if is_over(path)]
         return [noticed for path in over if (noticed := self.pop(path))]
 
-    def takes(self, watch: str, path: str = "") -> bool:
-        """Whether a scan may find one more file, or with "" whether it is worth its beginning.
-
-        From any thread.
-        """
-        if not path:
-            return self._found[watch] <= FOUND // 2
-        return self._found[watch] < FOUND or path in self._noticed
+    def found(self, owner: int) -> int:
+        """Return how many files of an owner's are held that scans have found; from any thread."""
+        return self._found[owner]
 
     def below(self, directory: str) -> list[str]:
         """Return the paths of held files below a directory."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import stat
 from typing import NamedTuple
 
 from watchman.upload import Notification, Source
@@ -33,6 +34,12 @@ class Ownership(NamedTuple):
             f"a hard link to a file of uid {self.user}, who neither uploaded it nor owns the"
             " directory it is in"
         )
+
+
+def owner_of(file: os.stat_result, directory: int) -> int:
+    """Return the uid of a file's owner; of its open directory's if it may be a stranger's file."""
+    is_linked = file.st_nlink > 1 and not stat.S_ISDIR(file.st_mode)
+    return os.fstat(directory).st_uid if is_linked else file.st_uid
 
 
 def uploader(notification: Notification) -> int | None:

@@ -72,7 +72,7 @@ class Notification:
     `--same-id`; `old_id` is the upload id that the latter found. For `patience` seconds somebody
     else may know better. `at` is when ProFTPD wrote a line of its log (epoch, whole seconds), 0 if
     it did not. `uid` is that of the process that spoke on the socket, and `groups` are all of its
-    groups, None for who may speak of any file.
+    groups, None for who may speak of any file. `owner` is the uid of the file's as a scan saw it.
     """
 
     kind: Kind
@@ -97,6 +97,7 @@ class Notification:
     at: float = 0.0
     uid: int | None = None
     groups: frozenset[int] | None = None
+    owner: int | None = None
 
 
 class FileState(NamedTuple):

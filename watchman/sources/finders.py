@@ -22,20 +22,20 @@ class Finders:
     def __init__(
         self,
         *,
-        submit: Callable[[Notification], None],
-        submit_find: Callable[[Notification], None],
-        takes: Callable[[str, str], bool],
+        submit_event: Callable[[Notification], None],
+        submit_find: Callable[[Notification], bool],
+        takes_finds: Callable[[int], bool],
         submit_lines: Submit,
         marked: Callable[[], Mapping[str, Any]],
         caught_up: Callable[[float], None],
         mounts_changed: Callable[[], None] = lambda: None,
     ) -> None:
-        """`submit_lines`, `marked` and `caught_up` are the transfer log's, see there; `takes` the
-        scanner's, `mounts_changed` the watcher's.
+        """`submit_lines`, `marked` and `caught_up` are the transfer log's, see there; `submit_find`
+        and `takes_finds` the scanner's, `submit_event` and `mounts_changed` the watcher's.
         """
-        self._submit = submit
+        self._submit_event = submit_event
         self._submit_find = submit_find
-        self._takes = takes
+        self._takes_finds = takes_finds
         self._submit_lines = submit_lines
         self._marked = marked
         self._caught_up = caught_up
@@ -54,13 +54,13 @@ class Finders:
         self._scanner = Scanner(
             watches,
             submit=self._submit_find,
-            takes=self._takes,
+            takes=self._takes_finds,
             excluded=excluded,
             ledgers=ledgers,
         )
         self._watcher = Watcher(
             watches,
-            submit=self._submit,
+            submit=self._submit_event,
             rescan=self._scanner.request,
             excluded=excluded,
             mounts_changed=self._mounts_changed,
@@ -95,6 +95,11 @@ class Finders:
         """Have a subtree scanned as soon as possible; never blocks, from any thread."""
         if watch in self._names:  # else its section has left the INI file
             self._scanner.request(watch, subpath)
+
+    def come_back(self, watch: str, owner: int) -> None:
+        """Have a watch scanned once more of an owner's files are taken, as `request` does."""
+        if watch in self._names:
+            self._scanner.come_back(watch, {owner})
 
     def read_log(self) -> None:
         """Have the transfer log read soon; from any thread."""

@@ -8,10 +8,12 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from watchman.ownership import owner_of
 from watchman.sample import sample_of
 from watchman.settings import WatchSettings
 from watchman.sources.roots import identify, inner_roots
@@ -42,6 +44,10 @@ FRESH = 1.0
 
 #: Files between two looks at the clock and at requests.
 STEP = 500
+
+#: Finds of one owner that are submitted as they come; the next ones wait until all others' were
+#: seen, up to as many as are worth keeping.
+FIRST, MOST = 500, 50_000
 
 
 class Sweep(Protocol):
@@ -74,10 +80,6 @@ class _Stopped(Exception):
     """The scanner was told to stop in the middle of a scan."""
 
 
-class _Full(Exception):
-    """No find of this watch is taken any more at present."""
-
-
 @dataclass
 class _Progress:
     """How a watch's scans of the whole go."""
@@ -102,6 +104,11 @@ class _Scan:
     foreign: frozenset[tuple[int, int]]
     files: int = 0
     found: int = 0
+    #: How many were found of each owner, and those that wait for the end of the walk.
+    found_of: Counter[int] = field(default_factory=Counter)
+    waiting: list[Notification] = field(default_factory=list)
+    #: Owners of files that were not taken.
+    crowded: set[int] = field(default_factory=set)
     errors: int = 0
     error: str | None = None
     began: float = 0.0
@@ -113,16 +120,16 @@ class Scanner:
     """A thread that walks what is requested, and each watch every `rescan` seconds.
 
     It submits every regular file that its watch's ledger does not know. No symlink is followed, nor
-    is anything opened but directories. `takes(watch, path)` tells whether there is room for a find,
-    and with "" whether for as many as make a scan worth its beginning.
+    is anything opened but directories. `submit` tells whether a file is taken: else it waits until
+    another scan, once so many of its owner's files are decided that he `takes` more.
     """
 
     def __init__(
         self,
         watches: Iterable[WatchSettings],
         *,
-        submit: Callable[[Notification], None],
-        takes: Callable[[str, str], bool],
+        submit: Callable[[Notification], bool],
+        takes: Callable[[int], bool],
         excluded: Callable[[WatchSettings, str], object],
         ledgers: Mapping[str, Ledger],
         clock: Callable[[], float] = time.monotonic,
@@ -140,6 +147,8 @@ class Scanner:
         periods = {name: watch.rescan for name, watch in self._watches.items()}
         self._clock = clock
         self._schedule = Schedule(periods, clock=clock)
+        #: By watch that waits for them, the owners of files that were not taken.
+        self._crowded: dict[str, frozenset[int]] = {}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="scanner", daemon=True)
 
@@ -157,7 +166,16 @@ class Scanner:
 
     def request(self, watch: str, subpath: str = "") -> None:
         """Have a subtree scanned as soon as possible, "" for all; never blocks, from any thread."""
+        if not subpath:
+            self._crowded.pop(watch, None)
         self._schedule.request(watch, subpath)
+
+    def come_back(self, watch: str, owners: Collection[int]) -> None:
+        """Have a whole watch scanned once more is taken of one of `owners`; never blocks, from any
+        thread.
+        """
+        self._crowded[watch] = self._crowded.get(watch, frozenset()).union(owners)
+        self._schedule.postpone(watch, "", FULL)
 
     def status(self) -> dict[str, dict[str, Any]]:
         """Per watch: scanning; files seen by this or the last whole scan; last_scan, the end of the
@@ -178,8 +196,9 @@ class Scanner:
             self._serve(request)
 
     def _serve(self, request: Request) -> None:
-        if not self._takes(request.watch, ""):
-            self._schedule.postpone(request.watch, "", FULL)
+        owners = () if request.subpath else self._crowded.pop(request.watch, ())
+        if owners and not any(map(self._takes, owners)):
+            self.come_back(request.watch, owners)
             return
         try:
             if request.subpath:
@@ -188,9 +207,6 @@ class Scanner:
                 self._scan_watch(request)
         except _Stopped:
             logger.debug("Scan of watch %s interrupted.", request.watch)
-        except _Full:
-            # All of it: there may be as many subtrees as directories.
-            self._schedule.postpone(request.watch, "", FULL)
         except Exception:
             logger.exception(
                 "Scan of %r in watch %s failed. Trying again in %d seconds.",
@@ -266,7 +282,7 @@ class Scanner:
             progress.identity = identity
         if not is_same:
             scan.error = f"{path!r}: not the directory of the scan before"
-        return is_same and not scan.errors
+        return is_same and not scan.errors and not scan.crowded
 
     def _begin(self, request: Request, ledger: Ledger | Sweep) -> _Scan:
         others = (w for w in self._watches.values() if w.name != request.watch)
@@ -298,6 +314,10 @@ class Scanner:
             except OSError as e:
                 self._failed(scan, directory.here or "", e)
             self._breathe(scan)
+        for number, find in enumerate(scan.waiting):
+            self._bring(scan, find)
+            if not number % STEP:
+                self._breathe(scan)
 
     def _look(self, scan: _Scan, directory: Directory[str]) -> None:
         """Look at each file in a directory, and note its subdirectories."""
@@ -317,7 +337,7 @@ class Scanner:
                     if not known(prefix + entry.name, state) and not self._is_touched(
                         scan, directory.fd, prefix + entry.name, state
                     ):
-                        self._find(scan, prefix + entry.name, status)
+                        self._find(scan, directory.fd, prefix + entry.name, status)
                     if not scan.files % STEP:
                         self._breathe(scan)
                 elif watch.rec and entry.is_dir(follow_symlinks=False):
@@ -342,26 +362,44 @@ class Scanner:
         else:
             directory.names.append(name)
 
-    def _find(self, scan: _Scan, subpath: str, status: os.stat_result) -> None:
+    def _find(self, scan: _Scan, directory: int, subpath: str, status: os.stat_result) -> None:
         path = below(scan.watch.path, subpath)
         if not stat.S_ISREG(status.st_mode) or self._excluded(scan.watch, subpath):
             return
         if too_long(path):
             self._failed(scan, subpath, OSError(errno.ENAMETOOLONG, "the path is too long"))
             return
-        if not self._takes(scan.watch.name, path):
-            scan.error = "more was found than is held at once"
-            logger.info(
-                "Scan of watch %s waits at %d files: %d of them are new, and many are held. It"
-                " begins again when half of those are decided.",
-                scan.watch.name,
-                scan.files,
-                scan.found,
-            )
-            raise _Full
-        scan.found += 1
+        owner = owner_of(status, directory)
         # Without the watcher's word of a rename it would count as another file.
-        self._submit(Notification(Kind.COMPLETED, path, Source.SCAN, patience=FRESH))
+        find = Notification(Kind.COMPLETED, path, Source.SCAN, patience=FRESH, owner=owner)
+        scan.found_of[owner] += 1
+        if scan.found_of[owner] <= FIRST:
+            self._bring(scan, find)
+        elif scan.found_of[owner] <= MOST:
+            scan.waiting.append(find)
+        else:
+            self._pass_by(scan, owner)
+
+    def _bring(self, scan: _Scan, find: Notification) -> None:
+        assert find.owner is not None
+        if self._submit(find):
+            scan.found += 1
+        else:
+            self._pass_by(scan, find.owner)
+
+    def _pass_by(self, scan: _Scan, owner: int) -> None:
+        """Leave a file for later: others' come behind it."""
+        if not scan.crowded:
+            scan.error = f"more was found of uid {owner} than is held at once"
+            logger.info(
+                "Scan of watch %s passes by the files of uid %d: many of them wait. It comes back"
+                " when half of those are decided.",
+                scan.watch.name,
+                owner,
+            )
+        if owner not in scan.crowded:
+            scan.crowded.add(owner)
+            self.come_back(scan.watch.name, {owner})
 
     def _failed(self, scan: _Scan, subpath: str, error: OSError) -> None:
         """Something could not be looked at; go on with the rest."""
