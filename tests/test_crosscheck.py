@@ -16,7 +16,7 @@ from tests.proftpd import public_directory
 from tests.scene import scene
 from watchman.crosscheck import NEVER, NO_MORE, UNSTARTED
 from watchman.judge import PROFTPD
-from watchman.sessions import session_of
+from watchman.session import session_of
 from watchman.settings import ProftpdSettings, WatchSettings
 from watchman.upload import Kind, Notification, Source
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.house import House
 from watchman.held import AT_ONCE, Held
-from watchman.sessions import session_of
+from watchman.session import session_of
 from watchman.settings import WatchSettings
 from watchman.upload import Answer, Kind, Notification, Outcome, Source
 

@@ -15,7 +15,7 @@ import pytest
 from tests.brokers import ROOT, Server
 from tests.proftpd import SHIPPED, UID
 from tests.recorder import Recorder
-from watchman.sessions import is_alive, session_in
+from watchman.session import is_alive, session_in
 
 HOOK = str(SHIPPED / "watchman-hook")
 

@@ -6,12 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.test_rules import FTP, INNER, names, settings
+from watchman.beneath import is_below
 from watchman.moves import (
     NAME_MAX,
     claim_name,
     copy_name,
     destination_of,
-    is_below,
     unique_name,
 )
 from watchman.rules import Rules

@@ -11,7 +11,7 @@ import pytest
 
 from tests.deadline import eventually
 from tests.users import ALICE, BOB, speak
-from watchman.sessions import is_alive
+from watchman.session import is_alive
 from watchman.sources.listener import Listener
 from watchman.sources.peers import Peer
 from watchman.upload import Answer, Kind, Notification, Outcome

@@ -10,7 +10,7 @@ import pytest
 
 from tests.deadline import eventually
 from tests.house import Clock, House
-from watchman.sessions import session_in, session_of
+from watchman.session import session_in, session_of
 from watchman.settings import ProftpdSettings, WatchSettings
 from watchman.upload import Answer, Kind, Notification, Outcome, Source
 

@@ -11,15 +11,9 @@ from dataclasses import dataclass
 
 from watchman.errors import NotBelowWatch
 from watchman.local import is_local
-from watchman.moves import is_below
 from watchman.ownership import Ownership
-from watchman.rules import Rules
 from watchman.sample import sample_of
-from watchman.settings import WatchSettings
 from watchman.upload import FileState
-
-#: A watch, and the path of a file below it.
-Place = tuple[WatchSettings, str]
 
 #: Of each directory on the way: no right to read it is needed, and no symlink is followed.
 STEP = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -43,6 +37,11 @@ class Look:
     state: FileState
     writing: bool | None
     ownership: Ownership
+
+
+def is_below(path: str, directory: str) -> bool:
+    """Whether `path` is `directory` or lies below it, as it is written."""
+    return os.path.join(path, "").startswith(os.path.join(directory, ""))
 
 
 def canonical(path: str, roots: Iterable[str]) -> str:
@@ -82,20 +81,6 @@ def _real(directory: str) -> str:
     finally:
         os.close(fd)
     return real if is_there else os.path.realpath(directory)
-
-
-def locate(rules: Rules, watches: Iterable[WatchSettings], path: str) -> Place | None:
-    """Find the watch that owns a path, in whatever spelling, through symlinks, it is given."""
-    return rules.locate(canonical(path, (watch.path for watch in watches)))
-
-
-def why_nowhere(watches: Iterable[WatchSettings], path: str) -> str:
-    """Say why a path has no place."""
-    real, roots = os.path.realpath(path), [(watch.name, watch.path) for watch in watches]
-    for name, root in roots:
-        if real == os.path.realpath(root):
-            return f"it is [watch:{name}] itself, whose files are the uploads"
-    return f"it is below no watch. There are: {', '.join(root for _, root in roots)}"
 
 
 def identity(root: str) -> tuple[int, int] | None:

@@ -7,13 +7,14 @@ import uuid
 from collections.abc import Callable
 from dataclasses import replace
 
-from watchman import beneath
+from watchman import beneath, places
 from watchman.decisions import Decisions, Respond
 from watchman.errors import NotBelowWatch
 from watchman.groupcommit import GroupCommit
 from watchman.judge import PassOver
 from watchman.moves import origin_of
 from watchman.pipeline import Pipeline, task_of
+from watchman.places import Place
 from watchman.rules import Rules
 from watchman.settings import MoveSettings
 from watchman.upload import Answer, Notification, Outcome, State, Upload
@@ -28,7 +29,7 @@ class ByHand:
     def __init__(
         self,
         *,
-        locate: Callable[[str], beneath.Place | None],
+        locate: Callable[[str], Place | None],
         rules: Rules,
         decisions: Decisions,
         pipeline: Pipeline,
@@ -54,7 +55,7 @@ class ByHand:
             self._accept_moved(notification, move, answer)
             return
         if located is None:
-            why = beneath.why_nowhere(self._rules.watches(), notification.path)
+            why = places.why_nowhere(self._rules.watches(), notification.path)
             answer(Answer(Outcome.ERROR, f"{why}; {FILES}"))
             return
         watch, subpath = located

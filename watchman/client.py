@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 from watchman.errors import RequestRefused, SocketUnavailable
+from watchman.text import shorten
 from watchman.upload import Answer, Outcome
-from watchman.wire import encode, shorten
+from watchman.wire import encode
 
 #: Seconds to wait for the next answer.
 TIMEOUT = 10.0

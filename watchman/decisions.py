@@ -17,8 +17,8 @@ from watchman.judge import PROFTPD, Fail, Hold, Ignore, Judge, PassOver
 from watchman.ledger import Ledger
 from watchman.ownership import Ownership
 from watchman.pipeline import Pipeline
-from watchman.sessions import LOG_LAG
 from watchman.settings import WatchSettings
+from watchman.transfers import LOG_LAG
 from watchman.upload import Answer, FileState, Kind, Notification, Outcome, Source, State, Upload
 
 logger = logging.getLogger(__name__)

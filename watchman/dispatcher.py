@@ -40,11 +40,12 @@ from watchman.ledgers import Ledgers, close
 from watchman.marks import READ, Marks
 from watchman.namers import Namers
 from watchman.pipeline import Pipeline
+from watchman.places import Place
 from watchman.placing import Placing
 from watchman.renames import Renames
 from watchman.rules import Rules
-from watchman.sessions import Transfers
 from watchman.settings import Settings
+from watchman.transfers import Transfers
 from watchman.upload import (
     Answer,
     FileState,
@@ -497,7 +498,7 @@ class Dispatcher:
         )
         return replace(notification, path=path, old_path=old)
 
-    def _locate(self, path: str) -> beneath.Place | None:
+    def _locate(self, path: str) -> Place | None:
         return self.rules.locate(path)
 
     def _superseded(self, upload: Upload) -> None:

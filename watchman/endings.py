@@ -16,7 +16,9 @@ from watchman.errors import NotBelowWatch
 from watchman.groupcommit import GroupCommit
 from watchman.journal import Journal
 from watchman.judge import RECENT, STILL_OPEN, WRITING, Hold, Judge
-from watchman.sessions import LOG_LAG, Transfer, Transfers, is_alive, waits
+from watchman.places import Place
+from watchman.session import is_alive, waits
+from watchman.transfers import LOG_LAG, Transfer, Transfers
 from watchman.upload import Answer, FileState, Kind, Notification, Outcome, Source
 
 logger = logging.getLogger(__name__)
@@ -35,7 +37,7 @@ class Endings:
     def __init__(
         self,
         *,
-        locate: Callable[[str], beneath.Place | None],
+        locate: Callable[[str], Place | None],
         judge: Judge,
         transfers: Transfers,
         decisions: Decisions,

@@ -12,6 +12,7 @@ from watchman import beneath
 from watchman.errors import NotBelowWatch
 from watchman.inbox import Work
 from watchman.ownership import owner_of
+from watchman.places import Place
 
 #: Finds that wait until it is known whose their files are. Who brings more waits.
 UNSORTED = 10_000
@@ -55,7 +56,7 @@ class Finds:
         self,
         inbox: Inbox,
         *,
-        locate: Callable[[str], beneath.Place | None],
+        locate: Callable[[str], Place | None],
         come_back: Callable[[str, int], None],
     ) -> None:
         """`come_back` has a watch scanned once fewer of an owner's finds wait."""
@@ -169,7 +170,7 @@ class _Directories:
         for fd in self._open.values():
             os.close(fd)
 
-    def owner(self, place: beneath.Place) -> int:
+    def owner(self, place: Place) -> int:
         """Return whose a file is; its directory's owner's if it is gone."""
         directory, _, name = place[1].rpartition("/")
         try:

@@ -8,8 +8,8 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 
+from watchman.beneath import is_below
 from watchman.ledger import Ledger
-from watchman.moves import is_below
 from watchman.rules import Rules
 from watchman.settings import Settings
 from watchman.spool import ledger_directory

@@ -15,8 +15,8 @@ from watchman.held import Noticed
 from watchman.ledger import Ledger
 from watchman.ownership import LINKED, Ownership, uploader
 from watchman.rules import Rules
-from watchman.sessions import Transfers
 from watchman.settings import WatchSettings
+from watchman.transfers import Transfers
 from watchman.upload import FileState, Kind, Notification, Source, Upload
 
 #: Latest decisions whose upload id, time and sources are remembered.

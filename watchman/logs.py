@@ -14,7 +14,7 @@ from typing import Protocol
 
 from watchman.files import made_with
 from watchman.settings import Settings
-from watchman.wire import printable
+from watchman.text import printable
 
 #: Lines that wait to be written, at the most, some 500 bytes each; further ones are lost.
 WAITING = 10_000

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 
+from watchman.beneath import is_below
 from watchman.settings import MoveSettings, WatchSettings
 
 #: What the mover calls a file while it has it in hand. Never an upload, whatever the INI file says.
@@ -54,11 +55,6 @@ def origin_of(move: MoveSettings, path: str) -> str:
     directory, name = os.path.split(os.path.relpath(path, move.destination))
     name = re.sub(r"@\d{13}(?=\.[^.]*$|$)", "", name)
     return os.path.normpath(os.path.join(move.source, directory, name))
-
-
-def is_below(path: str, directory: str) -> bool:
-    """Whether `path` is `directory` or lies below it, as it is written."""
-    return os.path.join(path, "").startswith(os.path.join(directory, ""))
 
 
 def problems(

@@ -18,9 +18,9 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
-from watchman import beneath
+from watchman.places import Place
+from watchman.text import shorten
 from watchman.upload import Kind, Notification, Source
-from watchman.wire import shorten
 
 #: Users whose roots are remembered, and of each the latest uploads.
 USERS, UPLOADS = 1_000, 20
@@ -44,7 +44,7 @@ class Placing:
     def __init__(
         self,
         *,
-        locate: Callable[[str], beneath.Place | None],
+        locate: Callable[[str], Place | None],
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._locate = locate

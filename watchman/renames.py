@@ -12,6 +12,7 @@ from watchman.errors import NotBelowWatch
 from watchman.judge import RECENT, Judge
 from watchman.ledger import Ledger
 from watchman.pipeline import Pipeline
+from watchman.places import Place
 from watchman.settings import WatchSettings
 from watchman.upload import FileState, Kind, Notification, Outcome
 
@@ -28,7 +29,7 @@ class Renames:
     def __init__(
         self,
         *,
-        locate: Callable[[str], beneath.Place | None],
+        locate: Callable[[str], Place | None],
         judge: Judge,
         ledgers: Mapping[str, Ledger],
         decisions: Decisions,
@@ -83,7 +84,7 @@ class Renames:
             name = notification.path + path[len(directory) :]
             self.follow(replace(notification, path=name, old_path=path, is_directory=False), nobody)
 
-    def _names(self, path: str) -> list[beneath.Place]:
+    def _names(self, path: str) -> list[Place]:
         """Return the names that a file may have been decided about under, the latest first.
 
         It became another upload by a name that is none of an upload.
@@ -98,7 +99,7 @@ class Renames:
             names.append(located)
         return names
 
-    def _remember(self, path: str, names: Sequence[beneath.Place]) -> None:
+    def _remember(self, path: str, names: Sequence[Place]) -> None:
         """Remember which names the file had that was renamed to a path."""
         if self._excludes(*names[0]):
             return
@@ -168,5 +169,5 @@ class Renames:
         return state
 
 
-def _path(place: beneath.Place) -> str:
+def _path(place: Place) -> str:
     return os.path.join(place[0].path, place[1])

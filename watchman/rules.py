@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from watchman.moves import HIDDEN, is_below
+from watchman.beneath import is_below
+from watchman.moves import HIDDEN
 from watchman.settings import (
     DEFAULT_EXCLUDES,
     MoveSettings,

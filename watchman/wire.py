@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 
 from watchman.errors import RequestRefused
+from watchman.text import printable, shorten
 
 #: Bytes that one request may have, with the empty field that ends it.
 REQUEST_LIMIT = 64 * 1024
@@ -86,19 +87,3 @@ class Splitter:
 def line(word: str, text: str = "") -> bytes:
     """One answer; what could break the line or garble a terminal is escaped."""
     return f"{word} {printable(text)}".rstrip().encode() + b"\n"
-
-
-def printable(text: str) -> str:
-    """`text` on one line that any terminal shows and any encoder takes."""
-    if text.isprintable():
-        return text
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
-        for letter in text.replace("\n", " ")
-    )
-
-
-def shorten(value: bytes | str, limit: int = 80) -> str:
-    """A peer's bytes as a message shows them."""
-    text = repr(os.fsdecode(value[: limit + 1]))
-    return text if len(value) <= limit else f"{text[:limit]}...'"

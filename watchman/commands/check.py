@@ -10,7 +10,7 @@ from watchman.commands.filesystems import user_name
 from watchman.commands.findings import Finding, Level, ok, warn
 from watchman.commands.table import count
 from watchman.settings import Settings
-from watchman.wire import printable
+from watchman.text import printable
 
 HELP = "the INI file and everything it names"
 DESCRIPTION = """\

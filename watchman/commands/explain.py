@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from watchman import beneath, client
+from watchman import beneath, client, places
 from watchman.commands import shell
 from watchman.commands.filesystems import grants_leases, may_lease_any_file, user_name
 from watchman.commands.routes import Routes
@@ -17,8 +17,8 @@ from watchman.errors import NotBelowWatch, RequestRefused, SocketUnavailable, Wa
 from watchman.moves import destination_of
 from watchman.rules import Rules, fill
 from watchman.settings import Settings, TaskSettings, WatchSettings
+from watchman.text import printable
 from watchman.upload import FileState
-from watchman.wire import printable
 
 #: What the dispatcher draws for an upload: a UUID.
 UPLOAD_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -70,10 +70,10 @@ class Explainer:
         self._routes = Routes(settings.brokers)
 
     def explain(self, path: str) -> dict[str, Any]:
-        located = beneath.locate(self._rules, self._settings.watches.values(), path)
+        located = places.locate(self._rules, self._settings.watches.values(), path)
         if located is None:
             path = os.path.normpath(path)
-            why = beneath.why_nowhere(self._settings.watches.values(), path)
+            why = places.why_nowhere(self._settings.watches.values(), path)
             return {"path": path, "would": f"Nothing: {why}"}
         watch, subpath = located
         path = os.path.join(watch.path, subpath)

@@ -10,7 +10,7 @@ from typing import Any
 from watchman.commands import shell
 from watchman.commands.table import ago, table, until
 from watchman.settings import Settings
-from watchman.wire import printable
+from watchman.text import printable
 
 HELP = "uploads noticed, waiting, deferred (when tried again), failed (why)"
 DESCRIPTION = """\

@@ -4,7 +4,7 @@ import argparse
 
 from watchman.commands import shell
 from watchman.settings import Settings
-from watchman.wire import printable
+from watchman.text import printable
 
 HELP = "have the daemon read the INI file again"
 DESCRIPTION = """\

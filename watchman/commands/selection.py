@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from watchman.commands import shell
 from watchman.settings import Settings
-from watchman.wire import printable
+from watchman.text import printable
 
 #: Ids in one request: they and the rest fit into its 64 KiB.
 IDS = 1_700

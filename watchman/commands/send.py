@@ -10,8 +10,8 @@ from typing import NoReturn
 from watchman import __version__, client, config
 from watchman.commands import shell, utf8
 from watchman.errors import SocketUnavailable
+from watchman.text import printable
 from watchman.upload import Answer, Outcome
-from watchman.wire import printable
 
 PROGRAM = "watchman-send"
 

@@ -16,7 +16,7 @@ from watchman.errors import (
     WatchmanError,
 )
 from watchman.settings import Settings
-from watchman.wire import printable
+from watchman.text import printable
 
 #: Exit codes.
 DONE = 0

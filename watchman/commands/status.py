@@ -8,7 +8,7 @@ from typing import Any
 from watchman.commands import shell
 from watchman.commands.table import ago, clock, count, table, until
 from watchman.settings import Settings
-from watchman.wire import printable
+from watchman.text import printable
 
 HELP = "healthy or not and why: sources, watches, brokers, queue sizes"
 DESCRIPTION = """\

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from watchman.wire import printable
+from watchman.text import printable
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:

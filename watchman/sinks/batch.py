@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from watchman import mounts
+from watchman.beneath import is_below
 from watchman.errors import NotBelowWatch, Obstructed, Superseded, WatchmanError
-from watchman.moves import claim_name, destination_of, is_below
+from watchman.moves import claim_name, destination_of
 from watchman.settings import MoveSettings, WatchSettings
 from watchman.sinks.directories import Directories, subpath_of
 from watchman.sinks.move import Move, Stage

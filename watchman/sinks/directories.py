@@ -7,8 +7,8 @@ import os
 import stat
 
 from watchman import beneath, mounts
+from watchman.beneath import is_below
 from watchman.errors import DestinationAway, NotBelowWatch, Obstructed
-from watchman.moves import is_below
 from watchman.settings import MoveSettings
 from watchman.sinks.attributes import SET_ID, owner_of, permit, set_owner
 

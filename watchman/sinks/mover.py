@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+from watchman.beneath import is_below
 from watchman.errors import (
     BeingWritten,
     DestinationAway,
@@ -20,7 +21,7 @@ from watchman.errors import (
     Superseded,
     TakesLong,
 )
-from watchman.moves import ASIDE, is_below
+from watchman.moves import ASIDE
 from watchman.settings import MoveSettings, WatchSettings
 from watchman.sinks.backoff import BackOff
 from watchman.sinks.batch import Batch, Outcome

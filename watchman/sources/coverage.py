@@ -12,7 +12,8 @@ from typing import Any
 from watchman.settings import WatchSettings
 from watchman.sources.inotify import Inotify
 from watchman.sources.refusals import Refusals
-from watchman.sources.roots import Root, identify, inner_roots
+from watchman.sources.root import Root
+from watchman.sources.roots import identify, inner_roots
 from watchman.sources.tree import UNWATCHED, Node, Tree
 from watchman.sources.walk import BARRED, GONE, below, join, open_below, too_long, walk
 

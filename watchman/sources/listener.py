@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from watchman.errors import RequestRefused, WatchmanError
-from watchman.sessions import may_be_of
+from watchman.session import may_be_of
 from watchman.sources.connection import Connection, Due
 from watchman.sources.peers import Admins, Peer
 from watchman.sources.refused import Refused

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Self
 
-from watchman.sessions import session_of
+from watchman.session import session_of
 
 logger = logging.getLogger(__name__)
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from watchman.errors import RequestRefused
-from watchman.sessions import session_in
+from watchman.session import session_in
+from watchman.text import shorten
 from watchman.upload import Kind, Notification, Source
-from watchman.wire import REQUEST_LIMIT, decode, shorten
+from watchman.wire import REQUEST_LIMIT, decode
 
 #: Bytes of the longest path that a system call takes, see PATH_MAX in limits.h.
 PATH_LIMIT = 4095

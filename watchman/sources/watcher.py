@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from watchman.moves import is_below
+from watchman.beneath import is_below
 from watchman.settings import WatchSettings
 from watchman.sources import inotify
 from watchman.sources.coverage import Coverage

@@ -1,8 +1,7 @@
-"""FTP sessions, each a process of ProFTPD, and the transfers that they have begun."""
+"""The transfers that FTP sessions have begun, until each is ended or its session is."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import resource
 import select
@@ -10,10 +9,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from watchman.session import is_alive, open_pidfd
 from watchman.upload import FileState
-
-#: Where a process's parent and start time stand in /proc/PID/stat behind its name, see proc(5).
-PARENT, START_TIME = 1, 19
 
 #: Sessions whose process is held by a descriptor, if the limit on those allows. Others are known by
 #: their number and start time, and looked for.
@@ -48,69 +45,6 @@ class _Session:
     #: Without a pidfd it has ended, or is looked for.
     is_looked_for: bool = False
     transfers: dict[str, Transfer] = field(default_factory=dict)
-
-
-def session_of(hook: int) -> str:
-    """Return a name for the session that runs the process `hook`: of its parent.
-
-    "" where it is not known: the process is gone, or pid namespaces hide it.
-    """
-    if hook <= 0:
-        return ""
-    try:
-        parent = int(_stat(hook)[PARENT])
-        return f"{parent}.{_stat(parent)[START_TIME]}" if parent > 1 else ""
-    except (OSError, IndexError, ValueError):
-        return ""
-
-
-def session_in(told: str) -> str:
-    """Return the session that a hook says to be of: "NAMESPACE.PID.START", as pid_namespaces(7) has
-    the first.
-
-    "" where its process would have another number here.
-    """
-    namespace, _, session = told.partition(".")
-    try:
-        return session if namespace == os.readlink("/proc/self/ns/pid") else ""
-    except OSError:
-        return ""
-
-
-def is_alive(session: str) -> bool:
-    """Whether a session's process still runs; one that took over its number is another."""
-    pid, _, started = session.partition(".")
-    try:
-        return _stat(int(pid))[START_TIME] == started
-    except (OSError, IndexError, ValueError):
-        return False
-
-
-def may_be_of(session: str, uid: int) -> bool:
-    """Whether a session may be a user's: it has that uid, among others, or is over by now.
-
-    What is over tells of nothing but what it has begun itself.
-    """
-    pid = session.partition(".")[0]
-    try:
-        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
-            uids = next(line for line in file if line.startswith("Uid:")).split()[1:]
-    except (OSError, StopIteration):
-        return True
-    return not is_alive(session) or str(uid) in uids
-
-
-def waits(session: str) -> bool:
-    """Whether a session waits for its hook, which is its child: then it has not gone on yet.
-
-    True where the kernel does not tell of children, see proc(5).
-    """
-    pid = session.partition(".")[0]
-    try:
-        with open(f"/proc/{pid}/task/{pid}/children", "rb") as children:
-            return bool(children.read())
-    except OSError:
-        return is_alive(session)
 
 
 class Transfers:
@@ -202,7 +136,9 @@ class Transfers:
         session = self._sessions.get(name)
         if session is None:
             is_looked_for = len(self._by_pidfd) >= PIDFDS
-            session = _Session(-1 if is_looked_for else _open(name), is_looked_for=is_looked_for)
+            session = _Session(
+                -1 if is_looked_for else open_pidfd(name), is_looked_for=is_looked_for
+            )
             self._sessions[name] = session
             if session.pidfd >= 0:
                 self._poll.register(session.pidfd, select.POLLIN)
@@ -215,21 +151,3 @@ class Transfers:
             self._poll.unregister(session.pidfd)
             del self._by_pidfd[session.pidfd]
             os.close(session.pidfd)
-
-
-def _open(session: str) -> int:
-    """Return a pidfd of a session's process, -1 if it has ended; see pidfd_open(2)."""
-    pid, _, _ = session.partition(".")
-    with contextlib.suppress(OSError, ValueError):
-        pidfd = os.pidfd_open(int(pid))
-        # The number may have gone to another process before it was opened.
-        if is_alive(session):
-            return pidfd
-        os.close(pidfd)
-    return -1
-
-
-def _stat(pid: int) -> list[str]:
-    """Return the fields of /proc/PID/stat behind the name, which may hold blanks and brackets."""
-    with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
-        return file.read().rpartition(")")[2].split()
