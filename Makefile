@@ -71,7 +71,7 @@ soak:
 # In one process, which says in the end how many inputs there were.
 fuzz:
 	@.ci/make-environment "$(PYTHON)" "$(VENV)" test
-	CI=1 FUZZ="$(FUZZ)" exec "$(VENV)/bin/python" -m pytest --timeout 7200 tests/test_fuzz.py
+	CI=1 FUZZ="$(FUZZ)" exec "$(VENV)/bin/python" -m pytest --timeout 7200 tests/whole/test_fuzz.py
 
 # Figures are this machine's; ratios travel.
 bench:

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from tests.brokers import CeleryWorker, RabbitServer, RedisServer
-from tests.daemon import Daemon
-from tests.needs import need
-from tests.proftpd import Options, ProftpdServer, public_directory
-from tests.publishing import Publishers
+from tests.servers.brokers import CeleryWorker, RabbitServer, RedisServer
+from tests.servers.daemon import Daemon
+from tests.servers.proftpd import Options, ProftpdServer, public_directory
+from tests.support.needs import need
+from tests.support.publishing import Publishers
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -16,26 +16,26 @@ from functools import partial
 from typing import Protocol
 
 from watchman import __version__
-from watchman.control import Control
-from watchman.dispatcher import Dispatcher
+from watchman.config.files import limit_umask
+from watchman.config.settings import Settings
+from watchman.dispatch.dispatcher import Dispatcher
 from watchman.errors import ConfigError, InotifyUnavailable, WatchmanError
-from watchman.files import limit_umask
-from watchman.heirs import hand_over
-from watchman.journal import Journal
-from watchman.logs import log_to
-from watchman.pauses import Pauses
-from watchman.pipeline import Pipeline
-from watchman.reload import Reload
-from watchman.resubmissions import Resubmissions
-from watchman.settings import Settings
-from watchman.sinks.mover import Mover
-from watchman.sinks.publisher import Publisher
+from watchman.operate.control import Control
+from watchman.operate.logs import log_to
+from watchman.operate.reload import Reload
+from watchman.operate.resubmissions import Resubmissions
+from watchman.operate.unsettled import DOWN
+from watchman.operate.watchdog import Watchdog
+from watchman.sinks.moving.mover import Mover
+from watchman.sinks.pauses import Pauses
+from watchman.sinks.pipeline import Pipeline
+from watchman.sinks.publishing.publisher import Publisher
 from watchman.sinks.sinks import Movers, Publishers, Sinks, moves_of
 from watchman.sources.finders import Finders
-from watchman.sources.listener import Listener
-from watchman.spool import lock, open_ledger
-from watchman.unsettled import DOWN
-from watchman.watchdog import Watchdog
+from watchman.sources.socket.listener import Listener
+from watchman.store.heirs import hand_over
+from watchman.store.journal import Journal
+from watchman.store.spool import lock, open_ledger
 
 logger = logging.getLogger(__name__)
 

@@ -9,10 +9,10 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-from tests.daemon import Daemon
-from tests.floods import FLOODS, INI, answered, flooded, furnish, hanging
-from tests.proftpd import public_directory
-from tests.users import ALICE
+from tests.servers.daemon import Daemon
+from tests.servers.proftpd import public_directory
+from tests.support.floods import FLOODS, INI, answered, flooded, furnish, hanging
+from tests.support.users import ALICE
 
 #: Words that are timed under each flood.
 COUNT = 300

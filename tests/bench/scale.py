@@ -8,11 +8,11 @@ import re
 import time
 from pathlib import Path
 
-from tests import bulk
 from tests.bench.sides import say, start
-from tests.daemon import Daemon
-from tests.deadline import eventually
-from watchman.upload import Task
+from tests.servers.daemon import Daemon
+from tests.support import bulk
+from tests.support.deadline import eventually
+from watchman.uploads.upload import Task
 
 #: Files that stay in a watch, and uploads that wait for a dead broker.
 FILES, UPLOADS = 1_000_000, 200_000

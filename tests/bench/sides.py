@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from tests import bulk
-from tests.daemon import Daemon
-from tests.deadline import eventually
+from tests.servers.daemon import Daemon
+from tests.support import bulk
+from tests.support.deadline import eventually
 
 
 def say(what: str, ours: float, unit: str, others: Mapping[str, float]) -> None:

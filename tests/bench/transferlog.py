@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.bench.sides import say, scaled, start
-from tests.daemon import Daemon
-from tests.translog import Reader, append, line
-from watchman import wire
+from tests.servers.daemon import Daemon
+from tests.support.translog import Reader, append, line
+from watchman.sources.socket import wire
 
 #: Uploads of which the median is taken, and seconds between two.
 UPLOADS, PAUSE = 200, 0.02

@@ -2,8 +2,8 @@
 
 import argparse
 
-from watchman.commands import selection
-from watchman.settings import Settings
+from watchman.commands.shared import selection
+from watchman.config.settings import Settings
 
 HELP = "give uploads up: no task is sent for them"
 DESCRIPTION = """\

@@ -8,17 +8,18 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from watchman import beneath, client, places
-from watchman.commands import shell
-from watchman.commands.filesystems import grants_leases, may_lease_any_file, user_name
-from watchman.commands.routes import Routes
-from watchman.commands.table import ago, clock, count
+from watchman.commands.shared import client, shell
+from watchman.commands.shared.filesystems import grants_leases, may_lease_any_file, user_name
+from watchman.commands.shared.routes import Routes
+from watchman.commands.shared.table import ago, clock, count
+from watchman.config import places
+from watchman.config.moves import destination_of
+from watchman.config.rules import Rules, fill
+from watchman.config.settings import Settings, TaskSettings, WatchSettings
 from watchman.errors import NotBelowWatch, RequestRefused, SocketUnavailable, WatchmanError
-from watchman.moves import destination_of
-from watchman.rules import Rules, fill
-from watchman.settings import Settings, TaskSettings, WatchSettings
-from watchman.text import printable
-from watchman.upload import FileState
+from watchman.uploads import beneath
+from watchman.uploads.text import printable
+from watchman.uploads.upload import FileState
 
 #: What the dispatcher draws for an upload: a UUID.
 UPLOAD_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")

@@ -4,22 +4,12 @@ import argparse
 from collections.abc import Sequence
 from typing import NoReturn, Protocol
 
-from watchman import __version__, config
-from watchman.commands import (
-    check,
-    drop,
-    explain,
-    pause,
-    queue,
-    reload,
-    resume,
-    retry,
-    run,
-    shell,
-    status,
-    utf8,
-)
-from watchman.settings import Settings
+from watchman import __version__
+from watchman.commands import drop, explain, pause, queue, reload, resume, retry, run, status
+from watchman.commands.check import check
+from watchman.commands.shared import shell, utf8
+from watchman.config import inifile
+from watchman.config.settings import Settings
 
 EXAMPLES = """\
 examples:
@@ -64,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     given = _parser().parse_args(arguments)
 
     def command() -> int:
-        settings = config.load(config.find(given.config))
+        settings = inifile.load(inifile.find(given.config))
         return COMMANDS[given.command].main(settings, given)
 
     shell.leave("watchman", command)

@@ -2,8 +2,8 @@
 
 import argparse
 
-from watchman.commands import shell
-from watchman.settings import Settings
+from watchman.commands.shared import shell
+from watchman.config.settings import Settings
 
 HELP = "let uploads of a watch or task, or for a broker, wait"
 DESCRIPTION = """\

@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from watchman.commands import shell
-from watchman.commands.table import ago, table, until
-from watchman.settings import Settings
-from watchman.text import printable
+from watchman.commands.shared import shell
+from watchman.commands.shared.table import ago, table, until
+from watchman.config.settings import Settings
+from watchman.uploads.text import printable
 
 HELP = "uploads noticed, waiting, deferred (when tried again), failed (why)"
 DESCRIPTION = """\

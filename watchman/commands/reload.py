@@ -2,9 +2,9 @@
 
 import argparse
 
-from watchman.commands import shell
-from watchman.settings import Settings
-from watchman.text import printable
+from watchman.commands.shared import shell
+from watchman.config.settings import Settings
+from watchman.uploads.text import printable
 
 HELP = "have the daemon read the INI file again"
 DESCRIPTION = """\

@@ -3,7 +3,7 @@
 import argparse
 
 from watchman.commands import pause
-from watchman.settings import Settings
+from watchman.config.settings import Settings
 
 HELP = "end a pause, or all"
 DESCRIPTION = """\

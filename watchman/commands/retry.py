@@ -2,8 +2,8 @@
 
 import argparse
 
-from watchman.commands import selection
-from watchman.settings import Settings
+from watchman.commands.shared import selection
+from watchman.config.settings import Settings
 
 HELP = "try failed and deferred uploads again now"
 DESCRIPTION = """\

@@ -2,9 +2,9 @@
 
 import argparse
 
-from watchman.commands import shell
+from watchman.commands.shared import shell
+from watchman.config.settings import Settings
 from watchman.errors import SocketUnavailable
-from watchman.settings import Settings
 
 HELP = "the daemon, in the foreground"
 DESCRIPTION = """\

@@ -7,11 +7,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
-from watchman import __version__, client, config
-from watchman.commands import shell, utf8
+from watchman import __version__
+from watchman.commands.shared import client, shell, utf8
+from watchman.config import inifile
 from watchman.errors import SocketUnavailable
-from watchman.text import printable
-from watchman.upload import Answer, Outcome
+from watchman.uploads.text import printable
+from watchman.uploads.upload import Answer, Outcome
 
 PROGRAM = "watchman-send"
 
@@ -72,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
 def _send(given: argparse.Namespace) -> int:
     if given.as_path and (len(given.paths) > 1 or given.paths == ["-"]):
         raise shell.Misused("--as is for one PATH at a time")
-    settings = config.load(config.find(given.config))
+    settings = inifile.load(inifile.find(given.config))
     fields = {"same_id": "yes"} if given.same_id else {}
     fields |= {"as": _absolute(given.as_path)} if given.as_path else {}
     sent = refused = 0

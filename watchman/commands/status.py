@@ -5,10 +5,10 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from watchman.commands import shell
-from watchman.commands.table import ago, clock, count, table, until
-from watchman.settings import Settings
-from watchman.text import printable
+from watchman.commands.shared import shell
+from watchman.commands.shared.table import ago, clock, count, table, until
+from watchman.config.settings import Settings
+from watchman.uploads.text import printable
 
 HELP = "healthy or not and why: sources, watches, brokers, queue sizes"
 DESCRIPTION = """\

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, Protocol, TypeVar
 
-from watchman.settings import BrokerSettings, MoveSettings, Settings, WatchSettings
+from watchman.config.settings import BrokerSettings, MoveSettings, Settings, WatchSettings
 
 
 class Sink(Protocol):

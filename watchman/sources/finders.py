@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from watchman.settings import Settings, WatchSettings
-from watchman.sources.scanner import Ledger, Scanner
-from watchman.sources.transferlog import Submit, TransferLog
-from watchman.sources.watcher import Watcher
-from watchman.upload import Notification
+from watchman.config.settings import Settings, WatchSettings
+from watchman.sources.inotify.watcher import Watcher
+from watchman.sources.scan.scanner import Ledger, Scanner
+from watchman.sources.transferlog.follower import Submit, TransferLog
+from watchman.uploads.upload import Notification
 
 
 class Finders:

@@ -1,0 +1,445 @@
+"""An operator's hand: pause, resume, retry, drop and resubmit, with real daemons and brokers."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.servers.brokers import RedisServer
+from tests.servers.daemon import Daemon, published
+from tests.support.deadline import eventually
+from watchman.errors import RequestRefused
+
+INI = """
+[broker:b]
+url = filesystem://broker
+[watch:in]
+path = {tmp}/in
+[watch:other]
+path = {tmp}/other
+[task:csv]
+pattern = *.csv
+broker = b
+task = tests.record
+[task:nc]
+pattern = *.nc
+broker = b
+task = tests.record
+"""
+
+Start = Callable[..., Daemon]
+
+
+@pytest.fixture
+def incoming(tmp_path: Path) -> Path:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "other").mkdir()
+    return tmp_path / "in"
+
+
+@pytest.fixture
+def away(tmp_path: Path) -> Iterator[RedisServer]:
+    """A Redis that is not running."""
+    redis = RedisServer(tmp_path / "redis")
+    redis.start()
+    redis.kill()
+    yield redis
+    redis.stop()
+
+
+def sent(tmp_path: Path) -> list[str]:
+    """The names of the files whose tasks were sent, in that order."""
+    return [os.path.basename(task["args"][0]) for task in published(tmp_path / "broker")]
+
+
+def ids(daemon: Daemon) -> dict[str, str]:
+    """The upload ids in the queue, by the file's name."""
+    return {os.path.basename(row["path"]): row["id"] for row in daemon.queue() if row["id"]}
+
+
+def write(directory: Path, *names: str) -> None:
+    for name in names:
+        (directory / name).write_text(name)
+
+
+def did(daemon: Daemon, *arguments: str) -> str:
+    """What a command that must succeed printed."""
+    done = daemon.run(*arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def kill(daemon: Daemon) -> None:
+    daemon.kill()
+    daemon.start()
+
+
+@pytest.mark.parametrize("name", ["watch:in", "task:csv", "broker:b", None])
+def test_what_is_paused_waits_over_a_kill_until_it_is_resumed(
+    tmp_path: Path, incoming: Path, start_watchman: Start, name: str | None
+) -> None:
+    daemon = start_watchman(INI)
+    given = [name] if name else []
+    assert did(daemon, "pause", *given) == f"paused {name or 'all'}\n"
+    write(incoming, "a.csv", "b.csv")
+    eventually(lambda: len(daemon.queue()) == 2)
+    kill(daemon)
+    write(incoming, "c.csv")
+    eventually(lambda: len(daemon.queue()) == 3)
+    eventually(lambda: {row["reason"] for row in daemon.queue()} == {f"paused: {name or 'all'}"})
+    assert {row["state"] for row in daemon.queue()} == {"waiting"}
+    assert sent(tmp_path) == []
+    status = daemon.status()
+    assert status["healthy"]
+    assert [pause["name"] for pause in status["paused"]] == [name or "all"]
+    shown = did(daemon, "status").splitlines()
+    assert shown[0].startswith(f"PAUSED {name or 'all'} since ")
+    assert shown[0].endswith("3 uploads held back")
+    assert shown[1] == "healthy"
+    assert did(daemon, "resume", *given) == "nothing is paused\n"
+    eventually(lambda: sorted(sent(tmp_path)) == ["a.csv", "b.csv", "c.csv"])
+    eventually(lambda: daemon.queue() == [])
+    kill(daemon)
+    assert daemon.status()["paused"] == []
+
+
+def test_a_pause_holds_back_nothing_else(
+    tmp_path: Path, incoming: Path, start_watchman: Start
+) -> None:
+    daemon = start_watchman(INI)
+    did(daemon, "pause", "watch:in")
+    did(daemon, "pause", "task:nc")
+    write(incoming, "held.csv", "held.nc")
+    write(tmp_path / "other", "also.nc", "sent.csv")
+    eventually(lambda: sent(tmp_path) == ["sent.csv"])
+    eventually(lambda: len(daemon.queue()) == 3)
+    assert did(daemon, "resume", "watch:in") == "paused task:nc\n"
+    eventually(lambda: sorted(sent(tmp_path)) == ["held.csv", "sent.csv"])
+    eventually(lambda: {row["reason"] for row in daemon.queue()} == {"paused: task:nc"})
+    did(daemon, "resume")
+    eventually(lambda: len(sent(tmp_path)) == 4)
+
+
+def test_a_command_about_what_is_not_there_says_what_is(
+    incoming: Path, start_watchman: Start
+) -> None:
+    daemon = start_watchman(INI)
+    for command, name, known in (
+        ("pause", "watch:inn", "watch:in, watch:other, task:csv, task:nc, broker:b"),
+        ("pause", "in", "watch:in"),
+        ("resume", "watch:in", "nothing is paused"),
+        ("resume", "", "nothing is paused"),
+        ("retry", "--broker=bb", "no broker is called bb; there are: b"),
+        ("drop", "--broker=bb", "no broker is called bb; there are: b"),
+    ):
+        done = daemon.run(command, *([name] if name else []))
+        assert done.returncode == 1
+        assert known in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    for command in ("retry", "drop"):
+        assert did(daemon, command, "--broker=b") == f"nothing to {command}\n"
+
+
+def test_a_file_of_pauses_that_cannot_be_read_is_set_aside(
+    tmp_path: Path, incoming: Path, start_watchman: Start
+) -> None:
+    daemon = start_watchman(INI, started=False)
+    (tmp_path / "spool").mkdir()
+    (tmp_path / "spool" / "paused.json").write_text("[1, 2")
+    daemon.start()
+    assert daemon.status()["paused"] == []
+    assert "Nothing is paused" in daemon.log
+    assert (tmp_path / "spool" / "paused.json.bad").exists()
+
+
+def broken(ini: str) -> str:
+    """A task for *.bad whose arguments no serializer takes: its uploads fail."""
+    return f"""
+[celery]
+task_serializer = json
+accept_content = json
+{ini}
+[task:bad]
+pattern = *.bad
+broker = b
+task = tests.record
+kwargs = {{"path": "{{path}}"}}
+priority = 5
+routing_key = {"k" * 300}
+exchange = x
+"""
+
+
+def test_a_failed_upload_is_tried_again_under_its_id_and_the_task_of_today(
+    tmp_path: Path, incoming: Path, start_watchman: Start
+) -> None:
+    daemon = start_watchman(broken(INI))
+    write(incoming, "one.bad", "two.bad")
+    eventually(lambda: [row["state"] for row in daemon.queue()] == ["failed"] * 2)
+    failed = ids(daemon)
+    daemon.stop()
+    daemon.configure(INI + "[task:bad]\npattern = *.bad\nbroker = b\ntask = tests.record\n")
+    daemon.start()
+    did(daemon, "pause")
+    assert did(daemon, "retry", failed["one.bad"]) == (
+        f"retried {failed['one.bad']} {incoming / 'one.bad'}\n"
+    )
+    kill(daemon)
+    states = {os.path.basename(row["path"]): row["state"] for row in daemon.queue()}
+    assert states == {"one.bad": "waiting", "two.bad": "failed"}
+    did(daemon, "resume")
+    eventually(lambda: sent(tmp_path) == ["one.bad"])
+    assert [task["id"] for task in published(tmp_path / "broker")] == [failed["one.bad"]]
+    did(daemon, "retry", "--failed", "--broker", "b", "--path", "*.bad")
+    eventually(lambda: daemon.queue() == [])
+    assert {task["id"] for task in published(tmp_path / "broker")} == set(failed.values())
+
+
+def test_a_failed_upload_is_found_and_tried_again_by_the_name_that_it_was_given_since(
+    tmp_path: Path, incoming: Path, start_watchman: Start
+) -> None:
+    daemon = start_watchman(broken(INI))
+    write(incoming, "a.bad")
+    eventually(lambda: [row["state"] for row in daemon.queue()] == ["failed"])
+    failed = ids(daemon)["a.bad"]
+    (incoming / "a.bad").rename(incoming / "a.csv")
+    eventually(lambda: ids(daemon) == {"a.csv": failed})
+    kill(daemon)
+    assert ids(daemon) == {"a.csv": failed}
+    assert did(daemon, "retry", "--failed") == f"retried {failed} {incoming / 'a.csv'}\n"
+    eventually(lambda: sent(tmp_path) == ["a.csv"])
+    eventually(lambda: daemon.queue() == [])
+    assert [task["id"] for task in published(tmp_path / "broker")] == [failed]
+
+
+def test_dropped_uploads_are_not_sent_also_after_a_kill_and_their_story_stays(
+    tmp_path: Path, incoming: Path, start_watchman: Start
+) -> None:
+    daemon = start_watchman(broken(INI))
+    write(incoming, "x.bad")
+    eventually(lambda: [row["state"] for row in daemon.queue()] == ["failed"])
+    did(daemon, "pause", "task:csv")
+    write(incoming, "a.csv", "b.csv", "c.csv", "d.csv")
+    named = eventually(lambda: len(found := ids(daemon)) == 5 and found)
+    dropped = did(daemon, "drop", named["a.csv"], named["x.bad"])
+    assert set(dropped.splitlines()) == {
+        f"dropped {named[name]} {incoming / name}" for name in ("a.csv", "x.bad")
+    }
+    did(daemon, "drop", "--path", "*/b.csv")
+    kill(daemon)
+    assert sorted(ids(daemon)) == ["c.csv", "d.csv"]
+    did(daemon, "resume")
+    eventually(lambda: sorted(sent(tmp_path)) == ["c.csv", "d.csv"])
+    eventually(lambda: daemon.queue() == [])
+    assert "dropped" in did(daemon, "explain", named["a.csv"])
+    [scanned] = daemon.ask("status")
+    assert scanned["uploads"]["failed"] == 0
+
+
+def test_what_is_unknown_or_done_is_refused_and_the_rest_is_done(
+    tmp_path: Path, incoming: Path, start_watchman: Start
+) -> None:
+    daemon = start_watchman(INI)
+    write(incoming, "done.csv")
+    eventually(lambda: sent(tmp_path) == ["done.csv"])
+    [done] = published(tmp_path / "broker")
+    did(daemon, "pause", "watch:in")
+    write(incoming, "a.csv")
+    named = eventually(lambda: ids(daemon))
+    for command in ("retry", "drop"):
+        answer = daemon.run(command, done["id"], "nonsense", named["a.csv"])
+        assert answer.returncode == 1
+        complaints = answer.stderr.splitlines()
+        assert any("nonsense" in line for line in complaints)
+        assert any(done["id"] in line for line in complaints)
+    assert [line.split()[0] for line in answer.stdout.splitlines()] == ["dropped"]
+    assert daemon.queue() == []
+
+
+def test_a_retry_of_what_is_paused_says_to_resume(incoming: Path, start_watchman: Start) -> None:
+    daemon = start_watchman(INI)
+    did(daemon, "pause", "watch:in")
+    write(incoming, "a.csv")
+    named = eventually(lambda: ids(daemon))
+    answer = daemon.run("retry", named["a.csv"])
+    assert answer.returncode == 1
+    assert "watch:in is paused" in answer.stderr
+
+
+def test_an_empty_name_is_not_taken_for_all_there_are(
+    incoming: Path, start_watchman: Start
+) -> None:
+    """As a shell's variable that is not set."""
+    daemon = start_watchman(INI)
+    did(daemon, "pause", "watch:in")
+    write(incoming, "a.csv")
+    eventually(lambda: ids(daemon))
+    for arguments in (
+        ["drop", " "],
+        ["drop", "--broker=b", "--path="],
+        ["drop", "--path=*", "--broker="],
+        ["pause", ""],
+        ["resume", ""],
+    ):
+        answer = daemon.run(*arguments)
+        assert (answer.returncode, answer.stdout) == (2, "")
+        assert "empty" in answer.stderr
+    with pytest.raises(RequestRefused, match="no id"):
+        daemon.ask("drop", ids=" ")
+    assert list(ids(daemon)) == ["a.csv"]
+    assert [pause["name"] for pause in daemon.status()["paused"]] == ["watch:in"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["retry"], ["drop"], ["drop", "id", "--failed"], ["drop", "--all"]]
+)
+def test_wrong_use_is_one_line_and_2(
+    incoming: Path, start_watchman: Start, arguments: list[str]
+) -> None:
+    daemon = start_watchman(INI, started=False)
+    answer = daemon.run(*arguments)
+    assert answer.returncode == 2
+    assert len(answer.stderr.splitlines()) == 1
+
+
+def test_a_broker_that_is_down_is_tried_at_once_by_a_retry(
+    tmp_path: Path, incoming: Path, start_watchman: Start, away: RedisServer
+) -> None:
+    daemon = start_watchman(INI.replace("filesystem://broker", away.url))
+    write(incoming, "a.csv")
+    # Until the next try is far enough away that only the retry can have been it.
+    row = eventually(
+        lambda: next((r for r in daemon.queue() if r["attempts"] >= 5), None), timeout=40
+    )
+    assert row["state"] == "deferred"
+    assert "refused" in row["reason"]
+    assert daemon.status()["uploads"]["deferred"] == 1
+    away.start()
+    assert did(daemon, "retry", "--all").startswith("retried ")
+    eventually(lambda: daemon.queue() == [], timeout=3)
+    assert away.task_ids("celery") == [row["id"]]
+
+
+def test_thousands_that_a_dead_broker_has_in_hand_are_dropped(
+    tmp_path: Path, incoming: Path, start_watchman: Start, away: RedisServer
+) -> None:
+    daemon = start_watchman(INI.replace("filesystem://broker", away.url))
+    write(incoming, *(f"{n}.csv" for n in range(3000)))
+    eventually(lambda: len(daemon.queue()) == 3000, timeout=60)
+    named = ids(daemon)
+    some = [named[f"{n}.csv"] for n in range(1500)]
+    assert len(did(daemon, "drop", *some).splitlines()) == 1500
+    assert len(daemon.queue()) == 1500
+    lines = did(daemon, "drop", "--json", "--broker", "b").splitlines()
+    assert {json.loads(line)["state"] for line in lines} == {"dropped"}
+    kill(daemon)
+    assert daemon.queue() == []
+    away.start()
+    write(incoming, "last.csv")
+    eventually(lambda: away.length("celery") == 1, timeout=30)
+
+
+def test_the_queue_lists_the_first_when_asked_to(incoming: Path, start_watchman: Start) -> None:
+    daemon = start_watchman(INI)
+    did(daemon, "pause")
+    write(incoming, *(f"{n}.csv" for n in range(9)))
+    eventually(lambda: len(daemon.queue()) == 9)
+    assert len(did(daemon, "queue", "--json", "--limit", "4").splitlines()) == 4
+    assert did(daemon, "queue", "--limit", "4").splitlines()[-1] == "4 waiting"
+    for limit in ("0", "-1", "x"):
+        answer = daemon.run("queue", f"--limit={limit}")
+        assert answer.returncode == 2
+        assert f"{limit!r} is not a number from 1 on" in answer.stderr
+
+
+def test_as_says_by_which_path_a_task_is_found(
+    tmp_path: Path, incoming: Path, start_watchman: Start
+) -> None:
+    daemon = start_watchman(INI)
+    write(incoming, "plain.txt")
+    assert daemon.send(str(incoming / "plain.txt")).returncode == 1
+    answer = daemon.send("--as", "/gone/events.csv", str(incoming / "plain.txt"))
+    assert answer.returncode == 0
+    [task] = eventually(lambda: published(tmp_path / "broker"))
+    assert task["args"] == [str(incoming / "plain.txt")]
+    assert task["watchman"]["original"] == "/gone/events.csv"
+    kill(daemon)
+    eventually(lambda: daemon.status()["watches"]["in"]["last_scan"])
+    assert sent(tmp_path) == ["plain.txt"]
+    wrong = daemon.send("--as", "/a", str(incoming / "plain.txt"), "/b")
+    assert (wrong.returncode, len(wrong.stderr.splitlines())) == (2, 1)
+
+
+def test_what_is_no_file_below_a_watch_is_refused_with_what_to_do(
+    tmp_path: Path, incoming: Path, start_watchman: Start
+) -> None:
+    storage, elsewhere = tmp_path / "storage", tmp_path / "elsewhere"
+    for directory in (storage, elsewhere, incoming / "sub"):
+        directory.mkdir()
+    daemon = start_watchman(f"{INI}[move:m]\nsource = {{tmp}}/other\ndestination = {storage}\n")
+    (incoming / "link.csv").symlink_to("plain.txt")
+    (incoming / "dangling.csv").symlink_to("none")
+    (incoming / "plain.txt").write_text("x")
+    os.mkfifo(incoming / "fifo.csv")
+    find = "name files below a watch, each by its own path, as `find DIRECTORY -type f` does"
+    outside = f"it is below no watch. There are: {tmp_path}/other, {incoming}; {find}"
+    told = {
+        incoming: f"it is [watch:in] itself, whose files are the uploads; {find}",
+        f"{incoming}/sub/": f"it is a directory, not a regular file; {find}",
+        storage: f"it is a directory, not a regular file; {find}",
+        incoming / "link.csv": f"it is a symlink, not a regular file; {find}",
+        incoming / "dangling.csv": f"it is a symlink, not a regular file; {find}",
+        incoming / "fifo.csv": f"it is a FIFO, not a regular file; {find}",
+        incoming / "missing.csv": "there is no such file",
+        storage / "missing.csv": "there is no such file",
+        incoming / "plain.txt/b.csv": f"a symlink or a file stands in the way; {find}",
+        elsewhere / "a.csv": outside,
+        elsewhere: outside,
+        incoming / "plain.txt": "no task matches it; give --as PATH",
+    }
+    answer = daemon.send(*map(str, told))
+    assert (answer.returncode, answer.stdout) == (1, "")
+    assert [line.split("': ", 1)[1] for line in answer.stderr.splitlines()] == [*told.values()]
+
+
+def test_same_id_repeats_the_last_id_of_what_is_settled_and_refuses_all_else(
+    tmp_path: Path, incoming: Path, start_watchman: Start
+) -> None:
+    daemon = start_watchman(INI)
+    write(incoming, "a.csv", "b.csv")
+    eventually(lambda: len(sent(tmp_path)) == 2)
+    eventually(lambda: daemon.queue() == [])
+    first = {task["args"][0]: task["id"] for task in published(tmp_path / "broker")}
+    daemon.restart()
+    paths = [str(incoming / name) for name in ("a.csv", "b.csv")]
+    answer = daemon.send("--same-id", *paths)
+    assert answer.stdout.splitlines() == [f"OK {first[path]} {path}" for path in paths]
+    eventually(lambda: len(sent(tmp_path)) == 4)
+    assert {task["id"] for task in published(tmp_path / "broker")} == set(first.values())
+    eventually(lambda: daemon.queue() == [])
+    did(daemon, "pause")
+    twice = daemon.send("--same-id", paths[0], paths[0])
+    assert (twice.returncode, len(twice.stdout.splitlines())) == (1, 1)
+    assert f"watchman retry {first[paths[0]]}" in twice.stderr
+    write(incoming, "never.txt")
+    never = daemon.send("--same-id", str(incoming / "never.txt"))
+    assert (never.returncode, "in the history" in never.stderr) == (1, True)
+    kill(daemon)
+    did(daemon, "resume")
+    eventually(lambda: len(sent(tmp_path)) == 5)
+    eventually(lambda: daemon.queue() == [])
+
+
+def test_names_of_any_bytes_are_resubmitted_from_standard_input(
+    tmp_path: Path, incoming: Path, start_watchman: Start
+) -> None:
+    daemon = start_watchman(INI)
+    paths = [str(incoming / name) for name in ("new\nline.csv", "plain.csv")]
+    for path in paths:
+        Path(path).write_text("x")
+    eventually(lambda: len(sent(tmp_path)) == 2)
+    answer = daemon.send("-0", "-", stdin="\0".join(paths) + "\0")
+    assert (answer.returncode, answer.stderr) == (0, "")
+    eventually(lambda: len(sent(tmp_path)) == 4)

@@ -1,0 +1,227 @@
+"""The daemon as an unprivileged user: what it does, and what `check` says that it may not."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.servers.brokers import ROOT
+from tests.servers.daemon import Daemon, published
+from tests.support.deadline import eventually
+from tests.support.filesystems import unprivileged
+from tests.support.needs import need
+
+pytestmark = pytest.mark.root
+
+#: Who uploads; the daemon is nobody's.
+ALICE, BOB = 12_345, 12_346
+
+INI = """\
+[watchman]
+spool = {tmp}/own/spool
+socket = {tmp}/own/socket
+[broker:b]
+url = filesystem://{tmp}/own/broker
+[watch:plain]
+path = {tmp}/plain
+[watch:hooked]
+path = {tmp}/hooked
+proftpd = yes
+confirm = 1h
+[watch:moved]
+path = {tmp}/moved
+[move:m]
+source = {tmp}/moved
+destination = {tmp}/to
+[task:csv]
+pattern = *.csv
+broker = b
+task = tests.record
+"""
+
+
+def make(path: Path, mode: int, owner: int = 0, group: int = 0) -> Path:
+    """A directory, or a file if its name has a suffix."""
+    path.write_text("1,2,3") if path.suffix else path.mkdir(parents=True)
+    os.chown(path, owner, group)
+    path.chmod(mode)
+    return path
+
+
+@pytest.fixture
+def yard(public_path: Path) -> Path:
+    """Three watches of root's with a directory of Alice's in each, open to the daemon's group."""
+    for name in ("plain", "hooked", "moved"):
+        make(public_path / name, 0o755)
+        make(public_path / name / "alice", 0o2770, ALICE, 65534)
+    make(public_path / "to", 0o755, 65534)
+    make(public_path / "own", 0o755)
+    return public_path
+
+
+@pytest.fixture
+def daemon(yard: Path, start_watchman: Callable[..., Daemon]) -> Daemon:
+    return start_watchman(INI, directory=yard, prefix=unprivileged(yard / "own"))
+
+
+def upload(yard: Path, name: str) -> Path:
+    return make(yard / name, 0o640, ALICE, 65534)
+
+
+def paths(yard: Path) -> list[str]:
+    return [task["args"][0] for task in published(yard / "own/broker")]
+
+
+def test_it_sends_what_it_sees_and_what_came_while_it_was_down(yard: Path, daemon: Daemon) -> None:
+    seen = upload(yard, "plain/alice/a.csv")
+    eventually(lambda: paths(yard) == [str(seen)])
+    make(yard / "plain/alice/new", 0o2770, ALICE, 65534)
+    deep = upload(yard, "plain/alice/new/b.csv")
+    eventually(lambda: paths(yard) == [str(seen), str(deep)])
+    eventually(lambda: not daemon.queue())
+    daemon.kill()
+    missed = upload(yard, "plain/alice/c.csv")
+    daemon.start()
+    eventually(lambda: paths(yard) == [str(seen), str(deep), str(missed)])
+
+
+def test_it_hears_the_hooks_of_its_users(yard: Path, daemon: Daemon) -> None:
+    hook = shutil.copy(ROOT / "proftpd/watchman-hook", yard / "hook")
+    file = upload(yard, "hooked/alice/a.csv")
+    others = make(yard / "hooked/alice/bobs.csv", 0o640, BOB, 65534)
+    for path in (others, file):
+        subprocess.run(
+            [
+                *("/usr/bin/python3", "-IS", hook, "--socket", str(yard / "own/socket")),
+                *("completed", "user=alice", "client=192.0.2.7", f"path={path}"),
+            ],
+            user=ALICE,
+            group=ALICE,
+            extra_groups=[],
+            check=True,
+            timeout=10,
+        )
+    [task] = eventually(lambda: published(yard / "own/broker"))
+    assert task["args"] == [str(file)]
+    assert (task["watchman"]["source"], task["watchman"]["user"]) == ("hook", "alice")
+
+
+def test_it_moves_files_of_others_and_sends_one_again_by_hand(yard: Path, daemon: Daemon) -> None:
+    source = upload(yard, "moved/alice/a.csv")
+    inode = source.stat().st_ino
+    [path] = eventually(lambda: paths(yard))
+    assert path == f"{yard}/to/alice/a.csv"
+    moved = Path(path).stat()
+    assert (moved.st_ino, moved.st_uid) == (inode, ALICE)
+    assert daemon.status()["healthy"]
+    sent = subprocess.run(
+        [*daemon.prefix, *daemon.watchman("status")],
+        env=daemon.environment(),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (sent.returncode, sent.stdout.split()[0]) == (0, "healthy")
+    assert daemon.send(path).returncode == 0
+    eventually(lambda: paths(yard) == [path, path])
+
+
+def errors(daemon: Daemon) -> list[str]:
+    """The errors of `check` as the daemon's user."""
+    done = subprocess.run(
+        [*daemon.prefix, *daemon.watchman("check")],
+        env=daemon.environment(),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.stderr == ""
+    found = [line for line in done.stdout.splitlines() if line.startswith("ERROR")]
+    assert done.returncode == bool(found)
+    return found
+
+
+#: Directories below [move:m]'s source, and what is said of each.
+CLOSED = {
+    "users": (0o755, ALICE, ALICE, "lacks w on"),
+    "private": (0o700, ALICE, ALICE, "lacks rwx on"),
+    "grouped": (0o750, ALICE, 65534, "lacks w on"),
+    "shared": (0o775, ALICE, 100, "setfacl"),
+    "dropbox": (0o1777, 0, 0, "is sticky"),
+    "ours": (0o500, 65534, 65534, "chmod u+w"),
+    # An entry for us, and a mask that takes from it.
+    "masked": (0o755, ALICE, ALICE, "lacks w on"),
+}
+
+
+def test_check_names_each_right_that_is_missing_and_its_commands_grant_them(
+    yard: Path, start_watchman: Callable[..., Daemon]
+) -> None:
+    need("setfacl")
+    for name, (mode, owner, group, _) in CLOSED.items():
+        make(yard / "moved" / name, 0o755)
+        make(yard / "moved" / name / "a.csv", 0o600, ALICE, ALICE)
+        os.chown(yard / "moved" / name, owner, group)
+        (yard / "moved" / name).chmod(mode)
+    mask = ["setfacl", "-m", "u:nobody:rwx,m::rx", str(yard / "moved/masked")]
+    subprocess.run(mask, check=True, timeout=10)
+    # Nobody but root puts anything there, and so it is with the root of the watch.
+    make(yard / "moved/roots", 0o755)
+    os.chown(yard / "to", 0, 0)
+    make(yard / "to/users", 0o755)
+    prefix = unprivileged(yard / "own")
+    daemon = start_watchman(INI, directory=yard, prefix=prefix, started=False)
+    found = errors(daemon)
+    for name, (*_, text) in CLOSED.items():
+        [line] = [line for line in found if f"/moved/{name}'" in line] or [""]
+        assert text in line, found
+    assert not [line for line in found if "/roots'" in line or "/moved'" in line]
+    assert [line for line in found if f"lacks w on '{yard}/to'" in line]
+    assert [line for line in found if f"lacks w on '{yard}/to/users'" in line]
+    for line in found:
+        subprocess.run(["sh", "-ec", line.split("; ", 1)[1]], check=True, timeout=10)
+    assert not errors(daemon)
+    daemon.start()
+    for name in CLOSED:
+        upload(yard, f"moved/{name}/b.csv")
+    eventually(lambda: sorted(paths(yard)) == [f"{yard}/to/{n}/b.csv" for n in sorted(CLOSED)])
+
+
+def test_check_names_the_directory_above_that_bars_the_way(
+    yard: Path, start_watchman: Callable[..., Daemon]
+) -> None:
+    make(yard / "closed", 0o700)
+    make(yard / "closed/to", 0o777)
+    ini = INI.replace("{tmp}/to", "{tmp}/closed/to")
+    prefix = unprivileged(yard / "own")
+    daemon = start_watchman(ini, directory=yard, prefix=prefix, started=False)
+    [line] = errors(daemon)
+    assert f"nobody lacks x on '{yard}/closed'; " in line
+
+
+def test_check_says_what_only_root_may_set(
+    yard: Path, start_watchman: Callable[..., Daemon]
+) -> None:
+    ini = INI.replace("[task:csv]", "owner = root\ngroup = games\nmode = 0600\n[task:csv]")
+    prefix = unprivileged(yard / "own")
+    daemon = start_watchman(ini, directory=yard, prefix=prefix, started=False)
+    assert [line.split("move:m", 1)[1].strip() for line in errors(daemon)] == [
+        "owner = root takes CAP_CHOWN: leave it out, or run as root",
+        "nobody is not in its group; usermod -a -G games nobody",
+        "mode of others' files takes CAP_FOWNER: leave it out, or run as root",
+    ]
+
+
+def test_check_as_root_says_that_the_daemons_rights_are_others(
+    yard: Path, start_watchman: Callable[..., Daemon]
+) -> None:
+    make(yard / "own/spool", 0o700, 65534)
+    daemon = start_watchman(INI, directory=yard, started=False)
+    told = daemon.run("check").stdout.splitlines()[1]
+    assert told.startswith("WARN   config          the spool is nobody's, and it is root's rights")
+    assert told.endswith(f"; runuser -u nobody -- watchman -c {daemon.ini} check")

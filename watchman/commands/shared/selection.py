@@ -1,0 +1,68 @@
+"""Which uploads `retry` and `drop` are about, and how they tell what they did."""
+
+import argparse
+from collections.abc import Iterator
+
+from watchman.commands.shared import shell
+from watchman.config.settings import Settings
+from watchman.uploads.text import printable
+
+#: Ids in one request: they and the rest fit into its 64 KiB.
+IDS = 1_700
+
+#: Seconds to wait for the next line: a million uploads may be looked through for it.
+TIMEOUT = 120.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object per upload")
+    parser.add_argument("ids", nargs="*", metavar="ID", help="uploads' ids, as queue shows them")
+    which = parser.add_argument_group(
+        "instead of ids", "Those that all of these are true of; with both states, either."
+    )
+    which.add_argument("--failed", action="store_true", help="that have failed")
+    which.add_argument("--deferred", action="store_true", help="that are deferred")
+    which.add_argument("--broker", metavar="NAME", help="for this broker")
+    which.add_argument(
+        "--path",
+        metavar="PATTERN",
+        help="uploaded as, or lying at, a path that matches; patterns are as those of [task:...]",
+    )
+
+
+def carry_out(settings: Settings, event: str, done: str, arguments: argparse.Namespace) -> int:
+    """Have the daemon do it, and tell of each upload; `done` is the word for it."""
+    acted = refused = 0
+    for fields in _requests(arguments):
+        for row in shell.stream(settings, event, fields, TIMEOUT):
+            if row["refused"]:
+                refused += 1
+                shell.complain(f"watchman {event}", f"{row['id']}: {row['refused']}")
+            else:
+                acted += 1
+            if arguments.json:
+                shell.print_json(row)
+            elif not row["refused"]:
+                print(done, row["id"], printable(row["path"]))
+    if not acted and not refused and not arguments.json:
+        print(f"nothing to {event}")
+    return shell.REFUSED if refused else shell.DONE
+
+
+def _requests(arguments: argparse.Namespace) -> Iterator[dict[str, str]]:
+    # A shell's variable that is not set is not meant to say "all".
+    if not all(one.strip() for one in arguments.ids) or "" in (arguments.broker, arguments.path):
+        raise shell.Misused("an id, a broker's name or a pattern is empty")
+    filters = {
+        name: "yes" for name in ("all", "failed", "deferred") if getattr(arguments, name, False)
+    }
+    filters |= {"broker": arguments.broker} if arguments.broker else {}
+    filters |= {"pattern": arguments.path} if arguments.path else {}
+    if bool(filters) == bool(arguments.ids):
+        options = "--all, " if hasattr(arguments, "all") else ""
+        what = f"give either ids or {options}--failed, --deferred, --broker, --path"
+        raise shell.Misused(what)
+    if filters:
+        yield filters
+    for start in range(0, len(arguments.ids), IDS):
+        yield {"ids": " ".join(arguments.ids[start : start + IDS])}

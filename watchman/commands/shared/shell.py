@@ -1,0 +1,131 @@
+"""What the commands share: exit codes, one line per problem, the daemon's answers."""
+
+import argparse
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NoReturn
+
+from watchman.commands.shared import client
+from watchman.config import inifile
+from watchman.config.settings import Settings
+from watchman.errors import ConfigError, SocketUnavailable, SpoolLocked, WatchmanError
+from watchman.uploads.text import printable
+
+#: Exit codes.
+DONE = 0
+#: Some paths were refused; `status`: not healthy; `check`: an ERROR; `run`: it could not start.
+REFUSED = 1
+#: Wrong usage, or an INI file that is wrong by itself.
+USAGE = 2
+#: The daemon does not answer.
+UNREACHABLE = 3
+#: Another daemon holds the spool.
+LOCKED = 4
+#: As shells report a process that SIGINT or SIGPIPE has ended.
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+
+EXIT_CODES = """\
+exit codes:
+  0  done
+  1  some paths or ids were refused
+     (status: not healthy; check: there is an ERROR; run: it could not start)
+  2  wrong usage, or the INI file is wrong
+  3  the daemon does not answer
+  4  run: another daemon holds the spool"""
+
+
+class Misused(WatchmanError):
+    """Arguments that do not go together."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Tells wrong usage in one line, as everything else."""
+
+    def error(self, message: str) -> NoReturn:
+        complain(self.prog, f"{message}; see {self.prog} --help")
+        sys.exit(USAGE)
+
+
+def add_config(parser: argparse.ArgumentParser, **options: Any) -> None:
+    parser.add_argument(
+        "-c",
+        "--config",
+        metavar="FILE",
+        help=f"the INI file (else $WATCHMAN_CONFIG, else {inifile.DEFAULT_FILE})",
+        **options,
+    )
+
+
+def leave(program: str, command: Callable[[], int]) -> NoReturn:
+    """Run `command` and exit; whatever goes wrong is told in a line each, never a traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names are any bytes, and UTF-8 whatever $PYTHONIOENCODING says.
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+    try:
+        code = command()
+        sys.stdout.flush()
+    except WatchmanError as error:
+        problems = error.problems if isinstance(error, ConfigError) else [str(error)]
+        for problem in problems:
+            complain(program, problem)
+        code = _code(error)
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except BrokenPipeError:
+        # Python flushes stdout once more at exit, and would complain then.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = BROKEN_PIPE
+    except OSError as error:
+        complain(program, str(error))
+        code = REFUSED
+    sys.exit(code)
+
+
+def _code(error: WatchmanError) -> int:
+    match error:
+        case ConfigError() | Misused():
+            return USAGE
+        case SocketUnavailable():
+            return UNREACHABLE
+        case SpoolLocked():
+            return LOCKED
+    return REFUSED
+
+
+def complain(program: str, problem: str) -> None:
+    print(f"{program}: {printable(problem)}", file=sys.stderr)
+
+
+def ask(
+    settings: Settings, event: str, fields: Mapping[str, str] | None = None
+) -> list[dict[str, Any]]:
+    """The daemon's answer; raises SocketUnavailable, which says what to do."""
+    return list(stream(settings, event, fields))
+
+
+def stream(
+    settings: Settings,
+    event: str,
+    fields: Mapping[str, str] | None = None,
+    timeout: float = client.TIMEOUT,
+) -> Iterator[dict[str, Any]]:
+    """As `ask`, for answers that need not fit into memory."""
+    try:
+        yield from client.stream(settings.socket, event, fields, timeout)
+    except SocketUnavailable as error:
+        raise SocketUnavailable(f"{error}{hint(error, settings)}") from error
+
+
+def hint(error: SocketUnavailable, settings: Settings) -> str:
+    """How to start the daemon, if that is what the error asks for."""
+    if isinstance(error.__cause__, FileNotFoundError | ConnectionRefusedError):
+        return f"; is it running? Start it with: watchman -c {settings.file} run"
+    return ""
+
+
+def print_json(values: Any) -> None:
+    print(json.dumps(values))

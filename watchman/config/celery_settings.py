@@ -1,0 +1,144 @@
+"""What Celery and kombu may be told in the INI file: brokers' urls, and settings by name."""
+
+import os
+import re
+from collections.abc import Callable
+from typing import Any
+
+from celery.app import defaults
+from kombu.transport import TRANSPORT_ALIASES
+from kombu.utils.url import parse_url
+
+from watchman.config import options
+
+#: Settings that say where the broker is. The section `[broker:NAME]` does.
+_PLACES = frozenset(
+    "broker_" + name
+    for name in (
+        *("url", "read_url", "write_url", "transport"),
+        *("host", "port", "user", "password", "vhost"),
+    )
+)
+
+SETTINGS = frozenset(defaults.SETTING_KEYS - _PLACES)
+
+_JSON_OBJECT = options.json_of(dict, 'a JSON object, as {"key": "value"}')
+_JSON_ARRAY = options.json_of(list, 'a JSON array, as ["one", "two"]')
+
+
+def _list(value: str) -> list[Any]:
+    return list(_JSON_ARRAY(value) if value.startswith("[") else options.words(value))
+
+
+def _json_or_text(value: str) -> Any:
+    return (
+        options.json_of(object, "JSON")(value) if value[:1] in ("{", "[") else options.text(value)
+    )
+
+
+def _boolean_or_object(value: str) -> Any:
+    return _JSON_OBJECT(value) if value.startswith("{") else options.boolean(value)
+
+
+def _delivery_mode(value: str) -> int:
+    modes = {"1": 1, "transient": 1, "2": 2, "persistent": 2}
+    return modes[options.one_of(*modes)(value)]
+
+
+#: By the type that Celery gives the option; what is not here is text.
+_BY_TYPE: dict[Any, Callable[[str], Any]] = {
+    "bool": options.boolean,
+    "int": options.integer(),
+    int: options.integer(),
+    "float": options.number,
+    "dict": _JSON_OBJECT,
+    "list": _list,
+    "tuple": _list,
+    "any": _json_or_text,
+    "bytes": str.encode,
+}
+
+#: Where Celery's type says something else than what Celery does with the value.
+_BY_NAME: dict[str, Callable[[str], Any]] = {
+    "broker_use_ssl": _boolean_or_object,
+    "task_default_delivery_mode": _delivery_mode,
+    "task_default_priority": options.integer(0, 255),
+}
+
+_TYPES = {name: option.type for name, option in defaults.flatten(defaults.NAMESPACES)}
+
+
+def reader(name: str) -> Callable[[str], Any] | None:
+    """The reader for Celery's setting `name`, None for a name that is not one.
+
+    Raises ValueError for a name that Celery knows and that does not belong into the INI file.
+    """
+    if name in SETTINGS:
+        return _BY_NAME.get(name) or _BY_TYPE.get(_TYPES[name], options.text)
+    current = current_name(name)
+    if current in _PLACES:
+        raise ValueError("the broker is named by url in [broker:NAME]")
+    if current:
+        raise ValueError(f"Celery's old name; write {current}")
+    return None
+
+
+def broker_url(value: str, directory: str) -> str:
+    """A url for kombu, or several with `;` between, `${NAME}` taken from the environment."""
+    parts = _with_environment(options.text(value)).split(";")
+    return ";".join(_broker_url(part.strip(), directory) for part in parts)
+
+
+def secret(value: str) -> str:
+    """The first field of each line of the transfer log, `${NAME}` taken from the environment."""
+    token = _with_environment(options.word(value))
+    if not re.fullmatch(r"[A-Za-z0-9._~+=-]{1,64}", token):
+        # LogFormat would take a quote or a percent sign for something else.
+        raise ValueError("1 to 64 letters, digits and . _ ~ + = - are what ProFTPD writes as it is")
+    return token
+
+
+def _broker_url(value: str, directory: str) -> str:
+    scheme, separator, rest = value.partition("://")
+    if not separator:
+        raise ValueError("give a url, as amqp://user:password@host:5672/vhost or redis://host/0")
+    # As in sqla+postgresql://: kombu's transport is what stands before the plus.
+    transport = scheme.lower().partition("+")[0]
+    if transport not in TRANSPORT_ALIASES:
+        hint = options.close_to(transport, TRANSPORT_ALIASES)
+        raise ValueError(f"kombu has no transport {transport}{hint or '; amqp, redis, ... are'}")
+    if transport == "memory":
+        raise ValueError("memory:// never leaves this process: no worker would see a task")
+    if transport == "filesystem":
+        return f"filesystem://{options.path(rest, directory)}"
+    try:
+        parse_url(f"{transport}://{rest}")
+    except ValueError as error:  # Its text may quote the password.
+        raise ValueError(
+            "host and port cannot be read; percent-encode what is special in user and password"
+        ) from error
+    except KeyError as error:
+        raise ValueError("ssl_cert_reqs is one of required, optional, none") from error
+    except TypeError as error:
+        raise ValueError("what stands after ? says again what stands before it") from error
+    return f"{scheme}://{options.word(rest) if rest else ''}"
+
+
+def _with_environment(value: str) -> str:
+    names = re.findall(r"\$\{(.*?)(?:\}|$)", value)
+    if missing := [name for name in names if name not in os.environ]:
+        raise ValueError(f"not set in the environment: {', '.join(missing)}")
+    return re.sub(r"\$\{(.*?)\}", lambda match: os.environ[match[1]], value)
+
+
+def current_name(name: str) -> str | None:
+    """The lowercase name of the setting that Celery would take `name` for.
+
+    That is the name itself, its old one (CELERY_ROUTES, BROKER_URL), and both in any case, also
+    with the prefix CELERY_ that Django projects give to all of them.
+    """
+    lower, upper = name.lower(), name.upper()
+    for candidate in (lower, defaults._TO_NEW_KEY.get(upper), lower.removeprefix("celery_")):
+        if candidate in defaults.SETTING_KEYS:
+            return str(candidate)
+    return None

@@ -1,0 +1,333 @@
+"""The INI file: found, read, checked as a whole, and turned into settings."""
+
+import configparser
+import os
+import re
+import stat
+from collections.abc import Iterator
+from typing import Any
+
+from watchman.config import celery_settings, moves, options, trusted
+from watchman.config.options import close_to
+from watchman.config.sections import SECTIONS, SINGLE, lookup
+from watchman.config.settings import (
+    BrokerSettings,
+    MoveSettings,
+    ProftpdSettings,
+    Settings,
+    TaskSettings,
+    WatchSettings,
+)
+from watchman.errors import ConfigError
+
+DEFAULT_FILE = "/etc/watchman/watchman.ini"
+
+
+#: Options of `[task:NAME]` that go to Celery's send_task as they are.
+_SEND_OPTIONS = (
+    *("queue", "exchange", "routing_key", "priority"),
+    *("expires", "countdown", "time_limit", "soft_time_limit"),
+)
+
+#: Names go into file names, and into commands as `watch:NAME`.
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+
+#: Problems of form after which the rest is not looked at: this is no INI file.
+_ENOUGH = 20
+
+#: Characters of a problem that are told.
+_LONGEST = 2000
+
+#: Blanks in a row within a line: configparser takes the square of their number in steps.
+_BLANKS = 1000
+
+#: What names of options say, and of keys in JSON, whose values are secrets.
+_SECRET = "password|secret|token"
+
+#: Stands in for what came twice, so that reading can go on.
+_TWICE = "\0"
+
+
+def find(option: str | None) -> str:
+    """The INI file to use: `-c FILE`, $WATCHMAN_CONFIG, or the one in /etc.
+
+    Never one of the current directory, which may be an FTP user's.
+    """
+    return option or os.environ.get("WATCHMAN_CONFIG") or DEFAULT_FILE
+
+
+def load(path: str) -> Settings:
+    """Read and check the INI file; ConfigError tells everything that is wrong with it.
+
+    Reads no file but that one and the settings files it names.
+    """
+    return _Ini(path).settings()
+
+
+class _Ini:
+    """One INI file while it is read: its values by section, and the problems found so far."""
+
+    def __init__(self, path: str) -> None:
+        self.path = os.path.abspath(path)
+        self.directory = os.path.dirname(self.path)
+        self.problems: list[str] = []
+        #: By kind, then name, the values that could be read; {"watchman": {"": {...}}, ...}.
+        self.sections: dict[str, dict[str, dict[str, Any]]] = {kind: {} for kind in SECTIONS}
+        #: Options that hold a secret.
+        self.secrets: list[str] = []
+
+    def settings(self) -> Settings:
+        parser = self._parse(self._text().replace("\r\n", "\n").split("\n"))
+        for section in parser.sections():
+            if not section.startswith(_TWICE):
+                self._read(section, parser)
+        if not self.sections["watchman"]:
+            self._problem("spool", "missing", section="watchman")
+        self._check()
+        if self.problems:
+            raise ConfigError(self.problems)
+        return self._build()
+
+    def _problem(self, option: str, what: str, *, section: str = "", value: str = "") -> None:
+        where = f"{self.path}: "
+        if section:
+            where += f"[{section}] {option}{' = ' if value else ''}{_shown(option, value)}: "
+        # One printable line each, whatever bytes are in a name, a value or an exception's text.
+        line = " ".join((where + what).split())
+        if len(line) > _LONGEST:
+            line = f"{line[:_LONGEST]}..."
+        self.problems.append("".join(c if c.isprintable() else repr(c)[1:-1] for c in line))
+
+    def _text(self) -> str:
+        try:
+            text = trusted.read(self.path).decode("utf-8-sig")
+            if "\0" not in text:
+                return text
+            what = "holds NULs, so it is not a text file"
+        except FileNotFoundError:
+            what = "no such file; name one with -c FILE or $WATCHMAN_CONFIG"
+        except OSError as error:
+            what = f"cannot be read: {error.strerror}"
+        except UnicodeDecodeError as error:
+            line = error.object[: error.start].count(b"\n") + 1
+            what = f"line {line} is not UTF-8"
+        except ValueError as error:
+            what = str(error)
+        self._problem("", what)
+        raise ConfigError(self.problems)
+
+    def _parse(self, lines: list[str]) -> configparser.ConfigParser:
+        """Have configparser read the lines, again without each line that it stops at."""
+        self._check_dropped(lines)
+        for number, line in enumerate(lines, 1):
+            if any(len(run) > _BLANKS for run in re.findall(r"\s+", line.strip())):
+                self._problem("", f"line {number}: has more than {_BLANKS} blanks in a row")
+                self._replace(lines, number, "")
+        while True:
+            # An empty name for the default section: no section can bear it, [DEFAULT] is unknown.
+            parser = configparser.ConfigParser(interpolation=None, default_section="")
+            try:
+                parser.read_file(line + "\n" for line in lines)
+                return parser
+            except configparser.DuplicateSectionError as error:
+                self._problem("", f"line {error.lineno}: [{error.section}] is there twice")
+                self._replace(lines, error.lineno, f"[{_TWICE}{error.lineno}]")
+            except configparser.DuplicateOptionError as error:
+                what = f"line {error.lineno}: [{error.section}] has {error.option} twice"
+                self._problem("", what)
+                self._replace(lines, error.lineno, f"{_TWICE}{error.lineno} =")
+            except configparser.MissingSectionHeaderError as error:
+                self._problem("", f"line {error.lineno}: stands before the first [section]")
+                rest = range(error.lineno, len(lines))
+                first = next((n for n in rest if lines[n].lstrip().startswith("[")), len(lines))
+                lines[:first] = [""] * first
+            except configparser.ParsingError as error:
+                for number, _ in error.errors:
+                    self._problem("", f"line {number}: neither [section] nor option = value")
+                    self._replace(lines, number, "")
+            if len(self.problems) > _ENOUGH:
+                raise ConfigError(self.problems)
+
+    def _replace(self, lines: list[str], number: int | None, line: str) -> None:
+        assert number is not None, "configparser says the line of what it reads from lines"
+        old = lines[number - 1]
+        # With its indentation, which tells configparser whether the next line continues this one.
+        lines[number - 1] = old[: len(old) - len(old.lstrip())] + line
+
+    def _check_dropped(self, lines: list[str]) -> None:
+        """Report patterns as `#*#`: configparser drops lines of a value that start with # or ;."""
+        in_patterns = False
+        for number, line in enumerate(lines, 1):
+            if re.match(r"\[|\s*\w+\s*[=:]", line):
+                in_patterns = bool(re.match(r"\s*(pattern|exclude)\s*[=:]", line))
+            elif in_patterns and (match := re.match(r"\s+([#;])(\S.*)", line)):
+                mark, rest = match.groups()
+                self._problem(
+                    "",
+                    f"line {number}: {mark}{rest} would be taken for a comment;"
+                    f" write [{mark}]{rest} for a pattern, or {mark} {rest} for a comment",
+                )
+
+    def _read(self, section: str, parser: configparser.ConfigParser) -> None:
+        kind, colon, name = section.partition(":")
+        if kind not in SECTIONS:
+            known = [k if k in SINGLE else f"{k}:NAME" for k in SECTIONS]
+            hint = close_to(kind, SECTIONS) or f"; known are [{'], ['.join(known)}]"
+            self._problem("", f"[{section}] is not a known section{hint}")
+            return
+        if kind in SINGLE and colon:
+            self._problem("", f"[{section}] has no name; write [{kind}]")
+        if kind not in SINGLE and not _NAME.fullmatch(name):
+            what = "a name of letters, digits and . _ -"
+            self._problem("", f"[{section}] needs {what}, as in [{kind}:example]")
+        values = self.sections[kind].setdefault(name, {})
+        for option, text in parser.items(section):
+            if not option.startswith(_TWICE):
+                self._read_option(section, kind, option, text, values)
+        for option, how in SECTIONS[kind].items():
+            if how.required and not parser.has_option(section, option):
+                self._problem(option, "missing", section=section)
+
+    def _read_option(
+        self, section: str, kind: str, option: str, text: str, values: dict[str, Any]
+    ) -> None:
+        if _holds_secret(option, text):
+            self.secrets.append(f"[{section}] {option}")
+        try:
+            how = lookup(kind, option)
+            values[option] = how.read(text, self.directory) if how.relative else how.read(text)
+        except ValueError as error:
+            what = str(error)
+            if options.has_comment(text) and "comment" not in what:
+                what += "; a comment goes on a line of its own"
+            self._problem(option, what, section=section, value=text)
+
+    def _check(self) -> None:
+        """What is wrong between options that are right by themselves."""
+        watches, tasks = self.sections["watch"], self.sections["task"]
+        if not watches:
+            self._problem("", "no [watch:NAME] section: no upload would ever be seen")
+        if not tasks and not self.sections["move"]:
+            what = "no [task:NAME] or [move:NAME] section: nothing would ever become of an upload"
+            self._problem("", what)
+        proftpd = self.sections["proftpd"].get("", {})
+        wrong = any("[proftpd] token" in problem for problem in self.problems)
+        if proftpd.get("transfer_log") and "token" not in proftpd and not wrong:
+            what = "missing: the first field of each line that LogFormat writes to transfer_log"
+            self._problem("token", what, section="proftpd")
+        for name, values in tasks.items():
+            self._check_task(f"task:{name}", values)
+        seen: dict[str, str] = {}
+        for name, values in watches.items():
+            if path := values.get("path"):
+                real = os.path.realpath(path)
+                if real in seen:
+                    what = f"is the directory of [watch:{seen[real]}] already"
+                    self._problem("path", what, section=f"watch:{name}", value=path)
+                seen.setdefault(real, name)
+        for section, option, path in self._own_files():
+            for real, name in seen.items():
+                if os.path.join(os.path.realpath(path), "").startswith(os.path.join(real, "")):
+                    what = f"lies below [watch:{name}], so what is written there were uploads"
+                    self._problem(option, what, section=section, value=path)
+        whole_watches = {n: WatchSettings(n, **v) for n, v in watches.items() if "path" in v}
+        for section, option, value, what in moves.problems(self._moves(), whole_watches):
+            self._problem(option, what, section=section, value=value)
+
+    def _moves(self) -> dict[str, MoveSettings]:
+        """The moves, as far as both their paths could be read."""
+        return {
+            name: MoveSettings(name, **values)
+            for name, values in self.sections["move"].items()
+            if {"source", "destination"} <= set(values)
+        }
+
+    def _check_task(self, section: str, values: dict[str, Any]) -> None:
+        brokers = self.sections["broker"]
+        broker = values.get("broker")
+        if broker is not None and broker not in brokers:
+            known = f"; there are {', '.join(brokers)}" if brokers else "; there is none yet"
+            what = f"there is no [broker:{broker}]{close_to(broker, brokers) or known}"
+            self._problem("broker", what, section=section, value=broker)
+        limit = values.get("time_limit")
+        if limit is not None and values.get("soft_time_limit", limit) > limit:
+            what = f"is beyond time_limit ({limit:g} s), so it would never come"
+            self._problem("soft_time_limit", what, section=section)
+
+    def _own_files(self) -> Iterator[tuple[str, str, str]]:
+        """Everything that the daemon itself writes, or ProFTPD for it: section, option, path."""
+        for values in self.sections["watchman"].values():
+            for option in ("spool", "log_file"):
+                if path := values.get(option):
+                    yield "watchman", option, path
+        for values in self.sections["proftpd"].values():
+            for path in values.get("transfer_log", ()):
+                yield "proftpd", "transfer_log", path
+        for name, values in self.sections["broker"].items():
+            for url in values.get("url", "").split(";"):
+                if url.startswith("filesystem://"):
+                    yield f"broker:{name}", "url", url.removeprefix("filesystem://")
+
+    def _build(self) -> Settings:
+        defaults = {option: how.default for option, how in SECTIONS["watchman"].items()}
+        celery = {"task_serializer": "json"}
+        for values in self.sections["celery"].values():
+            celery |= _celery(values)
+        return Settings(
+            file=self.path,
+            **(defaults | self.sections["watchman"][""]),
+            watches={
+                name: WatchSettings(name, **values)
+                for name, values in self.sections["watch"].items()
+            },
+            brokers={
+                name: BrokerSettings(
+                    name,
+                    values["url"],
+                    celery | _celery(values),
+                    values.get("declare", SECTIONS["broker"]["declare"].default),
+                )
+                for name, values in self.sections["broker"].items()
+            },
+            proftpd=ProftpdSettings(**self.sections["proftpd"].get("", {})),
+            tasks=tuple(_task(name, values) for name, values in self.sections["task"].items()),
+            moves=self._moves(),
+            exposed=tuple(self.secrets) if os.stat(self.path).st_mode & stat.S_IROTH else (),
+        )
+
+
+def _celery(values: dict[str, Any]) -> dict[str, Any]:
+    """A section's Celery settings: its settings file's, below the options beside it."""
+    beside = {name: value for name, value in values.items() if name in celery_settings.SETTINGS}
+    return {**values.get("config", {}), **beside}
+
+
+def _task(name: str, values: dict[str, Any]) -> TaskSettings:
+    send = {option: values.pop(option) for option in _SEND_OPTIONS if option in values}
+    return TaskSettings(name, values.pop("pattern"), options=send, **values)
+
+
+def _holds_secret(option: str, text: str) -> bool:
+    """Whether a value is or holds a secret, rather than the name of one in the environment."""
+    text = re.sub(r"\$\{\w{1,200}\}", "", text)
+    for url in text.split(";"):
+        user, at, _ = url.partition("://")[2].partition("/")[0].rpartition("@")
+        if at and user.partition(":")[2]:
+            return True
+    in_json = rf'"\w{{0,60}}({_SECRET})\w{{0,60}}"\s{{0,9}}:\s{{0,9}}"[^"]'
+    return bool((text and re.search(_SECRET, option)) or re.search(in_json, text, re.IGNORECASE))
+
+
+def _shown(option: str, value: str) -> str:
+    """A value for a message: on one line, not too long, without secrets."""
+    if not value:
+        return ""
+    if re.search(_SECRET, option) or (
+        re.search("://|{", value) and re.search(_SECRET, value, re.IGNORECASE)
+    ):
+        return "***"
+    value = " ".join(value.split())
+    if "@" in value:
+        user, _, host = value.rpartition("@")
+        value = f"{user.partition(':')[0]}:***@{host}" if ":" in user else value
+    return value if len(value) <= 80 else value[:77] + "..."

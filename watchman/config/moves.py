@@ -1,0 +1,116 @@
+"""Names that a move gives, and what `[move:...]` sections must not say. Pure but for realpath."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+
+from watchman.config.settings import MoveSettings, WatchSettings
+from watchman.uploads.beneath import is_below
+
+#: What the mover calls a file while it has it in hand. Never an upload, whatever the INI file says.
+HIDDEN = ".watchman-*"
+
+#: The lane of uploads that take long, and are taken apart from all others.
+ASIDE = "aside"
+
+#: Bytes of a file's name, limits.h.
+NAME_MAX = 255
+
+
+def claim_name(upload_id: str) -> str:
+    """The name of a file beside its source, while it is being moved."""
+    return f".watchman-{upload_id}"
+
+
+def copy_name(upload_id: str) -> str:
+    """The name of a copy beside its destination, until it is whole.
+
+    Not that of the claim: two mounts may show one directory under two paths.
+    """
+    return f".watchman-{upload_id}.copy"
+
+
+def unique_name(name: str, milliseconds: int) -> str:
+    """`foo.txt` as `foo@1596705456400.txt`, its stem cut where that would be too long a name."""
+    stem, suffix = os.path.splitext(name)
+    tail = f"@{milliseconds}{suffix}"
+    while stem and len(os.fsencode(stem + tail)) > NAME_MAX:
+        stem = stem[:-1]
+    # A suffix alone may be too long; then it is none.
+    return stem + tail if stem else unique_name(name[: NAME_MAX // 4], milliseconds)
+
+
+def destination_of(move: MoveSettings, path: str, milliseconds: int) -> str:
+    """Where a move puts the file uploaded as `path`, if that name is free."""
+    directory, name = os.path.split(os.path.relpath(path, move.source))
+    if move.unique == "always":
+        name = unique_name(name, milliseconds)
+    return os.path.join(move.destination, directory, name)
+
+
+def origin_of(move: MoveSettings, path: str) -> str:
+    """Where a file below a move's destination was uploaded, by its prefix and its name."""
+    directory, name = os.path.split(os.path.relpath(path, move.destination))
+    name = re.sub(r"@\d{13}(?=\.[^.]*$|$)", "", name)
+    return os.path.normpath(os.path.join(move.source, directory, name))
+
+
+def problems(
+    moves: Mapping[str, MoveSettings], watches: Mapping[str, WatchSettings]
+) -> Iterator[tuple[str, str, str, str]]:
+    """What is wrong between moves and watches: section, option, value, what."""
+    sources: dict[str, str] = {}
+    for name, move in moves.items():
+        section = f"move:{name}"
+        if move.source in sources:
+            what = f"is the source of [move:{sources[move.source]}] already"
+            yield section, "source", move.source, what
+        sources.setdefault(move.source, name)
+        yield from _source_problems(section, move, moves, watches)
+        yield from _destination_problems(section, move, watches)
+
+
+def _source_problems(
+    section: str,
+    move: MoveSettings,
+    moves: Mapping[str, MoveSettings],
+    watches: Mapping[str, WatchSettings],
+) -> Iterator[tuple[str, str, str, str]]:
+    real = os.path.realpath(move.source)
+    if real == os.path.realpath(move.destination):
+        yield section, "destination", move.destination, "is the source: give another directory"
+        return
+    for other in moves.values():
+        if is_below(real, os.path.realpath(other.destination)):
+            what = f"lies below the destination of [move:{other.name}], where nothing is an upload"
+            yield section, "source", move.source, what
+    if any(
+        is_below(move.source, w.path) or is_below(w.path, move.source) for w in watches.values()
+    ):
+        return
+    for watch in watches.values():
+        root = os.path.realpath(watch.path)
+        if is_below(real, root):
+            path = os.path.normpath(os.path.join(watch.path, os.path.relpath(real, root)))
+            what = f"lies below [watch:{watch.name}] over a symlink; write {path}"
+            yield section, "source", move.source, what
+            return
+    if watches:
+        yield section, "source", move.source, "is below no watch, so nothing would ever be moved"
+
+
+def _destination_problems(
+    section: str, move: MoveSettings, watches: Mapping[str, WatchSettings]
+) -> Iterator[tuple[str, str, str, str]]:
+    real = os.path.realpath(move.destination)
+    for watch in watches.values():
+        root = os.path.realpath(watch.path)
+        if is_below(root, real):
+            what = f"has [watch:{watch.name}] below it, and what lies below it is never an upload"
+            yield section, "destination", move.destination, what
+        elif is_below(real, root) and not is_below(move.destination, watch.path):
+            path = os.path.join(watch.path, os.path.relpath(real, root))
+            what = f"lies below [watch:{watch.name}] over a symlink; write {path}"
+            yield section, "destination", move.destination, what

@@ -1,0 +1,249 @@
+"""What an option's value may be: each reader turns the text of the INI file into a typed value.
+
+A reader raises ValueError that says what would be right.
+"""
+
+import difflib
+import grp
+import json
+import math
+import os
+import pwd
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from watchman.config.rules import PLACEHOLDERS, faults
+
+_TRUE = ("yes", "true", "on", "1")
+_FALSE = ("no", "false", "off", "0")
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)", re.ASCII)
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+#: Seconds; past it the sums that Celery and the waits of threads make with a duration overflow.
+_LONGEST = 100 * 365 * 86400.0
+
+#: Bytes of a Unix socket's path, unix(7), without the NUL at its end.
+_SOCKET_PATH = 107
+
+#: configparser keeps a comment behind a value as part of it.
+_COMMENT = re.compile(r"\s[#;](?=\s|$)", re.MULTILINE)
+
+
+def close_to(name: str, known: Iterable[str]) -> str:
+    """A hint for a mistyped `name`, empty where nothing known comes close."""
+    by_lower = {candidate.lower(): candidate for candidate in known}
+    found = difflib.get_close_matches(name.lower(), by_lower, 1, cutoff=0.7)
+    return f"; did you mean {by_lower[found[0]]}?" if found else ""
+
+
+def has_comment(value: str) -> bool:
+    return bool(re.search(r"\s[#;]", value))
+
+
+def text(value: str) -> str:
+    if not value:
+        raise ValueError("is empty")
+    if "\n" in value:
+        raise ValueError("give one line")
+    if _COMMENT.search(value):
+        raise ValueError("holds a comment; a comment goes on a line of its own")
+    return value
+
+
+def word(value: str) -> str:
+    if re.search(r"\s", text(value)):
+        raise ValueError("holds a space; give one name")
+    return value
+
+
+def one_of(*choices: str) -> Callable[[str], str]:
+    def read(value: str) -> str:
+        for choice in choices:
+            if value.lower() == choice.lower():
+                return choice
+        raise ValueError(f"give one of {', '.join(choices)}{close_to(value, choices)}")
+
+    return read
+
+
+def boolean(value: str) -> bool:
+    if value.lower() in _TRUE + _FALSE:
+        return value.lower() in _TRUE
+    raise ValueError("give yes or no")
+
+
+def integer(least: float = -math.inf, most: float = math.inf) -> Callable[[str], int]:
+    def read(value: str) -> int:
+        if not re.fullmatch(r"[+-]?\d{1,18}", value, re.ASCII) or not least <= int(value) <= most:
+            bounds = f" from {least} to {most}" if math.isfinite(least) else ""
+            raise ValueError(f"give a whole number{bounds}")
+        return int(value)
+
+    return read
+
+
+def number(value: str) -> float:
+    try:
+        if not math.isnan(float(value)):
+            return float(value)
+    except ValueError:
+        pass
+    raise ValueError("give a number")
+
+
+def duration(value: str) -> float:
+    if not (match := _DURATION.fullmatch(value)):
+        raise ValueError("not a duration; give seconds, or as in 90s, 15m, 2h, 7d")
+    seconds = float(match[1]) * _UNITS[match[2]]
+    if seconds > _LONGEST:
+        raise ValueError("longer than 100 years")
+    return seconds
+
+
+def positive_duration(value: str) -> float:
+    if not (seconds := duration(value)):
+        raise ValueError("must be more than 0")
+    return seconds
+
+
+def path(value: str, directory: str) -> str:
+    """An absolute, normalized path; a relative one is taken from `directory`."""
+    if "\0" in text(value):
+        raise ValueError("holds a NUL")
+    if value.startswith("~"):
+        raise ValueError("~ is not expanded; give the whole path")
+    # normpath keeps two leading slashes (POSIX gives them a meaning that Linux does not).
+    return re.sub("^//", "/", os.path.normpath(os.path.join(directory, value)))
+
+
+def path_or(name: str) -> Callable[[str, str], str]:
+    """A path, or `name` for none, read as the empty string."""
+    return lambda value, directory: "" if value == name else path(value, directory)
+
+
+def socket_path(value: str, directory: str) -> str:
+    whole = path(value, directory)
+    if len(os.fsencode(whole)) > _SOCKET_PATH:
+        raise ValueError(f"a socket's whole path has at most {_SOCKET_PATH} bytes: {whole}")
+    return whole
+
+
+def paths(value: str, directory: str) -> tuple[str, ...]:
+    """One path per line, or commas between."""
+    found = (item.strip() for item in re.split(r"[,\n]", value))
+    return tuple(path(item, directory) for item in found if item)
+
+
+def words(value: str) -> tuple[str, ...]:
+    """One item per line, or commas between."""
+    return tuple(word(item.strip()) for item in re.split(r"[,\n]", value) if item.strip())
+
+
+def folders(value: str) -> tuple[str, ...]:
+    """Names of directories, each of them one name and no path."""
+    names = words(value)
+    for name in names:
+        if "/" in name or name in (".", ".."):
+            raise ValueError(f"{name} is a path; give names, as in accepted, rejected")
+    return names
+
+
+def mode(value: str) -> int:
+    if not re.fullmatch("[0-7]{3,5}", value) or int(value, 8) > 0o7777:
+        raise ValueError("give permissions in octal, as in 0640")
+    return int(value, 8)
+
+
+def user(value: str) -> int:
+    """The uid of a user, given by name or number."""
+    return _id(value, "user", lambda name: pwd.getpwnam(name).pw_uid)
+
+
+def group(value: str) -> int:
+    """The gid of a group, given by name or number."""
+    return _id(value, "group", lambda name: grp.getgrnam(name).gr_gid)
+
+
+def _id(value: str, kind: str, look_up: Callable[[str], int]) -> int:
+    if re.fullmatch(r"\d{1,9}", word(value), re.ASCII):
+        return int(value)
+    try:
+        return look_up(value)
+    except KeyError as error:
+        raise ValueError(f"there is no {kind} {value}") from error
+
+
+def _patterns(value: str) -> tuple[str, ...]:
+    lines = tuple(line.strip() for line in value.split("\n") if line.strip())
+    for line in lines:
+        if _COMMENT.search(line):
+            raise ValueError("holds a comment; a comment goes on a line of its own, a # is [#]")
+        if re.search(r",\s*[*/]", line):
+            raise ValueError("patterns go one per line; for a comma in a name write [,]")
+    return lines
+
+
+def excludes(value: str) -> tuple[str, ...]:
+    """Patterns for names, or for whole sub-paths, which neither begin nor end with a slash."""
+    lines = _patterns(value)
+    for pattern in lines:
+        if pattern.strip("/") != pattern:
+            raise ValueError(
+                f"{pattern} can never match: patterns are held against names and paths below the"
+                " watch, without a slash at either end"
+            )
+    return lines
+
+
+def patterns(value: str) -> tuple[str, ...]:
+    """Patterns for the absolute path, at least one."""
+    lines = _patterns(value)
+    if not lines:
+        raise ValueError("is empty; *.csv matches by name, * matches every file")
+    for pattern in lines:
+        if pattern[0] not in "/*?[":
+            raise ValueError(
+                f"{pattern} can never match: the whole path is matched, so write */{pattern}"
+            )
+    return lines
+
+
+def json_of(kind: type, name: str) -> Callable[[str], Any]:
+    def read(value: str) -> Any:
+        try:
+            parsed = json.loads(value, parse_constant=_no_constant)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"not JSON ({error}); give {name}") from error
+        if not isinstance(parsed, kind):
+            raise ValueError(f"give {name}")
+        return parsed
+
+    return read
+
+
+def arguments_of(kind: type, name: str) -> Callable[[str], Any]:
+    """JSON whose strings may hold placeholders."""
+    read_json = json_of(kind, name)
+
+    def read(value: str) -> Any:
+        arguments = read_json(value)
+        if problems := [_placeholder_problem(fault) for fault in faults(arguments)]:
+            raise ValueError("; ".join(problems))
+        return arguments
+
+    return read
+
+
+def _placeholder_problem(fault: str) -> str:
+    if fault in ("{", "}"):
+        return f"a lone {fault}; for a brace write {fault * 2}"
+    name = fault[1:-1]
+    hint = close_to(name, PLACEHOLDERS) or f"; known are {', '.join(PLACEHOLDERS)}"
+    return f"unknown placeholder {fault}{hint} ({{{{ is a brace)"
+
+
+def _no_constant(name: str) -> Any:
+    # NaN and Infinity are Python's own; workers in other languages refuse the whole message.
+    raise ValueError(f"{name} is not JSON")

@@ -1,0 +1,114 @@
+"""Every section and option of the INI file, one line each.
+
+A new option is a line here and a field in `settings`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from watchman.config import celery_file, celery_settings, options
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """How an option's text is read. Without a default here, the one in `settings` holds.
+
+    A `relative` option's reader is also given the directory of the INI file.
+    """
+
+    read: Callable[..., Any]
+    default: Any = None
+    required: bool = False
+    relative: bool = False
+
+
+SECTIONS: dict[str, dict[str, Option]] = {
+    "watchman": {
+        "spool": Option(options.path, required=True, relative=True),
+        "socket": Option(options.socket_path, "/run/watchman/watchman.sock", relative=True),
+        "admins": Option(options.words, ()),
+        "log_level": Option(
+            options.one_of("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"), "INFO"
+        ),
+        "log_file": Option(options.path_or("stderr"), "", relative=True),
+        "log_format": Option(options.one_of("text", "json"), "text"),
+        "drain": Option(options.duration, 10.0),
+        "history": Option(options.duration, 7 * 86400.0),
+        "keep_failed": Option(options.duration, 30 * 86400.0),
+    },
+    "proftpd": {
+        "transfer_log": Option(options.paths, relative=True),
+        "token": Option(celery_settings.secret),
+    },
+    "celery": {
+        "config": Option(celery_file.load, relative=True),
+    },
+    "broker": {
+        "url": Option(celery_settings.broker_url, required=True, relative=True),
+        "config": Option(celery_file.load, relative=True),
+        "declare": Option(options.boolean, True),
+    },
+    "watch": {
+        "path": Option(options.path, required=True, relative=True),
+        "rec": Option(options.boolean),
+        "auto_add": Option(options.boolean),
+        "proftpd": Option(options.boolean),
+        "confirm": Option(options.duration),
+        "unconfirmed": Option(options.one_of("accept", "hold")),
+        "settle": Option(options.duration),
+        "exclude": Option(options.excludes),
+        "exclude_defaults": Option(options.boolean),
+        "catch_up": Option(options.boolean),
+        "existing": Option(options.boolean),
+        "rescan": Option(options.duration),
+        "mounted": Option(options.boolean),
+    },
+    "move": {
+        "source": Option(options.path, required=True, relative=True),
+        "destination": Option(options.path, required=True, relative=True),
+        "unique": Option(options.one_of("collision", "always")),
+        "folders": Option(options.folders),
+        "mounted": Option(options.boolean),
+        "mode": Option(options.mode),
+        "directory_mode": Option(options.mode),
+        "owner": Option(options.user),
+        "group": Option(options.group),
+    },
+    "task": {
+        "pattern": Option(options.patterns, required=True),
+        "ignore_case": Option(options.boolean),
+        "broker": Option(options.word, required=True),
+        "task": Option(options.word, required=True),
+        "queue": Option(options.text),
+        "exchange": Option(options.text),
+        "routing_key": Option(options.text),
+        "priority": Option(options.integer(0, 255)),
+        "expires": Option(options.positive_duration),
+        "countdown": Option(options.duration),
+        "time_limit": Option(options.positive_duration),
+        "soft_time_limit": Option(options.positive_duration),
+        "args": Option(options.arguments_of(list, 'a JSON array, as ["{path}"]')),
+        "kwargs": Option(options.arguments_of(dict, 'a JSON object, as {"source": "ftp"}')),
+    },
+}
+
+#: Sections that are there once and have no name; all others are `[kind:NAME]`.
+SINGLE = frozenset({"watchman", "proftpd", "celery"})
+
+#: Sections that take every Celery setting beside their own options.
+_WITH_CELERY = frozenset({"celery", "broker"})
+
+
+def lookup(kind: str, name: str) -> Option:
+    """The option `name` of `[kind:...]`; ValueError with the close name if there is none."""
+    if name in SECTIONS[kind]:
+        return SECTIONS[kind][name]
+    known = list(SECTIONS[kind])
+    if kind in _WITH_CELERY:
+        if read := celery_settings.reader(name):
+            return Option(read)
+        hint = options.close_to(name, [*known, *celery_settings.SETTINGS])
+        raise ValueError(f"neither an option nor a setting of Celery's{hint}")
+    hint = options.close_to(name, known) or f"; known are {', '.join(known)}"
+    raise ValueError(f"unknown option{hint}")

@@ -1,0 +1,265 @@
+"""How transfers begin and end, as ProFTPD's sessions tell of them, or by dying."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from watchman.config.places import Place
+from watchman.dispatch.decisions import Decisions, Respond, nobody
+from watchman.dispatch.judge import RECENT, STILL_OPEN, WRITING, Hold, Judge
+from watchman.dispatch.transfers import LOG_LAG, Transfer, Transfers
+from watchman.errors import NotBelowWatch
+from watchman.store.groupcommit import GroupCommit
+from watchman.store.journal import Journal
+from watchman.uploads import beneath
+from watchman.uploads.access import may_speak
+from watchman.uploads.session import is_alive, waits
+from watchman.uploads.upload import Answer, FileState, Kind, Notification, Outcome, Source
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between two looks at whether sessions live, while there are some: what a dead one has
+#: left is to be listed within two seconds, of which the transfer log is given LOG_LAG.
+LOOK = 0.5
+
+#: Seconds that a dead session's hooks are given to be heard, for they may have given up waiting.
+LAST_WORDS = 0.5
+
+
+class Endings:
+    """Which transfers are open, and which ended badly. For the dispatcher's thread."""
+
+    def __init__(
+        self,
+        *,
+        locate: Callable[[str], Place | None],
+        judge: Judge,
+        transfers: Transfers,
+        decisions: Decisions,
+        journal: Journal,
+        commit: GroupCommit,
+        clock: Callable[[], float],
+    ) -> None:
+        self._locate = locate
+        self._judge = judge
+        self._transfers = transfers
+        self._decisions = decisions
+        self._journal = journal
+        self._commit = commit
+        self._clock = clock
+        #: Why transfers have failed, as the log says, whose file was not there any more: a line
+        #: about its rename may follow. The log tells of everything in turn, hooks do not.
+        self._left: dict[str, str] = {}
+        #: Whether the transfer log was read to its end since we began.
+        self._caught_up = False
+        #: While the journal is replayed: what is not over, with its position and record.
+        self._begun_before: dict[tuple[str, str], tuple[int, dict[str, Any]]] = {}
+
+    def begin(self, notification: Notification, answer: Respond) -> None:
+        """Remember that a session begins to write a file, and what is there now."""
+        located = self._locate(notification.path) if notification.path else None
+        if located is None or not notification.session:
+            answer(Answer(Outcome.OK))
+            return
+        watch, subpath = located
+        path = os.path.join(watch.path, subpath)
+        self._judge.begin(path)
+        self._left.pop(path, None)
+        before = None
+        try:
+            before = beneath.state(watch.path, subpath)
+        except (OSError, NotBelowWatch):
+            logger.debug("Nothing is at %r before its transfer.", path)
+        if not waits(notification.session):
+            before = None  # we hear of it late: what is there may be its own
+
+        who = notification.uid, notification.groups
+
+        def durable(position: int) -> None:
+            self._open(Transfer(path, notification.session, before, position, *who))
+            answer(Answer(Outcome.OK))
+
+        def failed(reason: str) -> None:
+            # It is known for as long as we run.
+            self._open(Transfer(path, notification.session, before, -1, *who))
+            answer(Answer(Outcome.ERROR, reason))
+
+        record = {"event": Kind.STARTED.value, "at": self._clock(), "path": path}
+        record |= {"session": notification.session, "user": notification.user}
+        record["before"] = before.encode() if before else None
+        if notification.groups is not None:
+            record |= {"uid": notification.uid, "groups": sorted(notification.groups)}
+        self._commit.stage(record, durable, failed)
+
+    def complete(self, notification: Notification) -> str:
+        """Close a transfer of which a source says that it is complete; return of which path.
+
+        mod_exec does not tell it where SFTP did something else meanwhile: then it is the one that
+        the session has begun, or "" if there is no such, or more than one.
+        """
+        if not notification.path:
+            path = self._transfers.only(notification.session)
+            notification = replace(notification, path=path)
+            if not path:
+                return ""
+        self._left.pop(notification.path, None)
+        self._close(notification.session, notification.path)
+        return notification.path
+
+    def fail(self, notification: Notification) -> None:
+        """Fail the transfer of which a source says so, or with no path all of its session."""
+        reason = notification.reason or "ProFTPD says that its transfer failed"
+        notification = replace(notification, reason=reason)
+        over = self._close(notification.session, notification.path)
+        for transfer in over:
+            failed = replace(notification, path=transfer.path)
+            self._fail(failed, transfer.before, self._patience_of(transfer.path))
+        if not over and notification.path:
+            self._fail(notification, None, self._patience_of(notification.path))
+
+    def rename(self, notification: Notification) -> str:
+        """Fail a file under its new name that had left its old one before it was told to have
+        failed; return why, "" if that is not so.
+        """
+        self._left.pop(notification.path, None)  # another file's name by now
+        reason = self._left.get(notification.old_path, "")
+        if reason and notification.source is Source.LOG:
+            del self._left[notification.old_path]
+            failed = replace(notification, kind=Kind.FAILED, reason=reason)
+            self._fail(failed, None, self._patience_of(notification.path))
+            return reason
+        return ""
+
+    def end(self, session: str, reason: str) -> None:
+        """Take what a session has begun and not ended for failed."""
+        for transfer in self._closed(self._transfers.end(session)):
+            failed = Notification(
+                Kind.FAILED,
+                transfer.path,
+                Source.HOOK,
+                reason=reason,
+                uid=transfer.uid,
+                groups=transfer.groups,
+            )
+            self._fail(failed, transfer.before, LOG_LAG)
+
+    def look_for_dead(self) -> float:
+        """End the sessions that have died without a word, once the log had its say.
+
+        Return in how many seconds to look again.
+        """
+        if self._caught_up or self._judge.decisive is Source.HOOK:
+            # Without a log, its last words may be on their way: in the socket, or to us.
+            lag = LAST_WORDS if self._judge.decisive is Source.HOOK else 0.0
+            for session in self._transfers.dead(lag):
+                self.end(session, "its session died")
+        return LOOK if self._transfers else math.inf
+
+    def _open(self, transfer: Transfer) -> None:
+        if transfer.position >= 0:
+            self._journal.hold(transfer.position)
+        for over in self._transfers.open(transfer):
+            if over.position >= 0:
+                self._journal.release(over.position)
+
+    def _close(self, session: str, path: str = "") -> list[Transfer]:
+        """Close a session's transfer of a path, or with "" all of them; return them."""
+        return self._closed(self._transfers.close(session, path))
+
+    def _closed(self, over: list[Transfer]) -> list[Transfer]:
+        """Write down that transfers are over, and let nothing wait for them."""
+        for transfer in over:
+            self._decisions.held.hasten(transfer.path)
+            record = {"event": Kind.ENDED.value, "at": self._clock(), "path": transfer.path}
+
+            def durable(_: int, position: int = transfer.position) -> None:
+                self._journal.release(position)
+
+            if transfer.position < 0:
+                continue  # nothing is written down that were to end
+            self._commit.stage({**record, "session": transfer.session}, durable, lasting=True)
+        return over
+
+    def _patience_of(self, path: str) -> float:
+        """Return for how many seconds a hook's word of failure waits for the transfer log's."""
+        located = self._locate(path)
+        return located[0].confirm if located is not None else 0.0
+
+    def _fail(self, notification: Notification, before: FileState | None, patience: float) -> None:
+        """Fail a file, unless the transfer that failed has not touched it.
+
+        Where this is not the word that decides, that one is waited for, `patience` seconds.
+        """
+        located = self._locate(notification.path)
+        if located is None or self._judge.excludes(*located) is not None:
+            return
+        watch, subpath = located
+        path = os.path.join(watch.path, subpath)
+        try:
+            look = beneath.look(watch.path, subpath)
+        except (OSError, NotBelowWatch) as e:
+            logger.debug("A failed transfer left nothing at %r: %s.", path, e)
+            if notification.source is Source.LOG:
+                if len(self._left) >= RECENT:
+                    self._left.clear()
+                self._left[path] = notification.reason
+            return
+        if not may_speak(notification, watch.path, subpath):
+            return  # another's, that was not there when he was asked
+        noticed = self._decisions.held.get(path)
+        touched = not self._judge.was_decided(watch, subpath, look.state)
+        if noticed is not None and self._judge.confirms(noticed, look.state):
+            # An older good word outlives what was refused, and what left the file as it was. But
+            # the log's lines may be read together: the file is as the last one has left it then.
+            touched = touched and not notification.refused and notification.source is Source.LOG
+        # SFTP tells of the failure before it closes the file, and may write until then.
+        if not look.writing and (look.state == before or not touched):
+            return
+        if look.writing or notification.source is not self._judge.decisive:
+            hold = Hold("waiting for ProFTPD's transfer log", patience, look.state)
+            if look.writing:
+                spoken = int(notification.source is self._judge.decisive)
+                hold = Hold(STILL_OPEN, WRITING, look.state, unspoken=-spoken)
+            reason = notification.reason
+            self._decisions.hold(path, notification, noticed, hold, nobody, reason)
+            return
+        noticed, reason = self._decisions.held.pop(path), notification.reason
+        self._decisions.fail(watch, subpath, look.state, notification, reason, noticed)
+
+    # At start.
+
+    def catch_up(self) -> None:
+        """Take what the transfer log has not told of now for what it never will."""
+        self._caught_up = True
+
+    def replay(self, position: int, record: dict[str, Any]) -> None:
+        """Take up what was begun, by session and path, until it ends."""
+        match record["event"]:
+            case Kind.STARTED.value:
+                # Of several by the same session the first: it knows what was there before.
+                self._begun_before.setdefault(
+                    (record["session"], record["path"]), (position, record)
+                )
+            case Kind.ENDED.value:
+                self._begun_before.pop((record["session"], record["path"]), None)
+
+    def take_up(self, *, logged: bool) -> None:
+        """Open again what was open when the journal ended.
+
+        `logged`: a log goes on where it was read to, so it tells of all that ended since.
+        """
+        for (session, path), (position, record) in self._begun_before.items():
+            before = FileState.decode(record["before"]) if record["before"] else None
+            groups = frozenset(record["groups"]) if "groups" in record else None
+            transfer = Transfer(path, session, before, position, record.get("uid"), groups)
+            if logged or is_alive(session):
+                self._open(transfer)
+            else:
+                # It ended while we were down, and nobody can say how.
+                self._closed([transfer])
+        self._begun_before.clear()

@@ -1,0 +1,189 @@
+"""What is to be looked at, and nobody waits for it: the owners of the files take turns."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, Self
+
+from watchman.config.places import Place
+from watchman.errors import NotBelowWatch
+from watchman.store.inbox import Work
+from watchman.uploads import beneath
+from watchman.uploads.ownership import owner_of
+
+#: Finds that wait until it is known whose their files are. Who brings more waits.
+UNSORTED = 10_000
+
+#: Finds whose owner is looked up for each one that is decided about: a burst is sorted faster than
+#: it can be made.
+SORTED = 500
+
+#: Finds that wait for one owner's turns, some 500 bytes each.
+WAITING = 50_000
+
+#: Finds that are still decided about at a stop: the next start scans for more than these. But what
+#: was renamed would be another file to that scan.
+AT_STOP = 1_000
+
+#: Their lane of the inbox, and the owner of what lies where nobody may look.
+LANE, NOBODY = "finds", -1
+
+
+class Find(NamedTuple):
+    """A path that was found, and where it was renamed from, "" if it was not."""
+
+    path: str
+    old_path: str = ""
+
+
+class Inbox(Protocol):
+    """Where the dispatcher's thread finds what to do, in turns of several lanes."""
+
+    def bring(self, work: Work, lane: str) -> None: ...
+
+
+class Finds:
+    """Finds with the work that is to be done about each. An owner's stay in order.
+
+    The watcher does not ask whose a file is: events come faster than the disk answers, and what its
+    thread does not read in time the kernel drops. So that is asked in the dispatcher's thread.
+    """
+
+    def __init__(
+        self,
+        inbox: Inbox,
+        *,
+        locate: Callable[[str], Place | None],
+        come_back: Callable[[str, int], None],
+    ) -> None:
+        """`come_back` has a watch scanned once fewer of an owner's finds wait."""
+        self._inbox = inbox
+        self._locate = locate
+        self._come_back = come_back
+        #: Guards what is not sorted, and whether a turn is on its way.
+        self._changed = threading.Condition()
+        self._unsorted: OrderedDict[Find, list[Work]] = OrderedDict()
+        self._under_way = False
+        #: By owner, the one whose turn is next first; of the dispatcher's thread.
+        self._owners: OrderedDict[int, OrderedDict[Find, list[Work]]] = OrderedDict()
+        self._owner_of: dict[Find, int] = {}
+
+    def put(self, find: Find, work: Work) -> None:
+        """Bring what is to be done about a find, after what came before; wait while too much is
+        unsorted.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._unsorted) < UNSORTED)
+        self.put_now(find, work)
+
+    def put_now(self, find: Find, work: Work) -> None:
+        """As `put`, but never wait: for what is in memory anyway."""
+        with self._changed:
+            self._unsorted.setdefault(find, []).append(work)
+            self._unsorted.move_to_end(find)
+            is_first, self._under_way = not self._under_way, True
+        if is_first:
+            self._inbox.bring(self._take_turn, LANE)
+
+    def waiting(self, owner: int) -> int:
+        """Return how many finds wait for an owner's turns; from any thread."""
+        return len(self._owners.get(owner, ()))
+
+    # In the dispatcher's thread.
+
+    def hasten(self, path: str) -> None:
+        """Do at once what waits to be done about a path: somebody has spoken of it."""
+        find = Find(path)
+        with self._changed:
+            unsorted = self._unsorted.pop(find, [])
+        sorted_before = self._pop(self._owner_of[find], find) if find in self._owner_of else []
+        for work in (*sorted_before, *unsorted):
+            work()
+
+    def close(self) -> None:
+        """Leave to the next start what would take long."""
+        while self._unsorted:
+            self._sort()
+        for find in list(self._owner_of)[AT_STOP:]:
+            if not find.old_path:
+                self._pop(self._owner_of[find], find)
+
+    def _take_turn(self) -> None:
+        self._sort()
+        works = self._next()
+        with self._changed:
+            self._under_way = bool(self._unsorted or self._owners)
+        if self._under_way:
+            self._inbox.bring(self._take_turn, LANE)
+        for work in works:
+            work()
+
+    def _sort(self) -> None:
+        """Find out whose some of the unsorted are."""
+        with self._changed:
+            count = min(SORTED, len(self._unsorted))
+            unsorted = [self._unsorted.popitem(last=False) for _ in range(count)]
+            self._changed.notify_all()
+        with _Directories() as directories:
+            for find, works in unsorted:
+                located = self._locate(find.path)
+                owner = self._owner_of.get(find)
+                if owner is None:
+                    owner = directories.owner(located) if located else NOBODY
+                finds = self._owners.setdefault(owner, OrderedDict())
+                if len(finds) < WAITING or find in finds:
+                    self._owner_of[find] = owner
+                    finds.setdefault(find, []).extend(works)
+                    finds.move_to_end(find)
+                elif located is not None:
+                    self._come_back(located[0].name, owner)
+
+    def _next(self) -> list[Work]:
+        """Return what is to be done in this turn."""
+        if not self._owners:
+            return []
+        owner, finds = next(iter(self._owners.items()))
+        self._owners.move_to_end(owner)
+        return self._pop(owner, next(iter(finds)))
+
+    def _pop(self, owner: int, find: Find) -> list[Work]:
+        finds = self._owners[owner]
+        if len(finds) == 1:
+            del self._owners[owner]
+        del self._owner_of[find]
+        return finds.pop(find)
+
+
+class _Directories:
+    """Directories that are kept open while files in them are looked at."""
+
+    def __init__(self) -> None:
+        self._open: dict[tuple[str, str], int] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for fd in self._open.values():
+            os.close(fd)
+
+    def owner(self, place: Place) -> int:
+        """Return whose a file is; its directory's owner's if it is gone."""
+        directory, _, name = place[1].rpartition("/")
+        try:
+            fd = self._directory(place[0].path, directory)
+            try:
+                return owner_of(os.stat(name, dir_fd=fd, follow_symlinks=False), fd)
+            except FileNotFoundError:
+                return os.fstat(fd).st_uid
+        except (OSError, NotBelowWatch):
+            return NOBODY
+
+    def _directory(self, root: str, subpath: str) -> int:
+        fd = self._open.get((root, subpath))
+        if fd is None:
+            fd = self._open[root, subpath] = beneath.open_directory(root, subpath)
+        return fd

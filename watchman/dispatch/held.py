@@ -1,0 +1,206 @@
+"""Files that were noticed and are not accepted yet, and when to look at them again."""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from watchman.uploads.upload import FileState, Kind, Notification, Source, State
+
+#: Files looked at again before others get their turn.
+AT_ONCE = 100
+
+#: Seconds until a file is looked at again that could not be accepted.
+AGAIN = 1.0
+
+
+@dataclass(slots=True)
+class Noticed:
+    """A held file: why, since when (epoch), and what it has looked like since when (monotonic),
+    which is anew once its writer is gone: `writing` if it had one, `overlapped` if it had one when
+    the notification was made, `unspoken` how many have closed it while others had it open, and
+    ProFTPD has not told how that ended. `unclosed` if it appeared by a call that may have opened it
+    for writing, and no end of that was heard.
+
+    `failure` is why it has failed, should it only be waited for until it is closed, or for another
+    word until `fail_at` (monotonic). `hooked` if a hook has called it complete. One that was
+    answered OK has an `id`, and a record in the journal at `position`. `found_of` is the
+    uid of its owner if a scan was the first to find it.
+    """
+
+    notification: Notification
+    path: str
+    reason: str
+    since: float
+    due: float
+    state: FileState | None
+    unchanged_since: float
+    looks: int
+    writing: bool = False
+    overlapped: bool = False
+    unspoken: int = 0
+    unclosed: bool = False
+    failure: str = ""
+    fail_at: float = 0.0
+    hooked: bool = False
+    id: str = ""
+    position: int = -1
+    found_of: int | None = None
+
+    def was_rewritten(self, state: FileState | None) -> bool:
+        """Whether a file was written since it was held; times and rights may be set anew."""
+        before = self.state
+        if before is None or state is None:
+            return False
+        return self.is_of_another(state) or state.rewritten_since(before.size, before.ctime)
+
+    def is_of_another(self, state: FileState | None) -> bool:
+        """Whether another file was held than is there now."""
+        before = self.state
+        return before is not None and state is not None and state.inode != before.inode
+
+
+class Held:
+    """The noticed files by path. Changed by the dispatcher's thread alone."""
+
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
+        self._monotonic = monotonic
+        self._noticed: dict[str, Noticed] = {}
+        self._due: list[tuple[float, str]] = []
+        #: How many of them scans have found, by owner.
+        self._found: Counter[int | None] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._noticed)
+
+    def hold(
+        self,
+        path: str,
+        notification: Notification,
+        before: Noticed | None,
+        *,
+        state: FileState | None,
+        reason: str,
+        wait: float,
+        writing: bool = False,
+        overlapped: bool = False,
+        unspoken: int = 0,
+        failure: str = "",
+    ) -> Noticed:
+        """Hold a file for `wait` seconds, or until it is spoken of; `before` is how it was held."""
+        now = self._monotonic()
+        same = before is not None and before.state == state and not before.writing
+        another = before is not None and before.is_of_another(state)
+        hooked = before is not None and before.hooked and not before.was_rewritten(state)
+        unclosed = before is not None and before.unclosed and notification.source is Source.SCAN
+        self.pop(path)
+        noticed = self._noticed[path] = Noticed(
+            notification=notification,
+            path=path,
+            reason=reason,
+            since=before.since if before else self._clock(),
+            due=now + wait,
+            state=state or (before.state if before else None),
+            unchanged_since=before.unchanged_since if before and same else now,
+            looks=before.looks + 1 if before else 1,
+            writing=writing,
+            overlapped=overlapped,
+            unspoken=unspoken + (before.unspoken if before and not another else 0),
+            unclosed=unclosed or notification.appeared,
+            failure=failure or (before.failure if before and not another else ""),
+            fail_at=now + wait if failure else before.fail_at if before else 0.0,
+            hooked=hooked or _is_hooks_word(notification),
+            id=before.id if before else "",
+            position=before.position if before else -1,
+            found_of=before.found_of if before else notification.owner,
+        )
+        self._found[noticed.found_of] += 1
+        heapq.heappush(self._due, (noticed.due, path))
+        return noticed
+
+    def put_back(self, noticed: Noticed) -> None:
+        """Hold a file as it was held, and look at it again soon; one held anew meanwhile stays."""
+        if noticed.path not in self._noticed:
+            noticed.due = self._monotonic() + AGAIN
+            self._noticed[noticed.path] = noticed
+            self._found[noticed.found_of] += 1
+            heapq.heappush(self._due, (noticed.due, noticed.path))
+
+    def pop(self, path: str) -> Noticed | None:
+        """Hold a file no longer; return how it was held."""
+        noticed = self._noticed.pop(path, None)
+        if noticed is not None:
+            self._found[noticed.found_of] -= 1
+        return noticed
+
+    def hasten(self, path: str) -> None:
+        """Look at a held file again at once: what it waited for may be over."""
+        noticed = self._noticed.get(path)
+        if noticed is not None:
+            noticed.due = self._monotonic()
+            heapq.heappush(self._due, (noticed.due, path))
+
+    def get(self, path: str) -> Noticed | None:
+        """Return how a file is held."""
+        return self._noticed.get(path)
+
+    def remove(self, is_over: Callable[[str], bool]) -> list[Noticed]:
+        """Hold files no longer whose path is one that `is_over`; return how they were held."""
+        over = [path for path in self._noticed if is_over(path)]
+        return [noticed for path in over if (noticed := self.pop(path))]
+
+    def found(self, owner: int) -> int:
+        """Return how many files of an owner's are held that scans have found; from any thread."""
+        return self._found[owner]
+
+    def below(self, directory: str) -> list[str]:
+        """Return the paths of held files below a directory."""
+        return [path for path in self._noticed if path.startswith(directory + "/")]
+
+    def due(self, now: float) -> list[Noticed]:
+        """Return some of what is due; each once."""
+        found: list[Noticed] = []
+        while self._due and self._due[0][0] <= now and len(found) < AT_ONCE:
+            due, path = heapq.heappop(self._due)
+            noticed = self._noticed.get(path)
+            if noticed is not None and noticed.due == due:
+                found.append(noticed)
+        return found
+
+    def patience(self, now: float) -> float:
+        """Return the seconds until something is due, a second at most."""
+        return max(0.0, min(self._due[0][0] - now, 1.0)) if self._due else 1.0
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return what is held as `watchman queue` shows it; for any thread."""
+        ahead = self._clock() - self._monotonic()
+        return [
+            {
+                "id": noticed.id or None,
+                "state": State.NOTICED.value,
+                "path": path,
+                "original": path,
+                "watch": None,
+                "task": None,
+                "broker": None,
+                "since": noticed.since,
+                "attempts": noticed.looks,
+                "next_try": noticed.due + ahead,
+                "reason": noticed.reason,
+            }
+            for path, noticed in list(self._noticed.items())
+        ]
+
+
+def _is_hooks_word(notification: Notification) -> bool:
+    return notification.source is Source.HOOK and notification.kind is Kind.COMPLETED

@@ -1,0 +1,173 @@
+"""What a rename means: the decision follows the file, or the file is an upload now."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from watchman.config.places import Place
+from watchman.config.settings import WatchSettings
+from watchman.dispatch.decisions import Decisions, Respond, nobody
+from watchman.dispatch.judge import RECENT, Judge
+from watchman.errors import NotBelowWatch
+from watchman.sinks.pipeline import Pipeline
+from watchman.store.ledger import Ledger
+from watchman.uploads import beneath
+from watchman.uploads.upload import FileState, Kind, Notification, Outcome
+
+#: Names of one file that are remembered.
+NAMES = 10
+
+
+class Renames:
+    """Carries over what is known of a file under its old name. For the dispatcher's thread.
+
+    `complete` decides about a file that may be an upload under its new name.
+    """
+
+    def __init__(
+        self,
+        *,
+        locate: Callable[[str], Place | None],
+        judge: Judge,
+        ledgers: Mapping[str, Ledger],
+        decisions: Decisions,
+        pipeline: Pipeline,
+        complete: Callable[[Notification, Respond], None],
+    ) -> None:
+        self._locate = locate
+        self._judge = judge
+        self._ledgers = ledgers
+        self._decisions = decisions
+        self._pipeline = pipeline
+        self._complete = complete
+        #: By the name that a file was renamed to, and was not found decided about: those before it,
+        #: the latest first. The next rename, its own or of a directory above, may be over by then.
+        self._passed: dict[str, tuple[str, ...]] = {}
+
+    def change(self, ledgers: Mapping[str, Ledger]) -> None:
+        """Write down in other ledgers from now on."""
+        self._ledgers = ledgers
+
+    def follow(self, notification: Notification, answer: Respond) -> None:
+        """Follow a file or a directory that was renamed within the watches."""
+        if notification.is_directory:
+            self._follow_directory(notification)
+            return
+        new, names = self._locate(notification.path), self._names(notification.old_path)
+        if new is not None and names:
+            for old in names:
+                if file := self._was_decided(*old, *new):
+                    self._pipeline.whereabouts.follow(_path(old), notification.path, file)
+                    self._follow_failed(_path(old), notification.path)
+                    self._decisions.answer_durably(answer, Outcome.DUPLICATE, "-")
+                    return
+            self._remember(_path(new), names)
+            words = (self._word_of_held(*old, *new) for old in names)
+            notification = next(filter(None, words), notification)
+        self._complete(notification, answer)
+
+    def _follow_directory(self, notification: Notification) -> None:
+        old, new = self._locate(notification.old_path), self._locate(notification.path)
+        for located in (old, new):
+            if located is not None:
+                self._ledgers[located[0].name].disturb()
+        self._pipeline.whereabouts.follow(notification.old_path, notification.path)
+        if old is None:
+            return
+        directory = _path(old)
+        for path in self._pipeline.failures.below(directory):
+            self._follow_failed(path, notification.path + path[len(directory) :])
+        passed = [path for path in self._passed if path.startswith(directory + "/")]
+        for path in dict.fromkeys([*self._decisions.held.below(directory), *passed]):
+            name = notification.path + path[len(directory) :]
+            self.follow(replace(notification, path=name, old_path=path, is_directory=False), nobody)
+
+    def _names(self, path: str) -> list[Place]:
+        """Return the names that a file may have been decided about under, the latest first.
+
+        It became another upload by a name that is none of an upload.
+        """
+        located = self._locate(path)
+        if located is None:
+            return []
+        names = [located]
+        for earlier in self._passed.get(_path(located), ()):
+            if self._excludes(*names[-1]) or (located := self._locate(earlier)) is None:
+                break
+            names.append(located)
+        return names
+
+    def _remember(self, path: str, names: Sequence[Place]) -> None:
+        """Remember which names the file had that was renamed to a path."""
+        if self._excludes(*names[0]):
+            return
+        self._passed.pop(path, None)
+        self._passed[path] = tuple(map(_path, names[:NAMES]))
+        if len(self._passed) > RECENT:
+            del self._passed[next(iter(self._passed))]
+
+    def _excludes(self, watch: WatchSettings, subpath: str) -> bool:
+        """Whether a name is none of an upload."""
+        if self._judge.excludes(watch, subpath) is not None:
+            return True
+        return not self._judge.matches(os.path.join(watch.path, subpath))
+
+    def _follow_failed(self, old: str, new: str) -> None:
+        """Follow failed uploads of a path, if the file at another one is theirs."""
+        located = self._locate(new)
+        if located is None:
+            return
+        watch, subpath = located
+        try:
+            state = beneath.state(watch.path, subpath)
+        except (OSError, NotBelowWatch):
+            return
+        path = os.path.join(watch.path, subpath)
+        for upload, reason in self._pipeline.failures.of(old):
+            before = upload.state
+            is_its = upload.source_state is None and state.inode == before.inode
+            if is_its and not state.rewritten_since(before.size, before.ctime):
+                root = beneath.identity(watch.path)
+                upload = replace(upload, watch=watch.name, path=path, state=state, root=root)
+                self._pipeline.rename_failed(upload, reason)
+
+    def _word_of_held(
+        self, old_watch: WatchSettings, old: str, watch: WatchSettings, subpath: str
+    ) -> Notification | None:
+        """Return what ProFTPD has said of a held file, as said of its new name."""
+        noticed = self._decisions.held.get(os.path.join(old_watch.path, old))
+        if noticed is None:
+            return None
+        try:
+            state = beneath.state(watch.path, subpath)
+        except (OSError, NotBelowWatch):
+            return None
+        if not self._judge.confirms(noticed, state):
+            return None
+        path = os.path.join(watch.path, subpath)
+        return replace(noticed.notification, kind=Kind.COMPLETED, path=path)
+
+    def _was_decided(
+        self, old_watch: WatchSettings, old: str, new_watch: WatchSettings, new: str
+    ) -> FileState | None:
+        """Let the decision follow a file that was an upload under its old name; return its state.
+
+        None: it was none.
+        """
+        if self._excludes(old_watch, old):
+            return None
+        try:
+            state = beneath.state(new_watch.path, new)
+        except (OSError, NotBelowWatch):
+            return None
+        if not self._judge.was_decided(old_watch, old, state):
+            return None
+        decision = self._ledgers[old_watch.name].get(old, state)
+        self._ledgers[new_watch.name].put(new, state, sample=decision.sample if decision else 0)
+        return state
+
+
+def _path(place: Place) -> str:
+    return os.path.join(place[0].path, place[1])

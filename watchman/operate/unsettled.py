@@ -1,0 +1,191 @@
+"""The uploads that are not settled, as an operator sees and names them."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Self
+
+from watchman.config.rules import compiled
+from watchman.errors import JournalCorrupt, WatchmanError
+from watchman.sinks.pipeline import CANNOT_BE_READ, UNREADABLE, Group, Pipeline
+from watchman.store.journal import Journal
+from watchman.store.records import decode, id_of
+from watchman.uploads.upload import State, Upload
+
+#: Most important first.
+ORDER = (State.FAILED.value, State.DEFERRED.value, "waiting")
+
+#: States of a broker or a move in which nothing gets there.
+DOWN = ("down", "blocked")
+
+#: Records read between two moments at which others get their turn.
+BREATH = 1_000
+
+
+class Found(NamedTuple):
+    """An upload, where it stands, and why it failed."""
+
+    upload: Upload
+    group: Group
+    reason: str
+
+    def row(self) -> dict[str, Any]:
+        """Return it as `watchman queue` shows it."""
+        upload, group = self.upload, self.group
+        row: dict[str, Any] = {"id": upload.id, "state": group.state, "path": upload.path}
+        row |= {"original": upload.original, "watch": upload.watch, "since": upload.accepted}
+        row |= {"task": upload.task.section, "broker": upload.task.broker} if upload.task else {}
+        row |= {"attempts": group.attempts, "next_try": group.next_try}
+        paused = f"paused: {group.paused}" if group.paused else ""
+        row["reason"] = self.reason or paused or group.reason
+        return row
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which uploads an operator means: some ids, or all that every filter lets pass."""
+
+    ids: frozenset[str] = frozenset()
+    states: frozenset[str] = frozenset()
+    broker: str = ""
+    pattern: re.Pattern[str] = field(default=re.compile(""))
+
+    @classmethod
+    def of(cls, fields: Mapping[str, str], states: Iterator[str] | tuple[str, ...]) -> Self:
+        """Read a request's fields; `states` are meant where none is named."""
+        named = [s for s in (State.FAILED.value, State.DEFERRED.value) if fields.get(s) == "yes"]
+        ids = frozenset(fields.get("ids", "").split())
+        if "ids" in fields and not ids:
+            raise WatchmanError("no id is given")
+        if ids and len(fields) > 1:
+            raise WatchmanError("give ids, or say which ones by their state, broker and path")
+        return cls(
+            ids=ids,
+            states=frozenset(named or states),
+            broker=fields.get("broker", ""),
+            pattern=compiled(fields.get("pattern", "*")),
+        )
+
+    def group_matches(self, group: Group) -> bool:
+        return bool(self.ids) or group.state in self.states
+
+    def may_match(self, line: bytes) -> bool:
+        """Whether a record's line may be of an upload that is meant; cheaper than to read it."""
+        return not self.ids or id_of(line) in self.ids
+
+    def matches(self, upload: Upload) -> bool:
+        if self.ids:
+            return upload.id in self.ids
+        broker = upload.task.broker if upload.task else ""
+        return (not self.broker or broker == self.broker) and (
+            bool(self.pattern.match(upload.original)) or bool(self.pattern.match(upload.path))
+        )
+
+
+class Unsettled:
+    """Reads what the backlogs only have positions of. Called in the thread of queries."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        *,
+        journal: Journal,
+        sinks: Callable[[], Mapping[str, Mapping[str, Mapping[str, Any]]]],
+    ) -> None:
+        #: `sinks` tells the status of each publisher and mover, by kind of section and name.
+        self._pipeline = pipeline
+        self._journal = journal
+        self._sinks = sinks
+
+    def groups(self) -> list[Group]:
+        """Return them by where they stand, the most important first.
+
+        What waits for a broker or a move that is down is deferred, too, until it is tried next.
+        """
+        sinks = self._sinks()
+        groups = []
+        for group in self._pipeline.groups():
+            kind, _, name = group.place.partition(":")
+            sink = sinks.get(kind, {}).get(name, {})
+            if group.state == "waiting" and not group.paused and sink.get("state") in DOWN:
+                group = replace(
+                    group,
+                    state=State.DEFERRED.value,
+                    attempts=sink["attempts"],
+                    next_try=sink["next_try"],
+                    reason=sink["error"],
+                )
+            groups.append(group)
+        return sorted(groups, key=lambda group: ORDER.index(group.state))
+
+    def select(self, selection: Selection) -> Iterator[Found | None]:
+        """Yield the uploads that are meant, and None now and then while there are none."""
+        missing = set(selection.ids)
+        looked = 0
+        for group in self.groups():
+            if not selection.group_matches(group):
+                continue
+            for position in sorted(group.positions):
+                looked += 1
+                if looked % BREATH == 0:
+                    yield None
+                found = None
+                with contextlib.suppress(OSError):
+                    found = self._read(position, group, selection.may_match)
+                if found is None or not selection.matches(found.upload):
+                    continue
+                yield found
+                missing.discard(found.upload.id)
+                if selection.ids and not missing:
+                    return
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield all of them as `watchman queue` shows them."""
+        # Before the groups, so that none is missed that becomes one of them meanwhile.
+        arriving = dict(self._pipeline.arriving)
+        for group in self.groups():
+            for position in sorted(group.positions):
+                try:
+                    found = self._read(position, group)
+                except OSError as e:
+                    yield _unreadable(group, e.strerror)
+                    continue
+                if found is not None:
+                    arriving.pop(found.upload.id, None)
+                    yield found.row()
+                elif group.lane == UNREADABLE:
+                    yield _unreadable(group, None)
+        for upload in arriving.values():
+            yield Found(upload, Group("", "waiting", []), "").row()
+
+    def oldest(self) -> float | None:
+        """Return when the oldest upload that waits was accepted (epoch)."""
+        groups = self._pipeline.groups()
+        waiting = [min(g.positions) for g in groups if g.state != State.FAILED.value]
+        found = None
+        with contextlib.suppress(OSError):
+            found = self._read(min(waiting), groups[0]) if waiting else None
+        return found.upload.accepted if found else None
+
+    def _read(
+        self, position: int, group: Group, wanted: Callable[[bytes], bool] = bool
+    ) -> Found | None:
+        """Return an upload, or None if it is not `wanted` or gone; or raise OSError."""
+        try:
+            line = self._journal.line(position)
+            record = decode(line) if wanted(line) else None
+        except (JournalCorrupt, FileNotFoundError):
+            return None  # settled and retired while we looked
+        if record is None:
+            return None
+        return Found(Upload.decode(record, position), group, record.get("reason", ""))
+
+
+def _unreadable(group: Group, why: str | None) -> dict[str, Any]:
+    """Return the row of an upload that is there, and of which nobody can say more."""
+    row: dict[str, Any] = {"id": None, "state": group.state, "path": None, "since": None}
+    row |= {"attempts": group.attempts, "next_try": group.next_try}
+    return row | {"reason": f"{CANNOT_BE_READ}: {why}" if why else CANNOT_BE_READ}

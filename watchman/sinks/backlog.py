@@ -1,0 +1,294 @@
+"""Uploads that wait for one broker or move: where the journal keeps them, by owner and arrival."""
+
+from __future__ import annotations
+
+import heapq
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
+
+from watchman.config.moves import ASIDE
+
+
+@dataclass(slots=True)
+class Lane:
+    """Uploads held up together: by the uid of who owns the file, a heap of journal positions.
+
+    `until` is monotonic; a position grows with the time of arrival.
+    """
+
+    shares: dict[int | None, list[int]] = field(default_factory=dict)
+    until: float = 0.0
+    attempts: int = 0
+    reason: str = ""
+    #: What an operator has paused and is waited for to be resumed, as `watch:ftp`.
+    paused: str = ""
+
+    @property
+    def positions(self) -> list[int]:
+        """All of them, in no order."""
+        return [position for share in self.shares.values() for position in share]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.shares.values()))
+
+    def push(self, position: int, owner: int | None) -> None:
+        heapq.heappush(self.shares.setdefault(owner, []), position)
+
+    def pop(self, owner: int | None) -> int:
+        """Take away the oldest of an owner's, of which there must be one."""
+        share = self.shares[owner]
+        position = heapq.heappop(share)
+        if not share:
+            del self.shares[owner]
+        return position
+
+    def remove(self, positions: set[int]) -> dict[int, int | None]:
+        """Take away those of these positions that are here; return them with their owners."""
+        removed: dict[int, int | None] = {}
+        for owner, share in list(self.shares.items()):
+            found = positions.intersection(share)
+            if not found:
+                continue
+            removed |= dict.fromkeys(found, owner)
+            self.shares[owner] = [position for position in share if position not in found]
+            heapq.heapify(self.shares[owner])
+            if not self.shares[owner]:
+                del self.shares[owner]
+        return removed
+
+
+class Backlog:
+    """A queue of journal positions, 8 bytes and an integer for each upload.
+
+    What is deferred goes back to its place: into the lane of what held it up, which is left alone
+    for a while, or into the common lane "". The owners of files take turns, so that whoever brings
+    many delays nobody else; of each, what is taken comes oldest first of all open lanes.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        #: Guards everything below; notified when something may be taken or was given back.
+        self._changed = threading.Condition()
+        self._lanes: dict[str, Lane] = {"": Lane()}
+        #: The lane that each upload was taken from, and its owner.
+        self._taken: dict[int, tuple[str, int | None]] = {}
+        #: When owners of what waits had their last turns, by a count of turns.
+        self._turns: dict[int | None, int] = {}
+        self._turn = 0
+        #: Taken ones that `withdraw` waits for: given back, they stay taken, by it.
+        self._wanted: set[int] = set()
+        #: What is paused of those that wait here, and whether nothing is to be taken at all.
+        self._pauses: Collection[str] = ()
+        self._paused = False
+        #: When something last went on, or was first there to do so.
+        self._moved = clock()
+        self._closed = False
+
+    def add(self, position: int, owner: int | None = None) -> None:
+        """Let an upload wait that has just been accepted; `owner` is the uid of its file's."""
+        with self._changed:
+            common = self._lanes[""]
+            if not common.shares and not self._taken:
+                self._moved = self._clock()
+            common.push(position, owner)
+            self._changed.notify_all()
+
+    def take(self, limit: int, timeout: float, *, aside: bool = False) -> list[int]:
+        """Wait at most `timeout` seconds for at most `limit` uploads; [] also once closed.
+
+        Those `aside` are taken by who asks for them, and by nobody else.
+        """
+        deadline = self._clock() + timeout
+        with self._changed:
+            while not self._closed:
+                now = self._clock()
+                taken = [] if self._paused else list(self._pop(limit, now, aside))
+                if taken or now >= deadline:
+                    self._taken.update(taken)
+                    return [position for position, _ in taken]
+                self._changed.wait(min(deadline, self._next_opening(aside)) - now)
+            return []
+
+    def _filled(self, aside: bool) -> Iterator[tuple[Lane, str]]:
+        for name, lane in self._lanes.items():
+            if lane.shares and (name == ASIDE) is aside:
+                yield lane, name
+
+    def _next_opening(self, aside: bool) -> float:
+        shut = [lane.until for lane, _ in self._filled(aside)]
+        return math.inf if self._paused else min(shut, default=math.inf)
+
+    def _pop(
+        self, limit: int, now: float, aside: bool
+    ) -> Iterator[tuple[int, tuple[str, int | None]]]:
+        by_owner: dict[int | None, list[tuple[Lane, str]]] = {}
+        for lane, name in self._filled(aside):
+            for owner in lane.shares if lane.until <= now else ():
+                by_owner.setdefault(owner, []).append((lane, name))
+        self._turns = {owner: self._turns.get(owner, 0) for owner in by_owner}
+        owners = deque(sorted(by_owner, key=self._turns.__getitem__))
+        while owners and limit:
+            owner = owners.popleft()
+            lanes = by_owner[owner]
+            oldest, name = min(lanes, key=lambda lane: lane[0].shares[owner][0])
+            yield oldest.pop(owner), (name, owner)
+            if owner not in oldest.shares:
+                lanes.remove((oldest, name))
+            if lanes:
+                owners.append(owner)
+            self._turn += 1
+            self._turns[owner] = self._turn
+            limit -= 1
+
+    def put_back(self, position: int, lane: str = "", delay: float = 0.0, reason: str = "") -> None:
+        """Let an upload that was taken wait again; its lane is shut for `delay` seconds.
+
+        The common lane is never shut: whoever takes waits by itself.
+        """
+        with self._changed:
+            held = self._lanes.setdefault(lane, Lane())
+            if lane:
+                now = self._clock()
+                if delay and held.until <= now:
+                    held.attempts += 1
+                held.until, held.reason = max(held.until, now + delay), reason
+            self._give_back(position, held)
+
+    def hold_back(self, position: int, pause: str) -> None:
+        """Let an upload that was taken wait until `pause` is over, which it may be by now."""
+        with self._changed:
+            held = self._lanes[""]
+            if pause in self._pauses:
+                shut = Lane(until=math.inf, paused=pause)
+                held = self._lanes.setdefault(f"paused {pause}", shut)
+            self._give_back(position, held)
+
+    def _give_back(self, position: int, lane: Lane) -> None:
+        self._moved = self._clock()
+        if position in self._wanted:
+            self._wanted.discard(position)
+        else:
+            before, owner = self._taken.pop(position, ("", None))
+            lane.push(position, owner)
+            self._forget(before)
+        self._changed.notify_all()
+
+    def replace(self, position: int, new: int) -> None:
+        """Say that an upload that was taken has another position from now on."""
+        with self._changed:
+            self._moved = self._clock()
+            self._taken[new] = self._taken.pop(position, ("", None))
+            self._wanted.discard(position)
+            self._changed.notify_all()
+
+    def settle(self, position: int) -> None:
+        """Say that an upload that was taken does not come back."""
+        with self._changed:
+            self._moved = self._clock()
+            self._wanted.discard(position)
+            self._forget(self._taken.pop(position, ("", None))[0])
+            self._changed.notify_all()
+
+    def has_taken(self, position: int) -> bool:
+        """Whether an upload was taken from here and has neither come back nor been settled."""
+        with self._changed:
+            return position in self._taken
+
+    def _forget(self, name: str) -> None:
+        """Drop a lane when the last upload has left it: there may be one for each upload."""
+        lane = self._lanes.get(name)
+        if not name or lane is None or lane.shares:
+            return
+        if all(taken_from != name for taken_from, _ in self._taken.values()):
+            del self._lanes[name]
+
+    def pause(self, pauses: Collection[str], *, whole: bool) -> None:
+        """Hold back what is in `pauses`, or everything; what no longer is may be taken again."""
+        with self._changed:
+            self._moved = self._clock()
+            self._pauses, self._paused = pauses, whole
+            for name, lane in list(self._lanes.items()):
+                if lane.paused and lane.paused not in pauses:
+                    del self._lanes[name]
+                    for owner, share in lane.shares.items():
+                        for position in share:
+                            self._lanes[""].push(position, owner)
+            self._changed.notify_all()
+
+    def open(self, lane: str) -> None:
+        """Let what waits in a lane be taken at once; what is paused stays so."""
+        with self._changed:
+            held = self._lanes.get(lane)
+            if held is not None and not held.paused:
+                held.until = 0.0
+                self._changed.notify_all()
+
+    def withdraw(self, positions: Collection[int], timeout: float) -> set[int]:
+        """Take certain uploads, however long they were to wait; return those that could be had.
+
+        What another has taken is waited for, for at most `timeout` seconds.
+        """
+        with self._changed:
+            in_hand = self._taken.keys() & positions
+            mine = self._remove(set(positions) - in_hand)
+            self._taken |= {position: ("", owner) for position, owner in mine.items()}
+            self._wanted |= in_hand
+            self._changed.wait_for(lambda: not in_hand & self._wanted, timeout)
+            late = in_hand & self._wanted
+            self._wanted -= late
+            return mine.keys() | ((in_hand - late) & self._taken.keys())
+
+    def _remove(self, positions: set[int]) -> dict[int, int | None]:
+        removed: dict[int, int | None] = {}
+        for lane in self._lanes.values():
+            removed |= lane.remove(positions)
+        return removed
+
+    def close(self) -> None:
+        """Give nothing any more."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def __len__(self) -> int:
+        """Return how many wait or are taken."""
+        with self._changed:
+            return len(self._taken) + sum(map(len, self._lanes.values()))
+
+    def in_hand(self) -> int:
+        """Return how many are taken or could be taken at once."""
+        with self._changed:
+            now = self._clock()
+            lanes = [] if self._paused else self._lanes.values()
+            waiting = sum(len(lane) for lane in lanes if lane.until <= now)
+            return len(self._taken) + waiting
+
+    def stalled(self) -> float:
+        """Return for how many seconds nothing has gone on that could; 0 where nothing could."""
+        if not self.in_hand():
+            return 0.0
+        return max(0.0, self._clock() - self._moved)
+
+    def lanes(self) -> list[tuple[str, Lane]]:
+        """Return a copy of the lanes, for those who want to show them.
+
+        What is taken is in "", and so is what is aside: nothing holds that up. Owners are not told.
+        """
+        with self._changed:
+            return [
+                (
+                    "" if name == ASIDE else name,
+                    Lane(
+                        {None: [*lane.positions, *(() if name else self._taken)]},
+                        lane.until,
+                        lane.attempts,
+                        lane.reason,
+                        lane.paused,
+                    ),
+                )
+                for name, lane in self._lanes.items()
+            ]

@@ -1,0 +1,228 @@
+"""Moves that are made together: found, claimed, moved, synced and written down step by step."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from watchman.config.moves import claim_name, destination_of
+from watchman.config.settings import MoveSettings, WatchSettings
+from watchman.errors import NotBelowWatch, Obstructed, Superseded, WatchmanError
+from watchman.sinks.moving.directories import Directories, subpath_of
+from watchman.sinks.moving.move import Move, Stage
+from watchman.uploads import mounts
+from watchman.uploads.beneath import is_below
+from watchman.uploads.upload import State, Upload
+
+logger = logging.getLogger(__name__)
+
+#: Seconds of moving after which what has been moved is synced and written down.
+SLICE = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of an upload: it is moved, all done, or `error` came in the way at `place`."""
+
+    upload: Upload
+    error: Exception | None = None
+    place: str = ""
+
+
+class Batch:
+    """Moves uploads in order, in directories that are open for as long as the batch takes.
+
+    `write` makes uploads durable as they now are and waits for it, `refill` fills in their
+    arguments anew; `keep_on` is called now and then and may raise Stopped. A copy of more than
+    `largest` bytes is left: its outcome is TakesLong.
+    """
+
+    def __init__(
+        self,
+        settings: MoveSettings,
+        watches: Mapping[str, WatchSettings],
+        directories: Directories,
+        *,
+        largest: float,
+        refill: Callable[[Upload], Upload],
+        write: Callable[[State, Sequence[Upload]], list[Upload]],
+        keep_on: Callable[[], None],
+    ) -> None:
+        self._settings = settings
+        self._watches = watches
+        self._directories = directories
+        self._largest = largest
+        self._refill = refill
+        self._write = write
+        self._keep_on = keep_on
+        self._outcomes: list[Outcome] = []
+
+    def move(self, uploads: Sequence[Upload]) -> Iterator[Outcome]:
+        """Move uploads and yield the outcome of each, not long after it is known."""
+        with contextlib.ExitStack() as stack:
+            waiting = deque(self._find(uploads, stack))
+            yield from self._tell()
+            self._redirect([t for t, stage in waiting if stage is not Stage.MOVED and t.is_taken()])
+            while waiting:
+                self._move_some(waiting)
+                yield from self._tell()
+        yield from self._tell()
+
+    def _tell(self) -> list[Outcome]:
+        outcomes, self._outcomes = self._outcomes, []
+        return outcomes
+
+    def _find(
+        self, uploads: Sequence[Upload], stack: contextlib.ExitStack
+    ) -> Iterator[tuple[Move, Stage]]:
+        """Find out how far each file has come."""
+        for upload in uploads:
+            move = Move(upload, self._settings, largest=self._largest)
+            stack.callback(move.close)
+            with self._guarded(move):
+                self._open_directories(move)
+                stage = Stage.MOVED if upload.source_state else move.find()
+                if stage is Stage.NOWHERE:
+                    raise Superseded("it is not where it was")
+                if stage is not Stage.MOVED and not self._leads_to_destination(upload):
+                    self._redirect([move])
+                    move.turn_back()
+                yield move, stage
+
+    def _open_directories(self, move: Move) -> None:
+        upload = move.upload
+        # By its path: an edited INI file may have given it another name.
+        above = [w for w in self._watches.values() if is_below(upload.source_path, w.path)]
+        watch = max(above, key=lambda watch: len(watch.path), default=None)
+        if watch is None:
+            raise Obstructed(f"[watch:{upload.watch}] is not in the INI file any more")
+        if watch.mounted and not mounts.is_mount(self._directories.find(watch.path, "")):
+            raise Obstructed(f"{watch.path} is not mounted")
+        move.claim.source = self._find_directory(watch.path, upload.source_path)
+        move.target = self._find_directory(self._settings.destination, upload.destination)
+
+    def _find_directory(self, root: str, path: str) -> int | None:
+        """Return the directory of a path, None where there is none."""
+        directory = os.path.dirname(path)
+        subpath = subpath_of(directory, root)
+        with contextlib.suppress(FileNotFoundError, NotBelowWatch):
+            if subpath is None:  # the INI file had another root when the upload was accepted
+                return self._directories.find(directory, "")
+            return self._directories.find(root, subpath)
+        return None
+
+    def _leads_to_destination(self, upload: Upload) -> bool:
+        return subpath_of(upload.destination, self._settings.destination) is not None
+
+    def _redirect(self, moves: Sequence[Move]) -> None:
+        """Have files go elsewhere; that is written down before they are touched."""
+        uploads = []
+        for move in moves:
+            upload = move.upload
+            destination = move.another_name()
+            if not self._leads_to_destination(upload):
+                milliseconds = int(upload.accepted * 1000)
+                destination = destination_of(self._settings, upload.path, milliseconds)
+            uploads.append(self._refill(replace(upload, destination=destination)))
+        if uploads:
+            written = self._write(State.RENAMED, uploads)
+            for move, upload in zip(moves, written, strict=True):
+                move.upload = upload
+
+    def _move_some(self, waiting: deque[tuple[Move, Stage]]) -> None:
+        """Move files for a while; then make that durable, and let their tasks be sent."""
+        moved = []
+        began = time.monotonic()
+        while waiting and time.monotonic() - began < SLICE:
+            move, stage = waiting.popleft()
+            with self._guarded(move):
+                self._keep_on()
+                if stage is not Stage.MOVED:
+                    self._advance(move)
+                moved.append(move)
+        self._settle(moved)
+
+    def _advance(self, move: Move) -> None:
+        subpath = subpath_of(os.path.dirname(move.upload.destination), self._settings.destination)
+        assert subpath is not None
+        move.place = os.path.dirname(move.upload.destination)
+        move.target = self._directories.make(subpath)
+        self._directories.make_folders(subpath)
+        source = move.claim.source
+        if source is not None and os.path.samestat(os.fstat(source), os.fstat(move.target)):
+            raise Obstructed("the destination is the source")
+        while True:
+            try:
+                move.hand_over(self._keep_on)
+            except FileExistsError:
+                self._redirect([move])
+            else:
+                return
+
+    def _settle(self, moves: Sequence[Move]) -> None:
+        """Make moves durable and write them down, then remove what they left behind."""
+        fresh, finished = [], []
+        for move in self._synced(moves):
+            with self._guarded(move):
+                if move.upload.source_state is None:
+                    move.check_moved()
+                    fresh.append(move)
+                finished.append(move)
+        if fresh:
+            written = self._write(State.MOVED, [move.moved() for move in fresh])
+            for move, upload in zip(fresh, written, strict=True):
+                move.upload = upload
+                logger.info("Moved upload %s: %r to %r.", upload.id, upload.moved_from, upload.path)
+        self._clear_up(finished)
+
+    def _clear_up(self, moves: Sequence[Move]) -> None:
+        removed = []
+        for move in moves:
+            with self._guarded(move):
+                if move.upload.is_copied:
+                    move.finish()
+                    removed.append(move)
+                else:
+                    self._outcomes.append(Outcome(move.upload))
+        for move in self._synced(removed):
+            self._outcomes.append(Outcome(move.upload))
+
+    def _synced(self, moves: Sequence[Move]) -> Sequence[Move]:
+        """Sync the directories of moves, and return these; none if that fails."""
+        for move in moves:
+            for fd in (move.claim.source, move.target):
+                if fd is not None:
+                    self._directories.changed(fd)
+        try:
+            self._directories.sync()
+        except OSError as e:
+            for move in moves:
+                with self._guarded(move):
+                    raise e
+            return ()
+        return moves
+
+    @contextlib.contextmanager
+    def _guarded(self, move: Move) -> Iterator[None]:
+        """Take whatever comes in the way of one file for its outcome; its name is given back."""
+        try:
+            yield
+        except Exception as e:
+            if not isinstance(e, WatchmanError | OSError):
+                logger.exception("Upload %s is stuck.", move.upload.id)
+            self._outcomes.append(Outcome(move.upload, e, move.place))
+            try:
+                move.put_back()
+            except OSError as failure:
+                logger.warning(
+                    "File %r of upload %s stays %r for now: %s.",
+                    move.upload.source_path,
+                    move.upload.id,
+                    claim_name(move.upload.id),
+                    failure.strerror,
+                )

@@ -1,0 +1,142 @@
+"""Directories that a batch of moves works in: opened once, made as needed, synced together."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+
+from watchman.config.settings import MoveSettings
+from watchman.errors import DestinationAway, NotBelowWatch, Obstructed
+from watchman.sinks.moving.attributes import SET_ID, owner_of, permit, set_owner
+from watchman.uploads import beneath, mounts
+from watchman.uploads.beneath import is_below
+
+#: Permissions of a directory whose like at the source is gone.
+DEFAULT_MODE = 0o755
+
+
+class Directories:
+    """Descriptors as with O_PATH, for as long as it is entered as a context.
+
+    Not longer: while one is open, its filesystem cannot be unmounted.
+    """
+
+    def __init__(self, move: MoveSettings) -> None:
+        self._move = move
+        self._stack = contextlib.ExitStack()
+        self._open: dict[tuple[str, str], int] = {}
+        self._changed: set[int] = set()
+
+    def __enter__(self) -> Directories:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def look_for_destination(self) -> None:
+        """Raise DestinationAway if the destination's root is not to be had."""
+        where = f"destination {self._move.destination}"
+        try:
+            root = self.find(self._move.destination, "")
+        except FileNotFoundError as e:
+            raise DestinationAway(f"{where} is not there") from e
+        except NotADirectoryError as e:
+            raise DestinationAway(f"{where} is not a directory") from e
+        except OSError as e:
+            raise DestinationAway(f"{where}: {e.strerror}") from e
+        if self._move.mounted and not mounts.is_mount(root):
+            raise DestinationAway(f"{where} is not mounted")
+
+    def find(self, root: str, subpath: str) -> int:
+        """Return a directory below `root`; raises as `beneath.open_directory`."""
+        key = (root, subpath)
+        if key not in self._open:
+            self._open[key] = self._keep(beneath.open_directory(root, subpath))
+        return self._open[key]
+
+    def make(self, subpath: str) -> int:
+        """Return a directory below the destination; makes it and those above it as needed."""
+        root = self._move.destination
+        try:
+            return self.find(root, subpath)
+        except FileNotFoundError:
+            if not subpath:
+                raise
+            parent = self.make(os.path.dirname(subpath))
+            self._make_one(parent, os.path.join(root, subpath), like=subpath)
+            return self.find(root, subpath)
+
+    def make_folders(self, subpath: str) -> None:
+        """Make the `folders` of the INI file in a directory below the destination."""
+        parent = self.find(self._move.destination, subpath)
+        for name in self._move.folders:
+            path = os.path.join(self._move.destination, subpath, name)
+            self._make_one(parent, path, like=subpath)
+
+    def changed(self, fd: int) -> None:
+        """Have a directory synced with the next `sync`."""
+        self._changed.add(fd)
+
+    def sync(self) -> None:
+        """Make all names that were made or removed durable."""
+        while self._changed:
+            fd = self._changed.pop()
+            # O_PATH cannot be synced. Where there is no right to read, nobody can.
+            with contextlib.suppress(PermissionError):
+                readable = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
+                try:
+                    os.fsync(readable)
+                finally:
+                    os.close(readable)
+
+    def _make_one(self, parent: int, path: str, like: str) -> None:
+        """Make one directory with the INI file's mode and owner, or those of the one at `like`."""
+        name, status = os.path.basename(path), self._status_at_source(like)
+        mode = self._move.directory_mode
+        if mode is None:
+            mode = stat.S_IMODE(status.st_mode) if status else DEFAULT_MODE
+        try:
+            # Nobody else may write there before it has its owner.
+            os.mkdir(name, mode & 0o755, dir_fd=parent)
+        except FileExistsError:
+            if stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
+                return
+            raise Obstructed(f"{path} is in the way, which is not a directory") from None
+        self.changed(parent)
+        fd = os.open(name, beneath.STEP & ~os.O_PATH | os.O_RDONLY, dir_fd=parent)
+        try:
+            set_owner(fd, self._move, status)
+            is_set = self._move.directory_mode is not None
+            if not is_set and (status is None or owner_of(os.fstat(fd)) != owner_of(status)):
+                mode &= ~SET_ID  # it would hand on another's group
+            permit(lambda: os.fchmod(fd, mode), required=is_set)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.rmdir(name, dir_fd=parent)
+            raise
+        finally:
+            os.close(fd)
+
+    def _status_at_source(self, subpath: str) -> os.stat_result | None:
+        """Look at a directory below the source, None where there is none by now."""
+        try:
+            fd = beneath.open_directory(self._move.source, subpath)
+        except (OSError, NotBelowWatch):
+            return None
+        try:
+            return os.fstat(fd)
+        finally:
+            os.close(fd)
+
+    def _keep(self, fd: int) -> int:
+        self._stack.callback(os.close, fd)
+        return fd
+
+
+def subpath_of(path: str, root: str) -> str | None:
+    """Return where `path` lies below `root`, as it is written; None if it does not."""
+    if not is_below(path, root):
+        return None
+    subpath = os.path.relpath(path, root)
+    return "" if subpath == "." else subpath

@@ -1,0 +1,70 @@
+"""What an operator has paused, kept over restarts."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import time
+
+from watchman.config.files import made_with
+from watchman.errors import PausesUnwritable
+from watchman.store.segments import fsync_directory
+
+logger = logging.getLogger(__name__)
+
+#: The name that pauses everything.
+ALL = "all"
+
+#: Kinds of sections that can be paused, as in `watch:ftp`.
+KINDS = ("watch", "task", "broker")
+
+
+class Pauses:
+    """Paused names (`watch:NAME`, `task:NAME`, `broker:NAME`, ALL), each with its time (epoch).
+
+    A small file of its own, replaced as a whole: the journal forgets what is settled, and a pause
+    outlives that. One thread at a time.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._since: dict[str, float] = {}
+        try:
+            with open(path, "rb") as file:
+                self._since = {str(name): float(at) for name, at in json.load(file).items()}
+        except FileNotFoundError:
+            pass
+        except (ValueError, AttributeError, TypeError) as e:
+            os.replace(path, path + ".bad")
+            logger.error("Set aside as %r, it cannot be read: %s. Nothing is paused.", path, e)
+
+    def since(self) -> dict[str, float]:
+        """Return what is paused, the oldest first, and since when."""
+        return dict(self._since)
+
+    def pause(self, name: str) -> None:
+        """Durable on return, or PausesUnwritable; what was paused already stays so since then."""
+        self._replace({name: time.time()} | self._since)
+
+    def resume(self, name: str) -> None:
+        """Durable on return, or PausesUnwritable. ALL ends every pause."""
+        left = {} if name == ALL else {n: at for n, at in self._since.items() if n != name}
+        self._replace(left)
+
+    def _replace(self, since: dict[str, float]) -> None:
+        ordered = dict(sorted(since.items(), key=lambda item: item[1]))
+        temporary = self._path + ".new"
+        try:
+            with open(temporary, "w", opener=made_with(0o600)) as file:
+                json.dump(ordered, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.rename(temporary, self._path)
+            fsync_directory(os.path.dirname(self._path))
+        except OSError as e:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise PausesUnwritable(f"{self._path} cannot be written: {e.strerror}") from e
+        self._since = ordered

@@ -1,0 +1,222 @@
+"""What a broker would say to a task, found out without sending one."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from watchman.errors import BrokerUnavailable, TaskRefused
+from watchman.sinks.publishing.celeryapp import Message
+from watchman.sinks.publishing.publisher import BLOCKED
+from watchman.sinks.publishing.sender import Sender, Sent
+from watchman.uploads.upload import State
+
+#: What a key must hold, as TYPE names it, for a command of kombu's to be done.
+HOLDS = {"LPUSH": "list", "SADD": "set"}
+
+
+def connect(app: Any, *, declare: bool) -> Sender | None:
+    """Return a sender that says what would become of messages, and sends none.
+
+    None for a transport that cannot be asked. Raises BrokerUnavailable.
+    """
+    driver = app.connection_for_write().transport.driver_type
+    kinds = {"amqp": _RolledBack, "redis": _NeverExecuted}
+    sender = kinds.get(driver, Sender)(
+        app, declare=declare, stopping=threading.Event(), blocked=lambda _: None
+    )
+    if driver in kinds:
+        return sender
+    sender.close()
+    return None
+
+
+class _RolledBack(Sender):
+    """AMQP: publishes within a transaction that never ends.
+
+    RabbitMQ looks at rights and at the exchange when a message comes, and routes it at the commit.
+    What the first task would declare is declared, for only that shows whether it may be and is as
+    it is there; what was not there before is removed at once.
+    """
+
+    def _publish(self, message: Message) -> None:
+        declaring = _Declaring(self._channel)
+        try:
+            for queue in (message.options["declare"] or ()) if self._declare else ():
+                queue(self._channel).declare(channel=declaring)
+            if not message.route.exchange:
+                self._channel.queue_declare(message.route.routing_key, passive=True)
+            self._publish_and_roll_back(message)
+        finally:
+            declaring.undo()
+        notes = []
+        if declaring.made:
+            notes.append(f"the first task makes {' and '.join(declaring.made)}")
+        if message.route.exchange and not message.route.queue:
+            notes.append("whether a queue is bound to it only a task can tell")
+        self._settled.append(Sent(message, State.DONE, "; ".join(notes)))
+
+    def _publish_and_roll_back(self, message: Message) -> None:
+        """On a connection of its own: from one that publishes during an alarm nothing is read."""
+        connection = self._app.connection_for_write()
+        try:
+            channel = connection.default_channel
+            connection.connection.on_blocked = _raise_blocked
+            channel.tx_select()
+            producer = self._app.amqp.Producer(channel, auto_declare=False)
+            producer.publish(message.body, **{**message.options, "declare": ()})
+            channel.tx_rollback()
+        finally:
+            with contextlib.suppress(Exception):
+                connection.collect()
+
+    def _is_about_route(self, error: Exception) -> bool:
+        if not isinstance(error, self._connection.channel_errors):
+            return False
+        self._channel.close()
+        self._open(self._connection.channel())
+        return True
+
+
+def _raise_blocked(_reason: str) -> None:
+    raise BrokerUnavailable(BLOCKED)
+
+
+class _Declaring:
+    """An AMQP channel that remembers what was not there before it was declared."""
+
+    def __init__(self, channel: Any) -> None:
+        self._channel = channel
+        self.made: list[str] = []
+        self._undo = contextlib.ExitStack()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._channel, name)
+
+    def exchange_declare(self, exchange: str, **options: Any) -> Any:
+        return self._make("exchange", exchange, options, if_unused=True)
+
+    def queue_declare(self, queue: str, **options: Any) -> Any:
+        return self._make("queue", queue, options, if_unused=True, if_empty=True)
+
+    def _make(self, kind: str, name: str, options: dict[str, Any], **unless: bool) -> Any:
+        declare = getattr(self._channel, f"{kind}_declare")
+        try:
+            declare(name, **{**options, "passive": True})
+        except self._channel.connection.channel_errors as e:
+            if e.code != 404:
+                raise
+        else:
+            return declare(name, **options)
+        answer = declare(name, **options)
+        self.made.append(f"{kind} {name!r}")
+        self._undo.callback(getattr(self._channel, f"{kind}_delete"), name, **unless)
+        return answer
+
+    def undo(self) -> None:
+        """Remove what was made, the last first, but nothing that somebody has begun to use."""
+        with contextlib.suppress(*self._channel.connection.channel_errors):
+            self._undo.close()
+
+
+class _NeverExecuted(Sender):
+    """Redis: has the server judge each command within a MULTI that is never executed.
+
+    So it says what it says of a user's rights, of its memory, and to whom a replica may write.
+    """
+
+    def _open(self, channel: Any) -> None:
+        super()._open(channel)
+        self._recorder = _Recorder(channel._create_client(), channel.sep)
+        channel.conn_or_acquire = lambda *_: contextlib.nullcontext(self._recorder)
+
+    def _send_one(self, message: Message) -> Sent:
+        sent = super()._send_one(message)
+        return sent if sent.reason else Sent(message, State.DONE, self._recorder.ask())
+
+
+class _Recorder:
+    """Stands where kombu expects a Redis client: answers what only reads, keeps what writes."""
+
+    def __init__(self, client: Any, separator: str) -> None:
+        self._client = client
+        self._separator = separator
+        self._pipeline = client.pipeline()
+        self._is_transaction = False
+        self._kept: list[tuple[Any, ...]] = []
+
+    def pipeline(self, transaction: bool = True) -> _Recorder:
+        self._is_transaction |= transaction
+        return self
+
+    def __enter__(self) -> _Recorder:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        pass
+
+    def execute(self) -> list[Any]:
+        """Leave it to `ask`, and answer nothing."""
+        return []
+
+    def reset(self) -> None:
+        """Leave it to `ask`."""
+
+    def smembers(self, key: str) -> set[Any]:
+        """Return the bindings of an exchange, those among them that would be made by now."""
+        words = [word for kept in self._kept if key in kept for word in kept]
+        return {*self._client.smembers(key), *(w for w in words if self._separator in str(w))}
+
+    def __getattr__(self, command: str) -> Callable[..., _Recorder]:
+        def keep(*words: Any) -> _Recorder:
+            self._kept.append(words)
+            getattr(self._pipeline, command)(*words)
+            return self
+
+        return keep
+
+    def ask(self) -> str:
+        """Ask about all that was kept; return what cannot be told. Raises what the server says."""
+        from redis.exceptions import NoPermissionError, ResponseError
+
+        commands = [words for words, _ in self._pipeline.command_stack]
+        self._pipeline.reset()
+        pool = self._client.connection_pool
+        connection = pool.get_connection()
+
+        def answer(*words: Any) -> Any:
+            connection.send_command(*words)
+            return connection.read_response()
+
+        try:
+            for command, key, *_ in commands:
+                # Whoever may not ask for a key's type is not told of it.
+                with contextlib.suppress(NoPermissionError):
+                    _check_type(key, answer("TYPE", key).decode(), HOLDS.get(command))
+            try:
+                answer("MULTI")
+            except NoPermissionError:
+                if self._is_transaction:
+                    raise
+                return "only a task can tell whether it is taken, for the user may not run MULTI"
+            for words in commands:
+                answer(*words)
+            # It forgets the transaction.
+            connection.disconnect()
+            if self._is_transaction:
+                try:
+                    answer("EXEC")
+                except ResponseError as e:  # there is nothing to execute
+                    if "NOPERM" in str(e):
+                        raise
+        finally:
+            connection.disconnect()
+            pool.release(connection)
+        return ""
+
+
+def _check_type(key: Any, found: str, needed: str | None) -> None:
+    if needed and found not in (needed, "none"):
+        raise TaskRefused(f"WRONGTYPE: the key {key!r} is a {found}, and would be a {needed}")

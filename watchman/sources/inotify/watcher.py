@@ -1,0 +1,277 @@
+"""The watcher: inotify events become notifications."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from watchman.config.settings import WatchSettings
+from watchman.sources.inotify import events
+from watchman.sources.inotify.coverage import Coverage
+from watchman.sources.inotify.events import Event, Inotify
+from watchman.sources.inotify.mountpoints import MountPoints
+from watchman.sources.inotify.refusals import RETRY, RETRY_SOON
+from watchman.sources.inotify.tree import Node
+from watchman.sources.scan.walk import below, join
+from watchman.uploads.beneath import is_below
+from watchman.uploads.upload import Kind, Notification, Source
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between two looks at the roots.
+LOOK = 1.0
+
+#: Seconds of setting watches before events are read again. The kernel's queue of 16,384 events
+#: lasts longer even while files are made as fast as Python can read.
+SLICE = 0.01
+
+#: Seconds for which a MOVED_FROM waits for its MOVED_TO. The kernel queues the two one right after
+#: the other, but others' events and the end of a read may come between.
+MOVE_WAIT = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A MOVED_FROM that waits for its MOVED_TO. `node` is the directory, if it was watched."""
+
+    path: str
+    excluded: bool
+    node: Node | None
+    turn: int
+    until: float
+
+
+class Watcher:
+    """A thread that reads events and submits notifications.
+
+    `rescan(watch, subpath)` is called from it when that subtree has come under watch, and when
+    events of it were lost: it must not wait. `submit` may wait, the kernel queues meanwhile.
+    """
+
+    def __init__(
+        self,
+        watches: Iterable[WatchSettings],
+        *,
+        submit: Callable[[Notification], None],
+        rescan: Callable[[str, str], None],
+        excluded: Callable[[WatchSettings, str], object],
+        mounts_changed: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`mounts_changed` is called before any scan is asked for because mounts have changed."""
+        self._clock = clock
+        self._mounts = MountPoints()
+        self._mounts_changed = mounts_changed
+        self._submit = submit
+        self._excluded = excluded
+        self._inotify = Inotify()
+        self._coverage = Coverage(watches, inotify=self._inotify, rescan=rescan, excluded=excluded)
+        self._tree = self._coverage.tree
+        self._moves: dict[int, Move] = {}
+        #: Counts the reads: a move may only lapse after a read that could have brought its end.
+        self._turn = 0
+        self._next_look = self._next_retry = 0.0
+        self._retry_in = RETRY
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
+
+    def start(self) -> None:
+        """Begin; returns before the watches are set. Raises InotifyUnavailable."""
+        self._inotify.open(self._mounts.open())
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._inotify.wake()
+
+    def join(self) -> None:
+        """Wait for the end, after stop()."""
+        if self._thread.ident is not None:
+            self._thread.join()
+        self._coverage.close()
+        self._inotify.close()
+        self._mounts.close()
+
+    def status(self) -> dict[str, dict[str, Any]]:
+        """Per watch: state, directories, unwatched, error; from any thread."""
+        return self._coverage.status()
+
+    def _run(self) -> None:
+        self._next_retry = self._clock() + RETRY
+        while not self._stopping.is_set():
+            try:
+                if self._inotify.wait(self._patience()):
+                    self._remount()
+                self._take_turn()
+            except Exception:
+                logger.exception("Reading events failed. Every watch is compared with the disk.")
+                self._coverage.distrust()
+                self._stopping.wait(LOOK)
+
+    def _patience(self) -> float:
+        """Seconds until there is something to do, event or not."""
+        if self._coverage.busy:
+            return 0.0
+        if self._moves:
+            return MOVE_WAIT
+        return max(0.0, min(LOOK, self._next_look - self._clock()))
+
+    def _take_turn(self) -> None:
+        self._turn += 1
+        for event in _worth_a_look(self._inotify.read()):
+            if self._stopping.is_set():
+                return
+            self._handle(event)
+        now = self._clock()
+        self._let_moves_lapse(now)
+        if now >= self._next_look:
+            self._next_look = now + LOOK
+            self._coverage.look()
+        if self._coverage.refused_anew():
+            self._retry_in = RETRY_SOON
+            self._next_retry = min(self._next_retry, now + RETRY_SOON)
+        if now >= self._next_retry:
+            self._retry_in = min(2 * self._retry_in, RETRY)
+            self._next_retry = now + self._retry_in
+            self._coverage.retry()
+        self._coverage.work(time.monotonic() + SLICE)
+
+    def _remount(self) -> None:
+        """Have directories compared with the disk where something was mounted or unmounted."""
+        points = self._mounts.changed()
+        if points:
+            self._mounts_changed()
+            self._coverage.look()
+        for root in self._coverage.roots.values():
+            # As mounts have it, without the symlinks that the INI file's path may lead over.
+            real = os.path.realpath(root.settings.path)
+            for point in points:
+                if root.node is not None and point != real and is_below(point, real):
+                    parent, name = self._tree.nearest(root.node, os.path.relpath(point, real))
+                    self._coverage.appeared(parent, name, moved=True)
+
+    def _let_moves_lapse(self, now: float) -> None:
+        """What was moved, and not to where we watch, has left."""
+        for cookie, move in list(self._moves.items()):
+            if now < move.until or move.turn == self._turn:
+                break
+            del self._moves[cookie]
+            if move.node is not None and self._tree.is_adrift(move.node):
+                self._coverage.forget(move.node)
+
+    def _handle(self, event: Event) -> None:
+        wd, mask, _, name = event
+        if mask & events.OVERFLOW:
+            logger.warning("inotify lost events: its queue overflowed. Rescanning every watch.")
+            self._coverage.distrust()
+            return
+        node = self._tree.watched.get(wd)
+        if node is None:
+            return
+        if not name:
+            self._handle_self(node, mask)
+            return
+        place = self._tree.locate(node)
+        if place is None:
+            return  # on the way to somewhere else; when it arrives it is listed anew
+        watch = self._coverage.roots[place[0]].settings
+        subpath = join(place[1], name)
+        if mask & events.ISDIR:
+            self._handle_directory(event, node, watch, subpath)
+        else:
+            self._handle_file(event, watch, subpath)
+
+    def _handle_self(self, node: Node, mask: int) -> None:
+        """An event of a watched directory itself; its parent tells the rest."""
+        if mask & events.IGNORED:
+            self._coverage.removed(node)
+        elif mask & events.UNMOUNT and node.parent is not None:
+            # Below the mount point there may be a directory again.
+            self._coverage.appeared(node.parent, node.name, moved=True)
+        elif mask & events.MOVE_SELF and node in self._tree.roots:
+            self._coverage.look()
+
+    def _handle_file(self, event: Event, watch: WatchSettings, subpath: str) -> None:
+        _, mask, cookie, _ = event
+        path = below(watch.path, subpath)
+        excluded = bool(self._excluded(watch, subpath))
+        if mask & events.MOVED_FROM:
+            self._remember(cookie, path, excluded=excluded, node=None)
+            return
+        move = self._moves.pop(cookie, None) if mask & events.MOVED_TO else None
+        if excluded:
+            return
+        if move is None or move.excluded:
+            # link(2) sends CREATE alone, open(2) a CLOSE_WRITE later: the file itself tells.
+            appeared, closed = bool(mask & events.CREATE), bool(mask & events.CLOSE_WRITE)
+            self._submit(
+                Notification(Kind.COMPLETED, path, Source.INOTIFY, appeared=appeared, closed=closed)
+            )
+        else:
+            self._submit(Notification(Kind.RENAMED, path, Source.INOTIFY, old_path=move.path))
+
+    def _handle_directory(
+        self, event: Event, node: Node, watch: WatchSettings, subpath: str
+    ) -> None:
+        _, mask, cookie, name = event
+        if mask & events.CREATE:
+            self._coverage.appeared(node, name, moved=False)
+        elif mask & events.MOVED_FROM:
+            child = node.children.get(name)
+            if child is not None:
+                self._tree.detach(child)
+            excluded = bool(self._excluded(watch, subpath))
+            self._remember(cookie, below(watch.path, subpath), excluded=excluded, node=child)
+        elif mask & events.MOVED_TO:
+            move = self._moves.pop(cookie, None)
+            if move is not None:
+                self._move_directory(move, node, name, watch, subpath)
+            self._coverage.appeared(node, name, moved=True)
+
+    def _move_directory(
+        self, move: Move, parent: Node, name: str, watch: WatchSettings, subpath: str
+    ) -> None:
+        """A directory was renamed within the watches: it goes on with its watches."""
+        if not move.excluded and not self._excluded(watch, subpath):
+            self._submit(
+                Notification(
+                    Kind.RENAMED,
+                    below(watch.path, subpath),
+                    Source.INOTIFY,
+                    old_path=move.path,
+                    is_directory=True,
+                )
+            )
+        if move.node is None or not self._tree.is_adrift(move.node):
+            return
+        takes = self._coverage.takes(watch.name, subpath)
+        displaced = self._tree.place(move.node, parent, name) if takes else move.node
+        if displaced is not None:
+            self._coverage.forget(displaced)
+
+    def _remember(self, cookie: int, path: str, *, excluded: bool, node: Node | None) -> None:
+        until = self._clock() + MOVE_WAIT
+        self._moves[cookie] = Move(path, excluded, node, self._turn, until)
+
+
+def _worth_a_look(read: list[Event]) -> list[Event]:
+    """Return events without those of names that appeared and are told of again in the same read.
+
+    Most small files are closed by then, and cost one look instead of two.
+    """
+    told: set[tuple[int, str]] = set()
+    kept = []
+    for event in reversed(read):
+        wd, mask, _, name = event
+        if mask & events.CREATE and (wd, name) in told and not mask & events.ISDIR:
+            continue
+        if mask & (events.CLOSE_WRITE | events.MOVED_FROM):
+            told.add((wd, name))
+        kept.append(event)
+    kept.reverse()
+    return kept

@@ -1,0 +1,176 @@
+"""What may be asked on the socket: each event's fields, who may, and what it becomes."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from watchman.errors import RequestRefused
+from watchman.sources.socket.wire import REQUEST_LIMIT, decode
+from watchman.uploads.session import session_in
+from watchman.uploads.text import shorten
+from watchman.uploads.upload import Kind, Notification, Source
+
+#: Bytes of the longest path that a system call takes, see PATH_MAX in limits.h.
+PATH_LIMIT = 4095
+
+#: The size of the largest file, see loff_t in lseek64(3).
+SIZE_LIMIT = 2**63 - 1
+
+
+def _resubmit(fields: Mapping[str, str]) -> Notification:
+    return Notification(
+        Kind.COMPLETED,
+        fields["path"],
+        Source.RESUBMIT,
+        resubmit_as=fields.get("as", ""),
+        same_id=fields.get("same_id") == "yes",
+    )
+
+
+def _announce(kind: Kind) -> Callable[[Mapping[str, str]], Notification]:
+    def notification(fields: Mapping[str, str]) -> Notification:
+        size = fields.get("size")
+        return Notification(
+            kind,
+            fields.get("path", ""),
+            Source.HOOK,
+            old_path=fields.get("from", ""),
+            user=fields.get("user", ""),
+            client=fields.get("client", ""),
+            protocol=fields.get("protocol", ""),
+            size=None if size is None else int(size),
+            reason=fields.get("reason", ""),
+            session=session_in(fields.get("session", "")),
+        )
+
+    return notification
+
+
+Read = Callable[[str, str], str]
+
+
+def _absolute(key: str, path: str) -> str:
+    """`path`, without what says nothing. What `..` means, its directory tells later."""
+    if not path.startswith("/"):
+        raise RequestRefused(f"{key} {shorten(path)} is not absolute; it begins with /")
+    if len(os.fsencode(path)) > PATH_LIMIT:
+        raise RequestRefused(f"{key} is longer than {PATH_LIMIT} bytes, which no file's path is")
+    return "/" + "/".join(name for name in path.split("/") if name not in ("", "."))
+
+
+def _number(key: str, value: str) -> str:
+    """ASCII digits, as many as the size of a file may have."""
+    is_number = value.isascii() and value.isdecimal() and len(value) <= len(str(SIZE_LIMIT))
+    if not is_number or int(value) > SIZE_LIMIT:
+        raise RequestRefused(f"{key} {shorten(value)} is not a number from 0 to {SIZE_LIMIT}")
+    return value
+
+
+def _text(limit: int) -> Read:
+    def read(key: str, value: str) -> str:
+        if len(os.fsencode(value)) > limit:
+            raise RequestRefused(f"{key} is longer than {limit} bytes")
+        return value
+
+    return read
+
+
+def _yes(key: str, value: str) -> str:
+    if value != "yes":
+        raise RequestRefused(f"{key} {shorten(value)} can only be yes")
+    return value
+
+
+#: How each field is read, by its name: what it gives, or RequestRefused.
+FIELDS: Mapping[str, Read] = {
+    **dict.fromkeys(("path", "as", "from"), _absolute),
+    **dict.fromkeys(("size", "limit"), _number),
+    **dict.fromkeys(("same_id", "all", "failed", "deferred"), _yes),
+    # ProFTPD takes no longer names of users; DNS has none of hosts (RFC 1035, 2.3.4).
+    **dict.fromkeys(("user", "client", "broker", "name"), _text(256)),
+    **dict.fromkeys(("protocol", "id"), _text(64)),
+    "session": _text(128),
+    "reason": _text(1024),
+    "pattern": _text(PATH_LIMIT),
+    # As many as one request holds.
+    "ids": _text(REQUEST_LIMIT),
+}
+
+
+#: Who speaks of an upload: ProFTPD's hook knows these.
+ABOUT = ("user", "client", "protocol")
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A row of the table: without `notification` it is a query."""
+
+    required: tuple[str, ...] = ()
+    #: One of these at least.
+    either: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+    admins_only: bool = True
+    notification: Callable[[Mapping[str, str]], Notification] | None = None
+
+
+def _upload(kind: Kind, *, required: tuple[str, ...] = (), optional: tuple[str, ...] = ()) -> Event:
+    return Event(required, optional=optional, admins_only=False, notification=_announce(kind))
+
+
+#: Which uploads are meant: ids with blanks between, or all that every filter lets pass.
+FILTERS = ("failed", "deferred", "broker", "pattern")
+
+EVENTS: Mapping[str, Event] = {
+    # STOU and refused transfers have no name yet, nor does mod_exec know it where SFTP does two
+    # things at once: an empty path, which says nothing of any file.
+    # A hook that gives up says for the second time what has begun, and its session.
+    "started": _upload(Kind.STARTED, optional=("path", "session", *ABOUT)),
+    "completed": _upload(Kind.COMPLETED, optional=("path", "size", *ABOUT)),
+    "failed": _upload(Kind.FAILED, optional=("path", "reason", *ABOUT)),
+    "renamed": _upload(Kind.RENAMED, required=("from", "path"), optional=ABOUT),
+    "ended": _upload(Kind.ENDED, optional=ABOUT),
+    "resubmit": Event(required=("path",), optional=("as", "same_id"), notification=_resubmit),
+    "status": Event(),
+    "queue": Event(optional=("limit",)),
+    "explain": Event(either=("path", "id")),
+    "retry": Event(either=("ids", "all", *FILTERS)),
+    "drop": Event(either=("ids", *FILTERS)),
+    "pause": Event(optional=("name",)),
+    "resume": Event(optional=("name",)),
+    "reload": Event(),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request that is complete and well-formed; whether its peer may is not yet asked."""
+
+    name: str
+    event: Event
+    fields: Mapping[str, str]
+
+    @classmethod
+    def decode(cls, request: bytes) -> "Request":
+        """Raises RequestRefused, which says what would be right."""
+        given = decode(request)
+        name = given.get("event", "")
+        if not name:
+            raise RequestRefused(f"field event is missing; it is one of {', '.join(EVENTS)}")
+        if name not in EVENTS:
+            close = get_close_matches(name[:80], EVENTS, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(EVENTS)}"
+            raise RequestRefused(f"unknown event {shorten(name)}; {hint}")
+        event = EVENTS[name]
+        fields = {}
+        for key in (*event.required, *event.either, *event.optional):
+            value = given.get(key, "")
+            if value:
+                value = FIELDS[key](key, value)
+            elif key in event.required:
+                raise RequestRefused(f"{name} needs a field {key}, which is missing or empty")
+            if value:
+                fields[key] = value
+        if event.either and not fields.keys() & set(event.either):
+            raise RequestRefused(f"{name} needs a field {' or '.join(event.either)}")
+        return cls(name, event, fields)

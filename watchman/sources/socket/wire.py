@@ -1,0 +1,89 @@
+"""The socket's language: requests are NUL-ended fields, answers are lines."""
+
+import os
+from collections.abc import Mapping
+
+from watchman.errors import RequestRefused
+from watchman.uploads.text import printable, shorten
+
+#: Bytes that one request may have, with the empty field that ends it.
+REQUEST_LIMIT = 64 * 1024
+
+
+#: Fields that one request may have.
+FIELD_LIMIT = 64
+
+
+def encode(event: str, fields: Mapping[str, str]) -> bytes:
+    """One request; raises RequestRefused where a value cannot be sent."""
+    request = bytearray(b"event=" + os.fsencode(event) + b"\0")
+    for key, value in fields.items():
+        if "\0" in value:
+            raise RequestRefused(f"{key} holds a NUL, which no file name can: {value!r}")
+        request += os.fsencode(key) + b"=" + os.fsencode(value) + b"\0"
+    request += b"\0"
+    if len(request) > REQUEST_LIMIT:
+        raise RequestRefused(f"{event} is {len(request)} bytes long, {REQUEST_LIMIT} are allowed")
+    return bytes(request)
+
+
+def decode(request: bytes) -> dict[str, str]:
+    """The fields of a request without its end; raises RequestRefused where they are none."""
+    fields: dict[str, str] = {}
+    if request.count(b"\0") >= FIELD_LIMIT:
+        raise RequestRefused(f"a request has more than {FIELD_LIMIT} fields")
+    for field in request.split(b"\0"):
+        key, equals, value = field.partition(b"=")
+        if not (key and equals):
+            raise RequestRefused(
+                f"a field is KEY=VALUE, ended by NUL; this one is {shorten(field)}"
+            )
+        name = os.fsdecode(key)
+        if name in fields:
+            raise RequestRefused(f"field {shorten(key)} is repeated; give each field once")
+        fields[name] = os.fsdecode(value)
+    return fields
+
+
+class Splitter:
+    """Cuts what a peer sends into requests."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._searched = 0
+
+    def feed(self, data: bytes) -> None:
+        self._buffer += data
+
+    def take(self) -> bytes | None:
+        """The next whole request without its end, or None; raises RequestRefused beyond cure."""
+        if self._buffer.startswith(b"\0"):
+            raise RequestRefused(
+                "a request is empty; send event=NAME, its other fields, each ended by NUL,"
+                " and one empty field"
+            )
+        end = self._buffer.find(b"\0\0", self._searched)
+        if end + 2 > REQUEST_LIMIT or (end < 0 and len(self._buffer) >= REQUEST_LIMIT):
+            raise RequestRefused(
+                f"a request has more than {REQUEST_LIMIT} bytes before the empty field that ends it"
+            )
+        if end < 0:
+            self._searched = max(0, len(self._buffer) - 1)
+            return None
+        request = bytes(self._buffer[:end])
+        del self._buffer[: end + 2]
+        self._searched = 0
+        return request
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether the last request has begun and not ended."""
+        return bool(self._buffer)
+
+    def __len__(self) -> int:
+        return len(self._buffer)
+
+
+def line(word: str, text: str = "") -> bytes:
+    """One answer; what could break the line or garble a terminal is escaped."""
+    return f"{word} {printable(text)}".rstrip().encode() + b"\n"

@@ -1,0 +1,203 @@
+"""Looking at a file below a watch, without following a symlink on the way there."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from watchman.errors import NotBelowWatch
+from watchman.uploads.local import is_local
+from watchman.uploads.ownership import Ownership
+from watchman.uploads.sample import sample_of
+from watchman.uploads.upload import FileState
+
+#: Of each directory on the way: no right to read it is needed, and no symlink is followed.
+STEP = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+#: Of the file: nothing waits on a FIFO's other end or on another's lease.
+READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+
+#: What else than a regular file may have a name.
+KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFLNK: "a symlink",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a file looked like. `writing` is None where the kernel does not say."""
+
+    state: FileState
+    writing: bool | None
+    ownership: Ownership
+
+
+def is_below(path: str, directory: str) -> bool:
+    """Whether `path` is `directory` or lies below it, as it is written."""
+    return os.path.join(path, "").startswith(os.path.join(directory, ""))
+
+
+def canonical(path: str, roots: Iterable[str]) -> str:
+    """Return the one name of a file, whatever spelling of its directory was used for it.
+
+    The directory is named by what it is: `..` and symlinks are followed as the kernel does, below
+    one of `roots` as that is spelled, the innermost if several hold it. The last component is kept
+    as it is written, and not followed; where it names a directory it is taken for one. What is not
+    there any more of the directory is as it was written.
+    """
+    directory, name = os.path.split(path.rstrip("/"))
+    if name in (".", ".."):
+        directory, name = path, ""
+    real = _real(directory or "/")
+    found, below = "", ""
+    for root in roots:
+        real_root = _real(root)
+        # A symlink may lead into another root: both are the same directory then.
+        if is_below(real, real_root) and (len(real_root), len(root)) > (len(below), len(found)):
+            found, below = root, real_root
+    if found:
+        real = os.path.normpath(os.path.join(found, os.path.relpath(real, below)))
+    return os.path.join(real, name) if name else real
+
+
+def _real(directory: str) -> str:
+    try:
+        fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return os.path.realpath(directory)  # as far as it is there, and may be seen
+    try:
+        real = os.readlink(f"/proc/self/fd/{fd}")
+        # The kernel says so of a directory that is deleted, see proc(5).
+        is_there = os.path.samestat(os.stat(real), os.fstat(fd))
+    except OSError:
+        is_there = False
+    finally:
+        os.close(fd)
+    return real if is_there else os.path.realpath(directory)
+
+
+def identity(root: str) -> tuple[int, int] | None:
+    """Return device and inode of a directory, None where it cannot be seen."""
+    try:
+        status = os.stat(root)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def open_directory(root: str, subpath: str) -> int:
+    """Open a directory below `root` as with O_PATH; raise NotBelowWatch at a symlink on the way.
+
+    `root` itself may be one.
+    """
+    fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for name in subpath.split("/") if subpath else ():
+            if name in ("", ".", ".."):
+                raise NotBelowWatch(f"{subpath!r} is not a plain path")
+            inner = os.open(name, STEP, dir_fd=fd)
+            os.close(fd)
+            fd = inner
+    except OSError as e:
+        os.close(fd)
+        if e.errno in (errno.ENOTDIR, errno.ELOOP):
+            raise NotBelowWatch("a symlink or a file stands in the way") from e
+        raise
+    except NotBelowWatch:
+        os.close(fd)
+        raise
+    return fd
+
+
+def look(root: str, subpath: str) -> Look:
+    """Look at a regular file below `root`, and whether anyone has it open for writing.
+
+    Raises FileNotFoundError where nothing is there, NotBelowWatch where it is no regular file or
+    the way leads over a symlink, another OSError where the way is barred.
+    """
+    directory, _, name = subpath.rpartition("/")
+    parent = open_directory(root, directory)
+    try:
+        # Before open(2): to open a device may rewind it, hang up a line, or worse.
+        status = _regular(os.stat(name, dir_fd=parent, follow_symlinks=False))
+        try:
+            fd = os.open(name, READ, dir_fd=parent)
+        except OSError as e:
+            if e.errno in (errno.ENOENT, errno.ELOOP):
+                raise FileNotFoundError(errno.ENOENT, "gone while it was looked at") from e
+            ownership = Ownership.of(status, os.fstat(parent))
+            return Look(FileState.of(status), None, ownership)
+        try:
+            return _look_open(fd, parent)
+        finally:
+            os.close(fd)
+    finally:
+        os.close(parent)
+
+
+def state(root: str, subpath: str) -> FileState:
+    """Return the state of a regular file below `root`; raises as `look`."""
+    directory, _, name = subpath.rpartition("/")
+    parent = open_directory(root, directory)
+    try:
+        return FileState.of(_regular(os.stat(name, dir_fd=parent, follow_symlinks=False)))
+    finally:
+        os.close(parent)
+
+
+def sample(root: str, subpath: str, state: FileState) -> int | None:
+    """Return the sample of a file below `root` as it was looked at; None if it has changed since,
+    or may not be read.
+    """
+    directory, _, name = subpath.rpartition("/")
+    try:
+        parent = open_directory(root, directory)
+    except (OSError, NotBelowWatch):
+        return None
+    try:
+        return sample_of(parent, name, state)
+    except OSError:
+        return None
+    finally:
+        os.close(parent)
+
+
+def _regular(status: os.stat_result) -> os.stat_result:
+    if not stat.S_ISREG(status.st_mode):
+        kind = KINDS.get(stat.S_IFMT(status.st_mode), "a device")
+        raise NotBelowWatch(f"it is {kind}, not a regular file")
+    return status
+
+
+def _look_open(fd: int, parent: int) -> Look:
+    """Take the state of an open file, and whether anyone writes it, by asking for a read lease.
+
+    fcntl(2): the kernel refuses the lease with EAGAIN while there is a writer. It has no say for a
+    file that is not ours without CAP_LEASE (EACCES). Only on a local filesystem is it told of every
+    writer: FUSE grants leases on files that are written behind it. Whoever opens the file for
+    writing meanwhile sends us SIGIO, which the daemon ignores, and waits for the release. The state
+    is taken under the lease, so that the last writer's last byte is in it.
+    """
+    if not is_local(fd):
+        return _looked(os.fstat(fd), None, parent)
+    writing: bool | None = False
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    except OSError as e:
+        writing = True if e.errno == errno.EAGAIN else None
+    status = os.fstat(fd)
+    if writing is False:
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    return _looked(status, writing, parent)
+
+
+def _looked(status: os.stat_result, writing: bool | None, parent: int) -> Look:
+    ownership = Ownership.of(status, os.fstat(parent))
+    return Look(FileState.of(_regular(status)), writing, ownership)
