@@ -592,8 +592,9 @@ def test_who_is_no_admin_is_told_who_may():
         (place / "watchman.ini").write_text(INI)
         # So may the interpreter be: load what is needed as root, then drop it.
         program = (
-            "import os, pwd; from watchman import config; from watchman.commands import main;"
-            f" config.load('{directory}/watchman.ini');"
+            "import os, pwd;"
+            " from watchman.config import inifile; from watchman.commands import main;"
+            f" inifile.load('{directory}/watchman.ini');"
             " os.setuid(pwd.getpwnam('nobody').pw_uid);"
             f" main.main(['-c', '{directory}/watchman.ini', 'status'])"
         )

@@ -136,7 +136,7 @@ def test_a_file_that_one_may_not_read_says_so(write: Write, tmp_path: Path) -> N
     Path(path).chmod(0o600)
     code = f"""if True:
         import os, sys
-        from watchman import config, errors
+        from watchman import errors; from watchman.config import inifile
         os.chdir({str(tmp_path)!r})
         os.setgroups([]); os.setgid(65534); os.setuid(65534)
         try:
