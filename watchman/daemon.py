@@ -22,9 +22,9 @@ from watchman.dispatch.dispatcher import Dispatcher
 from watchman.errors import ConfigError, InotifyUnavailable, WatchmanError
 from watchman.operate.control import Control
 from watchman.operate.logs import log_to
+from watchman.operate.queue_view import DOWN
 from watchman.operate.reload import Reload
 from watchman.operate.resubmissions import Resubmissions
-from watchman.operate.unsettled import DOWN
 from watchman.operate.watchdog import Watchdog
 from watchman.sinks.moving.mover import Mover
 from watchman.sinks.pauses import Pauses
@@ -33,8 +33,8 @@ from watchman.sinks.publishing.publisher import Publisher
 from watchman.sinks.sinks import Movers, Publishers, Sinks, moves_of
 from watchman.sources.finders import Finders
 from watchman.sources.socket.listener import Listener
-from watchman.store.heirs import hand_over
 from watchman.store.journal import Journal
+from watchman.store.ledger_migration import hand_over
 from watchman.store.spool import lock, open_ledger
 
 logger = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ class Daemon:
                 journal=journal,
                 ledgers=ledgers,
                 rescan=lambda watch, subpath: finders.request(watch, subpath),
-                come_back=lambda watch, owner: finders.come_back(watch, owner),
+                request_later=lambda watch, owner: finders.request_later(watch, owner),
                 read_log=lambda: finders.read_log(),
             )
             inside.callback(dispatcher.close)
@@ -105,7 +105,7 @@ class Daemon:
                 lambda section: Mover(
                     *section,
                     take=partial(pipeline.take_moves, section[0].name),
-                    look=pipeline.whereabouts.look,
+                    look=pipeline.file_tracker.look,
                     refill=pipeline.refill,
                     write=pipeline.write,
                     report=pipeline.report_move,

@@ -17,7 +17,7 @@ from tests.support.house import Clock, House
 from watchman.config.settings import MoveSettings, WatchSettings
 from watchman.dispatch.decisions import SEARCH
 from watchman.dispatch.judge import QUIET
-from watchman.operate.unsettled import Selection
+from watchman.operate.queue_view import Selection
 from watchman.store import ledger as ledger_module
 from watchman.uploads.upload import (
     Answer,
@@ -147,12 +147,12 @@ def test_a_file_is_not_accepted_while_it_is_being_written(house: House) -> None:
         file.write("1")
         file.flush()
         assert house.say(path) == Answer(Outcome.IGNORED, "it is being written")
-        (row,) = house.dispatcher.held.rows()
+        (row,) = house.dispatcher.hold_queue.rows()
         assert (row["path"], row["state"]) == (str(path), "noticed")
         assert house.take() == []
     # Nobody speaks of it again; the look after a second finds it closed.
     assert [upload.path for upload in house.take(patience=5)] == [str(path)]
-    assert house.dispatcher.held.rows() == []
+    assert house.dispatcher.hold_queue.rows() == []
 
 
 @pytest.mark.root
@@ -440,7 +440,7 @@ def test_a_rename_that_a_scan_sees_before_word_of_it_comes_is_no_upload(house: H
     assert house.hear(found).outcome is Outcome.IGNORED
     assert house.say(new, kind=Kind.RENAMED, old=path).outcome is Outcome.DUPLICATE
     house.clock.ahead += 2
-    eventually(lambda: not house.dispatcher.held.rows())
+    eventually(lambda: not house.dispatcher.hold_queue.rows())
     assert house.take() == []
 
 
@@ -754,7 +754,7 @@ def test_what_was_noticed_and_acknowledged_keeps_its_id_through_a_full_disk(
     house.clock.ahead += 10
     with no_room_beyond(0):
         assert house.say(path).outcome is Outcome.ERROR
-        assert [row["id"] for row in house.dispatcher.held.rows()] == [answer.detail]
+        assert [row["id"] for row in house.dispatcher.hold_queue.rows()] == [answer.detail]
     house.clock.ahead += 2
     eventually(lambda: house.rescans == ["ftp"])
     (upload,) = house.take(patience=5)

@@ -35,7 +35,7 @@ class Turns:
         self.finds = Finds(
             self,
             locate=lambda path: (watch, os.path.relpath(path, watch.path)),
-            come_back=lambda name, owner: self.left.append((name, owner)),
+            request_later=lambda name, owner: self.left.append((name, owner)),
         )
 
     def bring(self, work: Work, lane: str) -> None:

@@ -253,7 +253,7 @@ class Interleavings(RuleBasedStateMachine):
 
         By SFTP that is told before the file is closed, and it may be written until then.
         """
-        noticed = self.house.dispatcher.held.get(str(path))
+        noticed = self.house.dispatcher.hold_queue.get(str(path))
         if noticed is None or not noticed.failure or noticed.state is None:
             return False
         return noticed.state.inode == path.stat().st_ino
@@ -799,7 +799,7 @@ class Interleavings(RuleBasedStateMachine):
         """What a source was told with OK is sent or listed, for as long as its file is there."""
         if not self.is_up:
             return
-        rows = {row["id"] for row in self.house.rows() + self.house.dispatcher.held.rows()}
+        rows = {row["id"] for row in self.house.rows() + self.house.dispatcher.hold_queue.rows()}
         for path, write in self.files.at.items():
             if path.suffix != ".csv":
                 continue
@@ -831,7 +831,7 @@ class Interleavings(RuleBasedStateMachine):
                 while self.in_hand:
                     self.report_on(self.in_hand[0], State.DONE)
         rows = self.house.rows()
-        held = self.house.dispatcher.held.rows()
+        held = self.house.dispatcher.hold_queue.rows()
         assert not held, held
         # By their paths, too: an id that was drawn for a write that came to nothing may be a later
         # one's.

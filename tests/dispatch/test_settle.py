@@ -47,7 +47,7 @@ def tell(house: House, kind: Kind, path: Path, **more: str) -> Answer:
 
 
 def reasons(house: House) -> dict[str, str]:
-    rows = house.dispatcher.held.rows() + house.rows()
+    rows = house.dispatcher.hold_queue.rows() + house.rows()
     return {os.path.basename(row["path"]): row["reason"] for row in rows}
 
 

@@ -234,11 +234,11 @@ def test_a_whole_file_that_another_has_open_is_answered_durably(
         answer = tell(house, Kind.COMPLETED, path, session)
         assert answer.outcome is Outcome.OK
         house.restart()
-        (row,) = house.dispatcher.held.rows()
+        (row,) = house.dispatcher.hold_queue.rows()
         assert (row["id"], row["path"]) == (answer.detail, str(path))
     assert [upload.id for upload in house.take(patience=5)] == [answer.detail]
     house.restart()
-    assert house.dispatcher.held.rows() == []
+    assert house.dispatcher.hold_queue.rows() == []
 
 
 @pytest.mark.parametrize("source", [Source.INOTIFY, Source.SCAN])
@@ -249,7 +249,9 @@ def test_what_others_say_of_a_held_file_does_not_undo_the_hooks_word(
     with path.open("a"):
         answer = tell(house, Kind.COMPLETED, path, session, user="alice")
         house.say(path, source)
-        assert [row["reason"] for row in house.dispatcher.held.rows()] == ["it is being written"]
+        assert [row["reason"] for row in house.dispatcher.hold_queue.rows()] == [
+            "it is being written"
+        ]
     # Who had it open may have been another session, whose end is yet to be told.
     assert house.say(path, source) == Answer(Outcome.IGNORED, "waiting for ProFTPD's word")
     (upload,) = house.take(patience=5)
@@ -395,7 +397,7 @@ def test_what_was_answered_ok_and_fails_then_is_listed_under_that_id(
     eventually(lambda: failed(logged))
     for _ in range(2):
         assert [row["id"] for row in logged.rows()] == [told.detail]
-        assert not logged.dispatcher.held
+        assert not logged.dispatcher.hold_queue
         logged.restart()
 
 
@@ -555,8 +557,10 @@ def test_an_older_good_word_does_not_outlive_the_transfer_that_goes_on(
             logged.restart()
             logged.catch_up()
         # It is looked at again unasked.
-        eventually(lambda: logged.dispatcher.held.rows()[0]["attempts"] > 1)
-    eventually(lambda: logged.dispatcher.held.rows()[0]["reason"] == "waiting for ProFTPD's word")
+        eventually(lambda: logged.dispatcher.hold_queue.rows()[0]["attempts"] > 1)
+    eventually(
+        lambda: logged.dispatcher.hold_queue.rows()[0]["reason"] == "waiting for ProFTPD's word"
+    )
     other = Session()
     if end == "426":
         log(logged, Kind.FAILED, path, other)
@@ -583,12 +587,12 @@ def test_of_two_who_wrote_a_file_the_word_of_the_last_counts_though_both_are_rea
         if early:
             log(logged, Kind.COMPLETED, path, session, size=6)
         logged.closed(path)
-        assert logged.dispatcher.held.get(str(path))
+        assert logged.dispatcher.hold_queue.get(str(path))
     logged.closed(path)
-    assert logged.dispatcher.held.get(str(path))
+    assert logged.dispatcher.hold_queue.get(str(path))
     if not early:
         assert log(logged, Kind.COMPLETED, path, session, size=6).outcome is Outcome.OK
-    (row,) = logged.dispatcher.held.rows()
+    (row,) = logged.dispatcher.hold_queue.rows()
     assert row["reason"] == "waiting for ProFTPD's word"
     other = Session()
     if end == "426":
@@ -823,6 +827,6 @@ def test_a_hooks_word_is_not_for_what_another_transfer_was_writing_then(
         house.open()
     house.clock.ahead += 5
     reason = "waiting for ProFTPD's word"
-    eventually(lambda: [row["reason"] for row in house.dispatcher.held.rows()] == [reason])
+    eventually(lambda: [row["reason"] for row in house.dispatcher.hold_queue.rows()] == [reason])
     assert house.take() == []
     house.close()

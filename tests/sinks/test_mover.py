@@ -15,7 +15,7 @@ import pytest
 from tests.support.deadline import eventually
 from tests.support.moving import Yard, files
 from watchman.config.settings import MoveSettings
-from watchman.operate.unsettled import Selection
+from watchman.operate.queue_view import Selection
 from watchman.sinks.moving.directories import Directories
 from watchman.sinks.moving.mover import LARGEST
 from watchman.uploads.upload import Answer, Kind, Outcome, Report, Source, State

@@ -17,7 +17,7 @@ from watchman.config.settings import (
 )
 from watchman.dispatch.dispatcher import Dispatcher
 from watchman.operate.interventions import Interventions
-from watchman.operate.unsettled import Unsettled
+from watchman.operate.queue_view import QueueView
 from watchman.store.journal import Journal
 from watchman.store.ledger import Ledger
 from watchman.uploads.upload import (
@@ -111,7 +111,7 @@ class Inside:
             journal=self.journal,
             ledgers=self.ledgers,
             rescan=lambda watch, _: self.rescans.append(watch),
-            come_back=lambda watch, _: self.rescans.append(watch),
+            request_later=lambda watch, _: self.rescans.append(watch),
             read_log=lambda: None if self.log_lags else self.catch_up(),
             clock=self.clock.time,
             monotonic=self.clock.monotonic,
@@ -166,8 +166,8 @@ class Inside:
         word = Notification(Kind.COMPLETED, str(path), Source.INOTIFY, closed=True)
         return self.hear(word).outcome
 
-    def unsettled(self) -> Unsettled:
-        return Unsettled(self.pipeline, journal=self.journal, sinks=dict)
+    def unsettled(self) -> QueueView:
+        return QueueView(self.pipeline, journal=self.journal, sinks=dict)
 
     def retry(self, **fields: str) -> list[str]:
         """Have uploads tried again as by `watchman retry`; return their ids."""

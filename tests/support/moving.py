@@ -51,7 +51,7 @@ class Yard(Inside):
                 move,
                 self.settings.watches,
                 take=partial(self.pipeline.take_moves, name),
-                look=self.pipeline.whereabouts.look,
+                look=self.pipeline.file_tracker.look,
                 refill=self.pipeline.refill,
                 write=self.pipeline.write,
                 report=self.pipeline.report_move,

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from watchman.config.settings import WatchSettings
-from watchman.dispatch.held import Held, Noticed
+from watchman.dispatch.hold_queue import HeldFile, HoldQueue
 from watchman.dispatch.judge import PROFTPD, Fail, Hold, Ignore, Judge, PassOver
 from watchman.dispatch.transfers import LOG_LAG
 from watchman.sinks.pipeline import Pipeline
@@ -63,7 +63,7 @@ class Decisions:
         self._commit = commit
         self._clock = clock
         self._monotonic = monotonic
-        self.held = Held(clock=clock, monotonic=monotonic)
+        self.hold_queue = HoldQueue(clock=clock, monotonic=monotonic)
         #: Watches to be scanned, and when (monotonic): uploads of theirs could not be written down,
         #: or their files were not where they had been.
         self._missed: dict[str, float] = {}
@@ -88,7 +88,7 @@ class Decisions:
         self,
         path: str,
         notification: Notification,
-        before: Noticed | None,
+        before: HeldFile | None,
         verdict: Hold,
         answer: Respond,
         failure: str = "",
@@ -98,7 +98,7 @@ class Decisions:
         if verdict.word is None and before is not None and notification.source not in PROFTPD:
             # It could not be looked at.
             word, overlapped = before.notification, before.writing or before.overlapped
-        noticed = self.held.hold(
+        noticed = self.hold_queue.hold(
             path,
             word,
             before,
@@ -111,7 +111,7 @@ class Decisions:
             failure=failure,
         )
         logger.debug(
-            "Noticed %r: %s. Looking again in %.1f seconds.", path, verdict.reason, verdict.wait
+            "HeldFile %r: %s. Looking again in %.1f seconds.", path, verdict.reason, verdict.wait
         )
         if notification.source not in PROFTPD:
             answer(Answer(Outcome.IGNORED, verdict.reason))
@@ -123,7 +123,7 @@ class Decisions:
             noticed.id = str(uuid.uuid4())
 
         def durable(position: int) -> None:
-            now = self.held.get(path)
+            now = self.hold_queue.get(path)
             if now is not None and now.id == noticed.id:
                 if now.position >= 0:
                     self._journal.release(now.position)
@@ -165,7 +165,7 @@ class Decisions:
         name = os.path.basename(path)
         return [watch for watch, ledger in self._ledgers.items() if ledger.retract(name, state)]
 
-    def release(self, noticed: Noticed, verdict: Ignore | PassOver | Fail) -> None:
+    def release(self, noticed: HeldFile, verdict: Ignore | PassOver | Fail) -> None:
         """Write down that a file, noticed durably, came to nothing."""
         reason = "decided about before" if isinstance(verdict, PassOver) else verdict.reason
         record = {"event": State.GONE.value, "at": self._clock(), "id": noticed.id}
@@ -191,7 +191,7 @@ class Decisions:
         state: FileState,
         notification: Notification,
         answer: Respond,
-        noticed: Noticed | None = None,
+        noticed: HeldFile | None = None,
         *,
         ownership: Ownership,
     ) -> None:
@@ -229,7 +229,7 @@ class Decisions:
             self._judge.restore(path, recent)
             self._missed[watch.name] = 0.0
             if noticed is not None and noticed.id:
-                self.held.put_back(noticed)
+                self.hold_queue.put_back(noticed)
             answer(Answer(Outcome.ERROR, reason))
 
         self._commit.stage({"event": State.ACCEPTED.value, **upload.encode()}, durable, failed)
@@ -241,7 +241,7 @@ class Decisions:
         state: FileState,
         notification: Notification,
         reason: str,
-        noticed: Noticed | None = None,
+        noticed: HeldFile | None = None,
     ) -> None:
         """List an upload as failed; its file stays, and is an upload once it is written again.
 
@@ -260,7 +260,7 @@ class Decisions:
         if noticed is not None:
             self._commit.stage(None, lambda _: self._let_go(noticed), lasting=True)
 
-    def _let_go(self, noticed: Noticed) -> None:
+    def _let_go(self, noticed: HeldFile) -> None:
         """Keep the record no longer that a file was noticed."""
         if noticed.position >= 0:
             self._journal.release(noticed.position)
@@ -271,7 +271,7 @@ class Decisions:
         path: str,
         state: FileState,
         notification: Notification,
-        noticed: Noticed | None,
+        noticed: HeldFile | None,
     ) -> Upload:
         noticed_id = noticed.id if noticed is not None else ""
         upload = Upload(
@@ -304,7 +304,7 @@ class Decisions:
         else:
             self._noticed_before.pop(record.get("id", ""), None)
 
-    def take_up(self) -> None:
+    def restore(self) -> None:
         """Hold again what was held when the journal ended."""
         for position, record in self._noticed_before.values():
             failure = record.get("failure", "")
@@ -318,7 +318,7 @@ class Decisions:
                 uid=record.get("uid"),
             )
             self._journal.hold(position)
-            noticed = self.held.hold(
+            noticed = self.hold_queue.hold(
                 record["path"],
                 notification,
                 None,

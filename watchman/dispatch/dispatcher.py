@@ -16,25 +16,25 @@ from typing import Any, TypeVar
 from watchman.config.places import Place
 from watchman.config.rules import Rules
 from watchman.config.settings import Settings
-from watchman.dispatch.byhand import ByHand
 from watchman.dispatch.crosscheck import Crosscheck
 from watchman.dispatch.decisions import Decisions, Respond, nobody
-from watchman.dispatch.endings import Endings
 from watchman.dispatch.finds import Find, Finds
-from watchman.dispatch.held import Noticed
+from watchman.dispatch.hold_queue import HeldFile
 from watchman.dispatch.judge import PROFTPD, Accept, Fail, Hold, Ignore, Judge, PassOver, Refuse
 from watchman.dispatch.namers import Namers
 from watchman.dispatch.placing import Placing
 from watchman.dispatch.renames import Renames
+from watchman.dispatch.resubmit import Resubmitter
+from watchman.dispatch.transfer_tracker import TransferTracker
 from watchman.dispatch.transfers import Transfers
 from watchman.errors import JournalUnwritable
 from watchman.sinks.pipeline import Pipeline
+from watchman.store.checkpoints import READ, Checkpoints
 from watchman.store.groupcommit import SLICE, GroupCommit
-from watchman.store.heirs import hand_over
 from watchman.store.journal import Journal
 from watchman.store.ledger import Ledger
+from watchman.store.ledger_migration import hand_over
 from watchman.store.ledgers import Ledgers, close
-from watchman.store.marks import READ, Marks
 from watchman.uploads import beneath
 from watchman.uploads.access import may_speak
 from watchman.uploads.upload import Answer, FileState, Kind, Notification, Outcome, Source, Upload
@@ -66,12 +66,12 @@ class Dispatcher:
         journal: Journal,
         ledgers: Mapping[str, Ledger],
         rescan: Callable[[str, str], None],
-        come_back: Callable[[str, int], None],
+        request_later: Callable[[str, int], None],
         read_log: Callable[[], None],
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`rescan` has a subtree scanned, `come_back` a watch once `takes_finds` of an owner's;
+        """`rescan` has a subtree scanned, `request_later` a watch once `takes_finds` of an owner's;
         `read_log` has the transfer log read soon, see `caught_up`.
 
         `clock` tells the time that files and records bear, `monotonic` how long a wait was.
@@ -119,8 +119,8 @@ class Dispatcher:
             clock=clock,
             monotonic=monotonic,
         )
-        self.held = self._decisions.held
-        self._endings = Endings(
+        self.hold_queue = self._decisions.hold_queue
+        self._transfer_tracker = TransferTracker(
             locate=self._locate,
             judge=self.judge,
             transfers=transfers,
@@ -137,7 +137,7 @@ class Dispatcher:
             pipeline=self.pipeline,
             complete=self._complete,
         )
-        self._by_hand = ByHand(
+        self._resubmitter = Resubmitter(
             locate=self._locate,
             rules=self.rules,
             decisions=self._decisions,
@@ -145,11 +145,11 @@ class Dispatcher:
             commit=self._commit,
             clock=clock,
         )
-        self._finds = Finds(self._commit, locate=self._locate, come_back=come_back)
+        self._finds = Finds(self._commit, locate=self._locate, request_later=request_later)
         #: When to try again to clear ledgers and journal (monotonic), if the last try failed.
         self._uncleared = 0.0
         self._namers = Namers(self._named)
-        self._marks = Marks(journal=journal, commit=self._commit)
+        self._checkpoints = Checkpoints(journal=journal, commit=self._commit)
         self.placing = Placing(locate=self._locate, monotonic=monotonic)
         #: By source: how often it spoke, and when last (epoch).
         self.heard: Counter[str] = Counter()
@@ -159,11 +159,11 @@ class Dispatcher:
         """Replay the journal, then begin to decide."""
         self.pipeline.replay(self._replay_decision, self._replay_other)
         if self._journal.damaged:
-            self._ledgers.look_for_lost(self._journal)
-        self._decisions.take_up()
+            self._ledgers.forget_lost(self._journal)
+        self._decisions.restore()
         logs = self._settings.proftpd.transfer_log
-        self._endings.take_up(logged=bool(logs) and self.marked().keys() >= set(logs))
-        self._marks.forget(self._settings.proftpd.transfer_log)
+        self._transfer_tracker.restore(logged=bool(logs) and self.marked().keys() >= set(logs))
+        self._checkpoints.forget(self._settings.proftpd.transfer_log)
         self._commit.start()
 
     def stop(self) -> None:
@@ -212,7 +212,7 @@ class Dispatcher:
 
         False: too many of the same owner's wait, see `takes_finds`.
         """
-        is_held = self.held.get(notification.path) is not None
+        is_held = self.hold_queue.get(notification.path) is not None
         if not is_held and self._waiting_of(notification.owner) >= FOUND:
             return False
         self.submit_event(notification)
@@ -223,7 +223,7 @@ class Dispatcher:
         return self._waiting_of(owner) <= FOUND // 2
 
     def _waiting_of(self, owner: int | None) -> int:
-        return 0 if owner is None else self._finds.waiting(owner) + self.held.found(owner)
+        return 0 if owner is None else self._finds.waiting(owner) + self.hold_queue.found(owner)
 
     def submit_lines(self, log: str, notifications: Sequence[Notification], mark: Any) -> bool:
         """Take what lines of a transfer log say, and a mark of where it was read to.
@@ -239,7 +239,7 @@ class Dispatcher:
                     self._take(self._named(notification), nobody, is_last=is_last)
                 except Exception:
                     logger.exception("No decision on %r, as a log has it.", notification.path)
-            self._marks.stage(log, mark, durable, lambda _: written.put(False))
+            self._checkpoints.stage(log, mark, durable, lambda _: written.put(False))
 
         def durable() -> None:
             # Not before, since they may have to be read again.
@@ -256,7 +256,7 @@ class Dispatcher:
 
     def marked(self) -> dict[str, Any]:
         """Return the last mark by transfer log."""
-        return self._marks.values()
+        return self._checkpoints.values()
 
     def call(self, work: Callable[[], T]) -> T:
         """Have work done in the dispatcher's thread and made durable; from another thread.
@@ -298,9 +298,9 @@ class Dispatcher:
         self.crosscheck.forget()
         self._decisions.change(ledgers)
         self._renames.change(ledgers)
-        self._by_hand.change(rules)
-        self._marks.forget(settings.proftpd.transfer_log)
-        for noticed in self.held.remove(lambda path: rules.locate(path) is None):
+        self._resubmitter.change(rules)
+        self._checkpoints.forget(settings.proftpd.transfer_log)
+        for noticed in self.hold_queue.remove(lambda path: rules.locate(path) is None):
             if noticed.id:
                 self._decisions.release(noticed, Ignore("its watch left the INI file"))
         # Once the journal has what was decided until now.
@@ -311,24 +311,24 @@ class Dispatcher:
         """Look at held files that are due, and for sessions that died; return when next, in s."""
         now = self._monotonic()
         heard = self.judge.heard_until()
-        for noticed in self.held.due(heard):
+        for noticed in self.hold_queue.due(heard):
             self._finds.put_now(Find(noticed.path), partial(self._look_at_held, noticed))
-        patience = self.held.patience(now)
-        if not patience and self.held.patience(heard):
+        patience = self.hold_queue.patience(now)
+        if not patience and self.hold_queue.patience(heard):
             # The log is asked first; it wakes us.
             patience = LAG
             if not self._log_asked:
                 self._log_asked = True
                 self._read_log()
-        return min(self._endings.look_for_dead(), patience)
+        return min(self._transfer_tracker.end_dead_sessions(), patience)
 
-    def _look_at_held(self, noticed: Noticed) -> None:
-        if self.held.get(noticed.path) is noticed:  # else it was decided about meanwhile
+    def _look_at_held(self, noticed: HeldFile) -> None:
+        if self.hold_queue.get(noticed.path) is noticed:  # else it was decided about meanwhile
             self._complete(noticed.notification, nobody)
 
     def _catch_up(self, now: float) -> None:
         self._log_asked = False
-        self._endings.catch_up()
+        self._transfer_tracker.catch_up()
         self.judge.log_read = now
 
     def _keep_house(self) -> None:
@@ -340,9 +340,9 @@ class Dispatcher:
         if self._uncleared <= self._monotonic():
             self._try_to_clear()
         if not self.pipeline.waiting():
-            self.pipeline.whereabouts.forget_renames()
+            self.pipeline.file_tracker.forget_renames()
         self.pipeline.failures.forget(self._clock() - self._settings.keep_failed)
-        self._marks.renew()
+        self._checkpoints.renew()
 
     def _try_to_clear(self) -> None:
         try:
@@ -393,24 +393,24 @@ class Dispatcher:
             self._finds.hasten(notification.path)
             self._hear_of(notification)
         if notification.source is Source.RESUBMIT:
-            self._by_hand.accept(notification, answer)
+            self._resubmitter.accept(notification, answer)
             return
         match notification.kind:
             case Kind.STARTED:
-                self._endings.begin(notification, answer)
+                self._transfer_tracker.begin(notification, answer)
             case Kind.ENDED:
-                self._endings.end(notification.session, "its session ended")
+                self._transfer_tracker.end(notification.session, "its session ended")
                 self._decisions.answer_durably(answer)
             case Kind.FAILED:
-                self._endings.fail(notification)
+                self._transfer_tracker.fail(notification)
                 self._decisions.answer_durably(answer)
             case Kind.RENAMED:
-                if reason := self._endings.rename(notification):
+                if reason := self._transfer_tracker.rename(notification):
                     self._decisions.answer_durably(answer, Outcome.IGNORED, reason)
                 else:
                     self._renames.follow(notification, answer)
             case Kind.COMPLETED:
-                path = self._endings.complete(notification)
+                path = self._transfer_tracker.complete(notification)
                 if path and not is_last:
                     answer(Answer(Outcome.IGNORED, "a later transfer has failed"))
                 elif path:
@@ -440,13 +440,13 @@ class Dispatcher:
             return
         watch, subpath = located
         path = os.path.join(watch.path, subpath)
-        noticed = self.held.get(path)
+        noticed = self.hold_queue.get(path)
         if not may_speak(notification, watch.path, subpath):
             # Another's file has taken the place of what it was said of.
             notification = Notification(Kind.COMPLETED, path, Source.INOTIFY)
         verdict = self.judge.judge(watch, subpath, notification, noticed)
         if not isinstance(verdict, Hold):
-            self.held.pop(path)
+            self.hold_queue.pop(path)
             if noticed is not None and noticed.id and not isinstance(verdict, Accept | Fail):
                 self._decisions.release(noticed, verdict)
         match verdict:
@@ -499,11 +499,11 @@ class Dispatcher:
 
     def _replay_other(self, position: int, record: dict[str, Any]) -> None:
         if record["event"] == READ:
-            self._marks.keep(record["log"], record["mark"], position)
+            self._checkpoints.keep(record["log"], record["mark"], position)
         if "file" in record:
             self._ledgers.replay_rename(record["path"], FileState.decode(record["file"]))
         self._decisions.replay(position, record)
-        self._endings.replay(position, record)
+        self._transfer_tracker.replay(position, record)
 
 
 def _paths(notification: Notification) -> list[str]:

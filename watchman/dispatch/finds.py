@@ -57,12 +57,12 @@ class Finds:
         inbox: Inbox,
         *,
         locate: Callable[[str], Place | None],
-        come_back: Callable[[str, int], None],
+        request_later: Callable[[str, int], None],
     ) -> None:
-        """`come_back` has a watch scanned once fewer of an owner's finds wait."""
+        """`request_later` has a watch scanned once fewer of an owner's finds wait."""
         self._inbox = inbox
         self._locate = locate
-        self._come_back = come_back
+        self._come_back = request_later
         #: Guards what is not sorted, and whether a turn is on its way.
         self._changed = threading.Condition()
         self._unsorted: OrderedDict[Find, list[Work]] = OrderedDict()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from watchman.config.rules import Rules
 from watchman.config.settings import WatchSettings
-from watchman.dispatch.held import Noticed
+from watchman.dispatch.hold_queue import HeldFile
 from watchman.dispatch.transfers import Transfers
 from watchman.errors import NotBelowWatch
 from watchman.store.ledger import Ledger
@@ -214,7 +214,7 @@ class Judge:
         watch: WatchSettings,
         subpath: str,
         notification: Notification,
-        noticed: Noticed | None,
+        noticed: HeldFile | None,
     ) -> Verdict:
         """Look at a file below a watch that its source says is complete; `noticed` if held."""
         path = os.path.join(watch.path, subpath)
@@ -264,7 +264,7 @@ class Judge:
         return self._refused(word, noticed, look) or Accept(look.state, word, look.ownership)
 
     def _refused(
-        self, word: Notification, noticed: Noticed | None, look: beneath.Look
+        self, word: Notification, noticed: HeldFile | None, look: beneath.Look
     ) -> Verdict | None:
         """Refuse a hard link to a file of somebody else, once it has stayed one for a while."""
         reason = look.ownership.refusal() and look.ownership.refusal(uploader(word))
@@ -274,7 +274,7 @@ class Judge:
         return Hold(reason, wait, look.state, word) if wait > 0 else Refuse(look.state, reason)
 
     def _word(
-        self, notification: Notification, noticed: Noticed | None, state: FileState
+        self, notification: Notification, noticed: HeldFile | None, state: FileState
     ) -> tuple[Notification, bool]:
         """Return what to go by: what ProFTPD has said of a held file stands, whoever speaks of it.
 
@@ -290,7 +290,7 @@ class Judge:
         return noticed.notification, noticed.writing or noticed.overlapped
 
     def _counted(
-        self, notification: Notification, noticed: Noticed | None, *, writing: bool | None
+        self, notification: Notification, noticed: HeldFile | None, *, writing: bool | None
     ) -> int:
         """Return 1 where one of several writers has closed a file, -1 where ProFTPD speaks of one.
 
@@ -306,7 +306,7 @@ class Judge:
         return -1 if writing or (noticed is not None and noticed.unspoken > 0) else 0
 
     def _still_written(
-        self, notification: Notification, noticed: Noticed | None, look: beneath.Look
+        self, notification: Notification, noticed: HeldFile | None, look: beneath.Look
     ) -> Verdict | None:
         """Hold a file that may have a writer."""
         if look.writing:
@@ -325,7 +325,7 @@ class Judge:
         # A change that comes without an event, as chmod(2), may end the longer wait.
         return Hold(reason, min(wait, 2 * QUIET), look.state) if wait > 0 else None
 
-    def confirms(self, noticed: Noticed, state: FileState) -> bool:
+    def confirms(self, noticed: HeldFile, state: FileState) -> bool:
         """Whether ProFTPD has said of a held file that it is whole, and nobody wrote it since."""
         if noticed.writing or noticed.overlapped or noticed.was_rewritten(state):
             return False
@@ -341,7 +341,7 @@ class Judge:
         )
 
     def _failed_before(
-        self, decided: bool, noticed: Noticed | None, state: FileState
+        self, decided: bool, noticed: HeldFile | None, state: FileState
     ) -> Verdict | None:
         """Fail a file whose transfer was said to have failed, unless there is a better word."""
         if noticed is None or not noticed.failure or decided:
@@ -358,7 +358,7 @@ class Judge:
         subpath: str,
         word: Notification,
         decided: bool,
-        noticed: Noticed | None,
+        noticed: HeldFile | None,
         state: FileState,
     ) -> Verdict | None:
         """Hold what ProFTPD may have more to say of: its silence proves nothing before `confirm`.
@@ -385,26 +385,26 @@ class Judge:
         return word.source is self.decisive
 
     def _unsettled(
-        self, watch: WatchSettings, noticed: Noticed | None, look: beneath.Look
+        self, watch: WatchSettings, noticed: HeldFile | None, look: beneath.Look
     ) -> Verdict | None:
         """Hold a file whose client may still look for it, rename it or set its times."""
         wait = watch.settle - self._quiet(noticed, look.state)
         return Hold("settling", wait, look.state) if wait > 0 else None
 
-    def _unchanged(self, noticed: Noticed | None, state: FileState) -> float:
+    def _unchanged(self, noticed: HeldFile | None, state: FileState) -> float:
         """Return for how many seconds a held file has been as it is, with all heard that ProFTPD
         said until then.
         """
         return self._seen_so(noticed, state, self.heard_until())
 
-    def _quiet(self, noticed: Noticed | None, state: FileState) -> float:
+    def _quiet(self, noticed: HeldFile | None, state: FileState) -> float:
         """Return for how many seconds we have seen a held file to be as it is, and closed.
 
         Only what was watched counts: a file's times are set by its server's clock, or by anybody.
         """
         return self._seen_so(noticed, state, self._monotonic())
 
-    def _seen_so(self, noticed: Noticed | None, state: FileState, until: float) -> float:
+    def _seen_so(self, noticed: HeldFile | None, state: FileState, until: float) -> float:
         if noticed is None or noticed.writing or noticed.state != state:
             return 0.0
         return max(0.0, until - noticed.unchanged_since)
@@ -469,7 +469,7 @@ class Judge:
 
 
 def _too_fresh(
-    notification: Notification, noticed: Noticed | None, state: FileState
+    notification: Notification, noticed: HeldFile | None, state: FileState
 ) -> Verdict | None:
     """Hold what was found before word of it can have come: it may be a rename's."""
     if noticed is not None or not notification.patience:

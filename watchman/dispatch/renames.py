@@ -59,7 +59,7 @@ class Renames:
         if new is not None and names:
             for old in names:
                 if file := self._was_decided(*old, *new):
-                    self._pipeline.whereabouts.follow(_path(old), notification.path, file)
+                    self._pipeline.file_tracker.follow(_path(old), notification.path, file)
                     self._follow_failed(_path(old), notification.path)
                     self._decisions.answer_durably(answer, Outcome.DUPLICATE, "-")
                     return
@@ -73,14 +73,14 @@ class Renames:
         for located in (old, new):
             if located is not None:
                 self._ledgers[located[0].name].disturb()
-        self._pipeline.whereabouts.follow(notification.old_path, notification.path)
+        self._pipeline.file_tracker.follow(notification.old_path, notification.path)
         if old is None:
             return
         directory = _path(old)
         for path in self._pipeline.failures.below(directory):
             self._follow_failed(path, notification.path + path[len(directory) :])
         passed = [path for path in self._passed if path.startswith(directory + "/")]
-        for path in dict.fromkeys([*self._decisions.held.below(directory), *passed]):
+        for path in dict.fromkeys([*self._decisions.hold_queue.below(directory), *passed]):
             name = notification.path + path[len(directory) :]
             self.follow(replace(notification, path=name, old_path=path, is_directory=False), nobody)
 
@@ -137,7 +137,7 @@ class Renames:
         self, old_watch: WatchSettings, old: str, watch: WatchSettings, subpath: str
     ) -> Notification | None:
         """Return what ProFTPD has said of a held file, as said of its new name."""
-        noticed = self._decisions.held.get(os.path.join(old_watch.path, old))
+        noticed = self._decisions.hold_queue.get(os.path.join(old_watch.path, old))
         if noticed is None:
             return None
         try:

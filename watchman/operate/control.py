@@ -9,10 +9,10 @@ from typing import Any
 from watchman.config.settings import Settings
 from watchman.dispatch.dispatcher import Dispatcher
 from watchman.errors import WatchmanError
+from watchman.operate.history import History
 from watchman.operate.interventions import Interventions
 from watchman.operate.overview import Overview
-from watchman.operate.stories import Stories
-from watchman.operate.unsettled import ORDER, Selection, Unsettled
+from watchman.operate.queue_view import ORDER, QueueView, Selection
 from watchman.sinks.pauses import ALL, KINDS, Pauses
 from watchman.sinks.sinks import Movers, Publishers
 from watchman.sources.finders import Finders
@@ -42,19 +42,21 @@ class Control:
         self._pauses = pauses
         self._reload = reload
         sinks: dict[str, Publishers | Movers] = {"broker": publishers, "move": movers}
-        unsettled = Unsettled(
+        queue_view = QueueView(
             dispatcher.pipeline,
             journal=journal,
             sinks=lambda: {kind: one.status() for kind, one in sinks.items()},
         )
-        self._unsettled = unsettled
-        self._stories = Stories(journal=journal, unsettled=unsettled, held=dispatcher.held)
+        self._queue_view = queue_view
+        self._history = History(
+            journal=journal, queue_view=queue_view, hold_queue=dispatcher.hold_queue
+        )
         self._interventions = Interventions(
-            unsettled, dispatcher=dispatcher, hurry=lambda kind, name: sinks[kind].hurry(name)
+            queue_view, dispatcher=dispatcher, hurry=lambda kind, name: sinks[kind].hurry(name)
         )
         self._overview = Overview(
             dispatcher=dispatcher,
-            unsettled=unsettled,
+            queue_view=queue_view,
             pauses=pauses,
             finders=finders,
             publishers=publishers,
@@ -69,7 +71,7 @@ class Control:
             case "queue":
                 return self._queue(fields.get("limit", ""))
             case "explain":
-                return self._stories.tell(fields.get("path") or fields.get("id", ""))
+                return self._history.tell(fields.get("path") or fields.get("id", ""))
             case "retry":
                 return self._intervene(self._interventions.retry, fields)
             case "drop":
@@ -83,7 +85,7 @@ class Control:
         raise WatchmanError(f"unknown query {event!r}")
 
     def _queue(self, limit: str) -> Iterator[Mapping[str, Any]]:
-        rows = itertools.chain(self._unsettled.rows(), self._dispatcher.held.rows())
+        rows = itertools.chain(self._queue_view.rows(), self._dispatcher.hold_queue.rows())
         return itertools.islice(rows, int(limit) if limit else None)
 
     def _intervene(
@@ -93,7 +95,7 @@ class Control:
         broker = fields.get("broker", "")
         if broker and broker not in self.settings.brokers:
             of_it = Selection(states=frozenset(ORDER), broker=broker)
-            for found in self._unsettled.select(of_it):
+            for found in self._queue_view.select(of_it):
                 if found is not None:
                     break
                 yield None

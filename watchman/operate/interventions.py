@@ -7,7 +7,7 @@ from typing import Any
 
 from watchman.dispatch.dispatcher import Dispatcher
 from watchman.errors import JournalUnwritable, WatchmanError
-from watchman.operate.unsettled import Found, Selection, Unsettled
+from watchman.operate.queue_view import Found, QueueView, Selection
 from watchman.uploads.upload import State, Upload
 
 #: Seconds for which an upload that a publisher has in hand is waited for.
@@ -28,10 +28,10 @@ class Interventions:
     """Retries and drops. Called in the thread of queries, and durable before it is told."""
 
     def __init__(
-        self, unsettled: Unsettled, *, dispatcher: Dispatcher, hurry: Callable[[str, str], None]
+        self, queue_view: QueueView, *, dispatcher: Dispatcher, hurry: Callable[[str, str], None]
     ) -> None:
         #: `hurry` has a broker or a move, by its name, tried at once.
-        self._unsettled = unsettled
+        self._queue_view = queue_view
         self._dispatcher = dispatcher
         self._hurry = hurry
 
@@ -41,7 +41,7 @@ class Interventions:
         opened: set[tuple[str, str]] = set()
         failed: list[Found] = []
         missing = set(selection.ids)
-        for found in self._unsettled.select(selection):
+        for found in self._queue_view.select(selection):
             if found is None:
                 yield None
                 continue
@@ -67,7 +67,7 @@ class Interventions:
         selection = Selection.of(fields, DROPPED)
         lot: list[Found] = []
         missing = set(selection.ids)
-        for found in self._unsettled.select(selection):
+        for found in self._queue_view.select(selection):
             if found is None:
                 yield None
                 continue

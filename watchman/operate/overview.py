@@ -11,7 +11,7 @@ from typing import Any
 from watchman import __version__
 from watchman.config.settings import Settings
 from watchman.dispatch.dispatcher import Dispatcher
-from watchman.operate.unsettled import DOWN, Unsettled
+from watchman.operate.queue_view import DOWN, QueueView
 from watchman.sinks.pauses import ALL, Pauses
 from watchman.sinks.pipeline import Group
 from watchman.sinks.sinks import Movers, Publishers
@@ -39,7 +39,7 @@ class Overview:
         self,
         *,
         dispatcher: Dispatcher,
-        unsettled: Unsettled,
+        queue_view: QueueView,
         pauses: Pauses,
         finders: Finders,
         publishers: Publishers,
@@ -47,7 +47,7 @@ class Overview:
     ) -> None:
         self._started = time.time()
         self._dispatcher = dispatcher
-        self._unsettled = unsettled
+        self._queue_view = queue_view
         self._pauses = pauses
         self._finders = finders
         self._publishers = publishers
@@ -55,7 +55,7 @@ class Overview:
 
     def status(self, settings: Settings) -> dict[str, Any]:
         """Return all of it; what is paused is no problem, for somebody wanted it so."""
-        dispatcher, groups = self._dispatcher, self._unsettled.groups()
+        dispatcher, groups = self._dispatcher, self._queue_view.groups()
         watches = self._watches(settings)
         brokers = self._sinks("broker", self._publishers.status(), groups)
         moves = self._sinks("move", self._movers.status(), groups)
@@ -101,11 +101,11 @@ class Overview:
             },
             "brokers": brokers,
             "uploads": {
-                "noticed": len(dispatcher.held),
+                "noticed": len(dispatcher.hold_queue),
                 **{state: counts[state] for state in ("waiting", "deferred", "failed")},
                 "done": dispatcher.pipeline.settled[State.DONE.value],
             },
-            "oldest_waiting": self._unsettled.oldest(),
+            "oldest_waiting": self._queue_view.oldest(),
         }
 
     def _stalled(self, brokers: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

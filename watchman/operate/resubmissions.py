@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from watchman.operate.stories import SETTLED
+from watchman.operate.history import SETTLED
 from watchman.store.journal import Journal
 from watchman.uploads.upload import Answer, Notification, Outcome, Source, State
 

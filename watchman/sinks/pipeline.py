@@ -17,8 +17,8 @@ from watchman.config.settings import Settings, TaskSettings
 from watchman.errors import JournalCorrupt, Stopped
 from watchman.sinks.backlog import Backlog
 from watchman.sinks.failures import NEVER_WAITED, Failures
+from watchman.sinks.file_tracker import RETRY, FileTracker
 from watchman.sinks.pauses import ALL
-from watchman.sinks.whereabouts import RETRY, Whereabouts
 from watchman.store.groupcommit import GroupCommit
 from watchman.store.journal import Journal
 from watchman.store.ledger import Ledger
@@ -97,7 +97,7 @@ class Pipeline:
         self._closed = threading.Event()
         self.settled: Counter[str] = Counter()
         self.failures = Failures(journal=journal, commit=commit, settled=self._count)
-        self.whereabouts = Whereabouts(
+        self.file_tracker = FileTracker(
             rules=rules, ledgers=ledgers, journal=journal, commit=commit, monotonic=monotonic
         )
 
@@ -118,7 +118,7 @@ class Pipeline:
         uploads = []
         for upload in self._take(self.backlogs[broker], limit, timeout):
             # What was moved lies where nobody uploads, and perhaps on a server that hangs.
-            report = self.whereabouts.look(upload) if upload.source_state is None else None
+            report = self.file_tracker.look(upload) if upload.source_state is None else None
             if report is None:
                 uploads.append(upload)
             else:
@@ -243,7 +243,7 @@ class Pipeline:
     def change(self, settings: Settings, *, rules: Rules, ledgers: Mapping[str, Ledger]) -> None:
         """Go over to other settings; what waits goes on as it was accepted."""
         self._settings, self._rules, self._ledgers = settings, rules, ledgers
-        self.whereabouts.change(rules=rules, ledgers=ledgers)
+        self.file_tracker.change(rules=rules, ledgers=ledgers)
         for name in settings.brokers:
             self._backlog("broker", name)
         for name in settings.moves:
@@ -267,7 +267,7 @@ class Pipeline:
         task = task_of(upload, section) if section else upload.task
         if not self.failures.holds(upload) or (task is None and not upload.move):
             return "no task matches it"
-        if reason := self.whereabouts.refusal(upload):
+        if reason := self.file_tracker.refusal(upload):
             return reason
         again = replace(upload, task=task)
 
@@ -367,8 +367,8 @@ class Pipeline:
         if state in (State.GONE, State.SUPERSEDED) and upload.source_state is None:
             record |= {"path": upload.path, "gone": upload.state.encode()}
             self._gone(upload.path, upload.state)
-            is_away = state is State.GONE or self.whereabouts.is_replaced(upload)
-            names = self.whereabouts.give_up(upload) if is_away else []
+            is_away = state is State.GONE or self.file_tracker.is_replaced(upload)
+            names = self.file_tracker.forget_file(upload) if is_away else []
             record["names"] = [[path, file.encode()] for path, file in names]
             for path, file in names:
                 self._gone(path, file)
@@ -377,7 +377,7 @@ class Pipeline:
             self._count(state)
             self._journal.release(upload.position)
             backlog.settle(upload.position)
-            self.whereabouts.settle(upload)
+            self.file_tracker.settle(upload)
             self._settled(upload)
             if state is State.FAILED:
                 logger.error("Upload %s failed: %r: %s.", upload.id, upload.path, report.reason)
@@ -406,7 +406,7 @@ class Pipeline:
         ledger.put(located[1], renamed.state, sample=sample, waiting=True)
         if before.state != renamed.state:
             # It may go back while nobody looks, to where the decision still has it known.
-            self.whereabouts.follow(before.path, before.path, before.state)
+            self.file_tracker.follow(before.path, before.path, before.state)
 
         def durable(position: int) -> None:
             self._journal.release(upload.position)
@@ -475,7 +475,7 @@ class Pipeline:
                     place = *self._place_of(upload), upload.owned_by
                     live.setdefault(place, {})[number] = position
             elif record["event"] == State.RENAMED.value:
-                self.whereabouts.replay(position, record)
+                self.file_tracker.replay(position, record)
         for position in failed.values():
             record = self._journal.read(position)
             self.failures.replay(Upload.decode(record, position), record)

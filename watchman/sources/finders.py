@@ -96,10 +96,10 @@ class Finders:
         if watch in self._names:  # else its section has left the INI file
             self._scanner.request(watch, subpath)
 
-    def come_back(self, watch: str, owner: int) -> None:
+    def request_later(self, watch: str, owner: int) -> None:
         """Have a watch scanned once more of an owner's files are taken, as `request` does."""
         if watch in self._names:
-            self._scanner.come_back(watch, {owner})
+            self._scanner.request_later(watch, {owner})
 
     def read_log(self) -> None:
         """Have the transfer log read soon; from any thread."""

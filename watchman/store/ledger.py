@@ -91,7 +91,7 @@ class Ledger:
         #: Guards what is below but is held for a moment only: the scanner asks while the dispatcher
         #: decides, and while a hook waits for that.
         self._lock = threading.RLock()
-        #: Held while the file is being replaced.
+        #: HoldQueue while the file is being replaced.
         self._writing = threading.Lock()
         self._delta: dict[bytes, Decision] = {}
         #: How many decisions in memory ask for a flush: more after one that failed.

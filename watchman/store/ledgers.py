@@ -59,7 +59,7 @@ class Ledgers:
         if located is not None:
             self.by_watch[located[0].name].settle(located[1], upload.state)
 
-    def look_for_lost(self, journal: Journal) -> None:
+    def forget_lost(self, journal: Journal) -> None:
         """Have the scans that begin with every start find the files again whose record is lost.
 
         A ledger may know of the decision, which would have them passed over.

@@ -179,7 +179,7 @@ class Scanner:
             self._crowded.pop(watch, None)
         self._schedule.request(watch, subpath)
 
-    def come_back(self, watch: str, owners: Collection[int]) -> None:
+    def request_later(self, watch: str, owners: Collection[int]) -> None:
         """Have a whole watch scanned once more is taken of one of `owners`; never blocks, from any
         thread.
         """
@@ -207,7 +207,7 @@ class Scanner:
     def _serve(self, request: Request) -> None:
         owners = () if request.subpath else self._crowded.pop(request.watch, ())
         if owners and not any(map(self._takes, owners)):
-            self.come_back(request.watch, owners)
+            self.request_later(request.watch, owners)
             return
         try:
             if request.subpath:
@@ -408,7 +408,7 @@ class Scanner:
             )
         if owner not in scan.crowded:
             scan.crowded.add(owner)
-            self.come_back(scan.watch.name, {owner})
+            self.request_later(scan.watch.name, {owner})
 
     def _failed(self, scan: _Scan, subpath: str, error: OSError) -> None:
         """Something could not be looked at; go on with the rest."""

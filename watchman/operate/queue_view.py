@@ -85,7 +85,7 @@ class Selection:
         )
 
 
-class Unsettled:
+class QueueView:
     """Reads what the backlogs only have positions of. Called in the thread of queries."""
 
     def __init__(

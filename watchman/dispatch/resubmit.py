@@ -24,7 +24,7 @@ from watchman.uploads.upload import Answer, Notification, Outcome, State, Upload
 FILES = "name files below a watch, each by its own path, as `find DIRECTORY -type f` does"
 
 
-class ByHand:
+class Resubmitter:
     """Accepts what watchman-send names. For the dispatcher's thread."""
 
     def __init__(
@@ -73,7 +73,7 @@ class ByHand:
         if reason := look.ownership.refusal():
             answer(Answer(Outcome.ERROR, reason))
             return
-        noticed = self._decisions.held.pop(path)
+        noticed = self._decisions.hold_queue.pop(path)
         if noticed is not None and noticed.id and notification.old_id:
             self._decisions.release(noticed, PassOver(look.state))
             noticed = None

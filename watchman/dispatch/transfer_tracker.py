@@ -31,7 +31,7 @@ LOOK = 0.5
 LAST_WORDS = 0.5
 
 
-class Endings:
+class TransferTracker:
     """Which transfers are open, and which ended badly. For the dispatcher's thread."""
 
     def __init__(
@@ -148,7 +148,7 @@ class Endings:
             )
             self._fail(failed, transfer.before, LOG_LAG)
 
-    def look_for_dead(self) -> float:
+    def end_dead_sessions(self) -> float:
         """End the sessions that have died without a word, once the log had its say.
 
         Return in how many seconds to look again.
@@ -174,7 +174,7 @@ class Endings:
     def _closed(self, over: list[Transfer]) -> list[Transfer]:
         """Write down that transfers are over, and let nothing wait for them."""
         for transfer in over:
-            self._decisions.held.hasten(transfer.path)
+            self._decisions.hold_queue.hasten(transfer.path)
             record = {"event": Kind.ENDED.value, "at": self._clock(), "path": transfer.path}
 
             def durable(_: int, position: int = transfer.position) -> None:
@@ -211,7 +211,7 @@ class Endings:
             return
         if not may_speak(notification, watch.path, subpath):
             return  # another's, that was not there when he was asked
-        noticed = self._decisions.held.get(path)
+        noticed = self._decisions.hold_queue.get(path)
         touched = not self._judge.was_decided(watch, subpath, look.state)
         if noticed is not None and self._judge.confirms(noticed, look.state):
             # An older good word outlives what was refused, and what left the file as it was. But
@@ -228,7 +228,7 @@ class Endings:
             reason = notification.reason
             self._decisions.hold(path, notification, noticed, hold, nobody, reason)
             return
-        noticed, reason = self._decisions.held.pop(path), notification.reason
+        noticed, reason = self._decisions.hold_queue.pop(path), notification.reason
         self._decisions.fail(watch, subpath, look.state, notification, reason, noticed)
 
     # At start.
@@ -248,7 +248,7 @@ class Endings:
             case Kind.ENDED.value:
                 self._begun_before.pop((record["session"], record["path"]), None)
 
-    def take_up(self, *, logged: bool) -> None:
+    def restore(self, *, logged: bool) -> None:
         """Open again what was open when the journal ended.
 
         `logged`: a log goes on where it was read to, so it tells of all that ended since.

@@ -7,41 +7,41 @@ from pathlib import Path
 
 from tests.support.house import House
 from watchman.config.settings import WatchSettings
-from watchman.dispatch.held import AT_ONCE, Held
+from watchman.dispatch.hold_queue import AT_ONCE, HoldQueue
 from watchman.uploads.session import session_of
 from watchman.uploads.upload import Answer, Kind, Notification, Outcome, Source
 
 
-def hold(held: Held, path: str, source: Source, *, owner: int | None = None) -> None:
+def hold(hold_queue: HoldQueue, path: str, source: Source, *, owner: int | None = None) -> None:
     word = Notification(Kind.COMPLETED, path, source, owner=owner)
-    held.hold(path, word, held.get(path), state=None, reason="", wait=1.0)
+    hold_queue.hold(path, word, hold_queue.get(path), state=None, reason="", wait=1.0)
 
 
 def test_what_scans_have_found_of_an_owner_is_counted_while_it_is_held() -> None:
-    held = Held()
+    hold_queue = HoldQueue()
     for n in range(10):
-        hold(held, f"/told/{n}", Source.HOOK)
+        hold(hold_queue, f"/told/{n}", Source.HOOK)
         for _ in range(2):
-            hold(held, f"/in/{n}", Source.SCAN, owner=7)
-        hold(held, f"/in/{n}", Source.INOTIFY)
-    assert (held.found(7), held.found(8)) == (10, 0)
-    noticed = held.pop("/in/0")
+            hold(hold_queue, f"/in/{n}", Source.SCAN, owner=7)
+        hold(hold_queue, f"/in/{n}", Source.INOTIFY)
+    assert (hold_queue.found(7), hold_queue.found(8)) == (10, 0)
+    noticed = hold_queue.pop("/in/0")
     assert noticed is not None
-    assert held.found(7) == 9
-    held.put_back(noticed)
-    assert held.found(7) == 10
-    held.remove(lambda path: path.startswith("/in/"))
-    assert held.found(7) == 0
+    assert hold_queue.found(7) == 9
+    hold_queue.put_back(noticed)
+    assert hold_queue.found(7) == 10
+    hold_queue.remove(lambda path: path.startswith("/in/"))
+    assert hold_queue.found(7) == 0
 
 
 def test_what_is_due_is_looked_at_again_in_turns() -> None:
-    held, now = Held(), time.monotonic()
+    hold_queue, now = HoldQueue(), time.monotonic()
     for n in range(3 * AT_ONCE):
-        hold(held, f"/in/{n}", Source.SCAN)
+        hold(hold_queue, f"/in/{n}", Source.SCAN)
     later = now + 60
     turns: list[list[str]] = []
-    while turn := held.due(later):
-        assert held.patience(later) == (0.0 if len(turns) < 2 else 1.0)
+    while turn := hold_queue.due(later):
+        assert hold_queue.patience(later) == (0.0 if len(turns) < 2 else 1.0)
         turns.append([noticed.path for noticed in turn])
     assert [len(turn) for turn in turns] == [AT_ONCE] * 3
     assert list(chain(*turns)) == [f"/in/{n}" for n in range(3 * AT_ONCE)]

@@ -19,7 +19,7 @@ AGAIN = 1.0
 
 
 @dataclass(slots=True)
-class Noticed:
+class HeldFile:
     """A held file: why, since when (epoch), and what it has looked like since when (monotonic),
     which is anew once its writer is gone: `writing` if it had one, `overlapped` if it had one when
     the notification was made, `unspoken` how many have closed it while others had it open, and
@@ -64,7 +64,7 @@ class Noticed:
         return before is not None and state is not None and state.inode != before.inode
 
 
-class Held:
+class HoldQueue:
     """The noticed files by path. Changed by the dispatcher's thread alone."""
 
     def __init__(
@@ -75,7 +75,7 @@ class Held:
     ) -> None:
         self._clock = clock
         self._monotonic = monotonic
-        self._noticed: dict[str, Noticed] = {}
+        self._noticed: dict[str, HeldFile] = {}
         self._due: list[tuple[float, str]] = []
         #: How many of them scans have found, by owner.
         self._found: Counter[int | None] = Counter()
@@ -87,7 +87,7 @@ class Held:
         self,
         path: str,
         notification: Notification,
-        before: Noticed | None,
+        before: HeldFile | None,
         *,
         state: FileState | None,
         reason: str,
@@ -96,7 +96,7 @@ class Held:
         overlapped: bool = False,
         unspoken: int = 0,
         failure: str = "",
-    ) -> Noticed:
+    ) -> HeldFile:
         """Hold a file for `wait` seconds, or until it is spoken of; `before` is how it was held."""
         now = self._monotonic()
         same = before is not None and before.state == state and not before.writing
@@ -104,7 +104,7 @@ class Held:
         hooked = before is not None and before.hooked and not before.was_rewritten(state)
         unclosed = before is not None and before.unclosed and notification.source is Source.SCAN
         self.pop(path)
-        noticed = self._noticed[path] = Noticed(
+        noticed = self._noticed[path] = HeldFile(
             notification=notification,
             path=path,
             reason=reason,
@@ -128,7 +128,7 @@ class Held:
         heapq.heappush(self._due, (noticed.due, path))
         return noticed
 
-    def put_back(self, noticed: Noticed) -> None:
+    def put_back(self, noticed: HeldFile) -> None:
         """Hold a file as it was held, and look at it again soon; one held anew meanwhile stays."""
         if noticed.path not in self._noticed:
             noticed.due = self._monotonic() + AGAIN
@@ -136,7 +136,7 @@ class Held:
             self._found[noticed.found_of] += 1
             heapq.heappush(self._due, (noticed.due, noticed.path))
 
-    def pop(self, path: str) -> Noticed | None:
+    def pop(self, path: str) -> HeldFile | None:
         """Hold a file no longer; return how it was held."""
         noticed = self._noticed.pop(path, None)
         if noticed is not None:
@@ -150,11 +150,11 @@ class Held:
             noticed.due = self._monotonic()
             heapq.heappush(self._due, (noticed.due, path))
 
-    def get(self, path: str) -> Noticed | None:
+    def get(self, path: str) -> HeldFile | None:
         """Return how a file is held."""
         return self._noticed.get(path)
 
-    def remove(self, is_over: Callable[[str], bool]) -> list[Noticed]:
+    def remove(self, is_over: Callable[[str], bool]) -> list[HeldFile]:
         """Hold files no longer whose path is one that `is_over`; return how they were held."""
         over = [path for path in self._noticed if is_over(path)]
         return [noticed for path in over if (noticed := self.pop(path))]
@@ -167,9 +167,9 @@ class Held:
         """Return the paths of held files below a directory."""
         return [path for path in self._noticed if path.startswith(directory + "/")]
 
-    def due(self, now: float) -> list[Noticed]:
+    def due(self, now: float) -> list[HeldFile]:
         """Return some of what is due; each once."""
-        found: list[Noticed] = []
+        found: list[HeldFile] = []
         while self._due and self._due[0][0] <= now and len(found) < AT_ONCE:
             due, path = heapq.heappop(self._due)
             noticed = self._noticed.get(path)

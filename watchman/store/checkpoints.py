@@ -12,7 +12,7 @@ from watchman.store.journal import Journal
 READ = "read"
 
 
-class Marks:
+class Checkpoints:
     """The last mark by log, with the position of its record. Changed by the dispatcher's thread."""
 
     def __init__(self, *, journal: Journal, commit: GroupCommit) -> None:

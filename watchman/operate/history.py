@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from operator import itemgetter
 from typing import Any
 
-from watchman.dispatch.held import Held
-from watchman.operate.unsettled import Selection, Unsettled
+from watchman.dispatch.hold_queue import HoldQueue
+from watchman.operate.queue_view import QueueView, Selection
 from watchman.store.journal import Journal
 from watchman.uploads.upload import State
 
@@ -24,13 +24,13 @@ SETTLED = frozenset(
 Numbered = tuple[int, dict[str, Any]]
 
 
-class Stories:
+class History:
     """Reads up what has happened. Called in the thread of queries."""
 
-    def __init__(self, *, journal: Journal, unsettled: Unsettled, held: Held) -> None:
+    def __init__(self, *, journal: Journal, queue_view: QueueView, hold_queue: HoldQueue) -> None:
         self._journal = journal
-        self._unsettled = unsettled
-        self._held = held
+        self._queue_view = queue_view
+        self._hold_queue = hold_queue
 
     def tell(self, subject: str) -> Iterator[dict[str, Any] | None]:
         """Yield the story of a path or an upload's id, and None now and then before it.
@@ -64,7 +64,7 @@ class Stories:
         yield {"path": subject, "story": story, "earlier": earlier, "now": now}
 
     def _rows(self, subject: str, ids: set[str]) -> Iterator[dict[str, Any] | None]:
-        yield from (row for row in self._held.rows() if subject in (row["path"], row["id"]))
+        yield from (row for row in self._hold_queue.rows() if subject in (row["path"], row["id"]))
         if ids:
-            for found in self._unsettled.select(Selection(frozenset(ids))):
+            for found in self._queue_view.select(Selection(frozenset(ids))):
                 yield found.row() if found is not None else None

@@ -46,7 +46,7 @@ class Rename:
         return None
 
 
-class Whereabouts:
+class FileTracker:
     """Looks at an upload's file before its turn, and knows what was renamed meanwhile.
 
     `look` is called by movers and publishers; all else in the dispatcher's thread.
@@ -223,7 +223,7 @@ class Whereabouts:
             return True
         return state is None or state.inode != upload.state.inode
 
-    def give_up(self, upload: Upload) -> list[tuple[str, FileState]]:
+    def forget_file(self, upload: Upload) -> list[tuple[str, FileState]]:
         """Forget where the file of an upload went that is gone; return the names that the decision
         about it has followed it to, and what it was like then.
         """
