@@ -170,8 +170,14 @@ def house(tmp_path: Path) -> Iterator[House]:
 
 
 def test_events_and_finds_of_a_dispatcher_that_is_busy_wait_for_their_owners(house: House) -> None:
-    free = threading.Event()
-    house.dispatcher.submit(Notification(Kind.ENDED, "", Source.HOOK), lambda _: free.wait())
+    busy, free = threading.Event(), threading.Event()
+
+    def be_busy() -> None:
+        busy.set()
+        free.wait()
+
+    threading.Thread(target=house.dispatcher.call, args=[be_busy]).start()
+    busy.wait()
     for n in range(20):
         for user in (BOB, ALICE)[: 1 + (n == 19)]:
             path = house.write(f"{user}-{n}.csv")

@@ -24,10 +24,10 @@ from watchman.operate.logs import WAITING
 #: Logs `lines` numbered lines, then waits to be told to end.
 SCRIPT = """
 import logging, sys, time
-from tests.house import Inside
+from tests.support.house import Inside
 from pathlib import Path
 from dataclasses import replace
-from watchman.logs import log_to
+from watchman.operate.logs import log_to
 file, form, lines = sys.argv[1:]
 inside = Inside(Path.cwd())
 inside.open()

@@ -26,7 +26,7 @@ from watchman.uploads.upload import State
 
 PRODUCER = """
 import sys, kombu
-from watchman.sinks.celeryapp import embedded_options
+from watchman.sinks.publishing.celeryapp import embedded_options
 connection = kombu.Connection(
     transport="watchman.sinks.publishing.filesystem:Transport",
     transport_options=embedded_options(sys.argv[1]),
@@ -38,7 +38,7 @@ for number in range(int(sys.argv[2]), int(sys.argv[3])):
 
 CONSUMER = """
 import sys, time, kombu
-from watchman.sinks.celeryapp import embedded_options
+from watchman.sinks.publishing.celeryapp import embedded_options
 connection = kombu.Connection("filesystem://", transport_options=embedded_options(sys.argv[1]))
 queue = connection.SimpleQueue("work")
 idle = time.monotonic()

@@ -24,7 +24,7 @@ LIMIT = 0.2
 
 LISTENER = """
 import signal, sys
-from watchman.sources.listener import Listener
+from watchman.sources.socket.listener import Listener
 
 Listener(sys.argv[1], submit=None, query=lambda event, fields: [], admins=()).start()
 print("ready", flush=True)

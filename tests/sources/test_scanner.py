@@ -305,8 +305,8 @@ def test_an_unreadable_directory_makes_a_scan_incomplete_and_the_rest_is_scanned
     prefix = ["setpriv", "--bounding-set", rights] if os.geteuid() == 0 else []
     script = """if True:
         import json, sys
-        from tests.test_scanner import Scanning
-        from watchman.settings import WatchSettings
+        from tests.sources.test_scanner import Scanning
+        from watchman.config.settings import WatchSettings
         scanning = Scanning(WatchSettings("in", sys.argv[1]))
         print(json.dumps([scanning.scan(), sorted(scanning.paths()), scanning.status()["error"]]))
     """

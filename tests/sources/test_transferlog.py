@@ -363,8 +363,8 @@ def test_where_we_may_not_ask_who_writes_it_an_old_log_is_kept_until_it_is_forsa
     script = f"""
 import os
 from pathlib import Path
-from tests.translog import Reader
-from watchman.sources import logfiles
+from tests.support.translog import Reader
+from watchman.sources.transferlog import files as logfiles
 os.setresuid(12345, 12345, 12345)
 reader = Reader(Path({str(log)!r}))
 reader.start()

@@ -578,9 +578,9 @@ def test_an_unreadable_directory_is_reported_and_the_others_are_watched(root: Pa
     prefix = ["setpriv", "--bounding-set", rights] if os.geteuid() == 0 else []
     script = """if True:
         import json, logging, sys
-        from tests.deadline import eventually
-        from tests.watching import Watching
-        from watchman.settings import WatchSettings
+        from tests.support.deadline import eventually
+        from tests.support.watching import Watching
+        from watchman.config.settings import WatchSettings
         logging.basicConfig(level="ERROR")
         watching = Watching([WatchSettings("in", sys.argv[1])]).start()
         eventually(lambda: watching.ledgers["in"].sweeps == [False])
@@ -606,9 +606,9 @@ def test_a_directory_that_is_given_away_after_it_was_made_is_watched_soon(root: 
     prefix = ["setpriv", "--bounding-set", rights] if os.geteuid() == 0 else []
     script = """if True:
         import os, sys
-        from tests.deadline import eventually
-        from tests.watching import Watching
-        from watchman.settings import WatchSettings
+        from tests.support.deadline import eventually
+        from tests.support.watching import Watching
+        from watchman.config.settings import WatchSettings
         watching = Watching([WatchSettings("in", sys.argv[1])]).start()
         eventually(lambda: watching.state() == "watching")
         made = sys.argv[1] + "/made"

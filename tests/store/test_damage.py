@@ -206,6 +206,7 @@ def test_what_is_done_is_not_sent_again_because_another_record_is_damaged(
 
 def test_a_block_of_nuls_at_the_end_is_taken_for_an_unfinished_batch(station: Station) -> None:
     waits, done = station.upload("a.wait"), station.upload("a.csv")
+    eventually(lambda: station.waiting() == {waits})
     journal = station.end(orderly=False)
     station.restart(journal + NULS)
     assert station.waiting() == {waits}

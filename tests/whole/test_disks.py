@@ -20,7 +20,7 @@ from tests.support import bulk
 from tests.support.deadline import eventually
 from tests.support.filesystems import Disk, failing, mounted
 from tests.support.translog import append, line
-from watchman.errors import RequestRefused
+from watchman.errors import RequestRefused, SocketUnavailable
 from watchman.store.journal import SEGMENT_SIZE
 from watchman.uploads.upload import Task
 
@@ -79,8 +79,8 @@ def announce(daemon: Daemon, path: Path, event: str = "completed", **fields: str
     """Why a hook's word of a file is answered ERROR; "" if it is not."""
     try:
         daemon.ask(event, path=str(path), **fields)
-    except RequestRefused as refusal:
-        # The socket's client asks queries, and takes any other answer for a refusal.
+    except (RequestRefused, SocketUnavailable) as refusal:
+        # The socket's client asks queries, and takes any other answer for a fault.
         word = str(refusal)
         return word if "cannot be written" in word else ""
     return ""
