@@ -156,11 +156,11 @@ class Decisions:
         for new.
         """
         now = self._monotonic()
-        for watch in self._retract(path, state):
+        for watch in self.retract(path, state):
             due = max(now, self._searched.get(watch, -SEARCH) + SEARCH)
             self._searched[watch] = self._missed.setdefault(watch, due)
 
-    def _retract(self, path: str, state: FileState) -> list[str]:
+    def retract(self, path: str, state: FileState) -> list[str]:
         """Forget what was decided about a file as it was then; return in which watches."""
         name = os.path.basename(path)
         return [watch for watch, ledger in self._ledgers.items() if ledger.retract(name, state)]
@@ -298,7 +298,7 @@ class Decisions:
         if "gone" in record:
             names = [[record["path"], record["gone"]], *record.get("names", ())]
             for path, state in names:
-                self._retract(path, FileState.decode(state))
+                self.retract(path, FileState.decode(state))
         if record["event"] == State.NOTICED.value:
             self._noticed_before[record["id"]] = position, record
         else:

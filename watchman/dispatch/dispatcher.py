@@ -98,6 +98,7 @@ class Dispatcher:
             settled=self._ledgers.settle,
             superseded=self._superseded,
             gone=self._gone,
+            renamed=self._renamed,
             monotonic=monotonic,
         )
         self.crosscheck = Crosscheck()
@@ -488,8 +489,27 @@ class Dispatcher:
         """See to it that the newer write is decided about, should nobody have spoken of it."""
         self._complete(Notification(Kind.COMPLETED, upload.path, Source.SCAN), nobody)
 
-    def _gone(self, path: str, state: FileState) -> None:
-        self._decisions.search(path, state)
+    def _gone(self, path: str, state: FileState, is_lost: bool) -> None:
+        if is_lost:
+            self._decisions.search(path, state)
+        else:
+            self._decisions.retract(path, state)
+
+    def _renamed(self, upload: Upload) -> None:
+        """Decide about a file that has another name than it had as an upload."""
+        word = Notification(
+            Kind.COMPLETED,
+            upload.path,
+            upload.source,
+            user=upload.user,
+            client=upload.client,
+            protocol=upload.protocol,
+        )
+        if upload.source is Source.RESUBMIT:
+            given = upload.original if upload.original != upload.path else ""
+            self._resubmitter.accept(replace(word, resubmit_as=given), nobody)
+        else:
+            self._complete(word, nobody)
 
     def _replay_decision(self, upload: Upload, has_failed: bool, never_waited: bool) -> None:
         recent = self.judge.recent(upload.source_path, None)

@@ -60,7 +60,6 @@ class Renames:
             for old in names:
                 if file := self._was_decided(*old, *new):
                     self._pipeline.file_tracker.follow(_path(old), notification.path, file)
-                    self._follow_failed(_path(old), notification.path)
                     self._decisions.answer_durably(answer, Outcome.DUPLICATE, "-")
                     return
             self._remember(_path(new), names)
@@ -77,8 +76,6 @@ class Renames:
         if old is None:
             return
         directory = _path(old)
-        for path in self._pipeline.failures.below(directory):
-            self._follow_failed(path, notification.path + path[len(directory) :])
         passed = [path for path in self._passed if path.startswith(directory + "/")]
         for path in dict.fromkeys([*self._decisions.hold_queue.below(directory), *passed]):
             name = notification.path + path[len(directory) :]
@@ -113,25 +110,6 @@ class Renames:
         if self._judge.excludes(watch, subpath) is not None:
             return True
         return not self._judge.matches(os.path.join(watch.path, subpath))
-
-    def _follow_failed(self, old: str, new: str) -> None:
-        """Follow failed uploads of a path, if the file at another one is theirs."""
-        located = self._locate(new)
-        if located is None:
-            return
-        watch, subpath = located
-        try:
-            state = beneath.state(watch.path, subpath)
-        except (OSError, NotBelowWatch):
-            return
-        path = os.path.join(watch.path, subpath)
-        for upload, reason in self._pipeline.failures.of(old):
-            before = upload.state
-            is_its = upload.source_state is None and state.inode == before.inode
-            if is_its and not state.rewritten_since(before.size, before.ctime):
-                root = beneath.identity(watch.path)
-                upload = replace(upload, watch=watch.name, path=path, state=state, root=root)
-                self._pipeline.rename_failed(upload, reason)
 
     def _word_of_held(
         self, old_watch: WatchSettings, old: str, watch: WatchSettings, subpath: str

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from watchman.errors import JournalCorrupt
 from watchman.store.groupcommit import GroupCommit
 from watchman.store.journal import Journal
 from watchman.uploads.upload import State, Upload
@@ -99,31 +98,6 @@ class Failures:
         """Whether an upload that was read from the list is still on it."""
         failure = self._failed.get(upload.id)
         return failure is not None and failure.position == upload.position
-
-    def below(self, path: str) -> list[str]:
-        """Return the paths of files below a directory that are listed."""
-        return [one for one in self._by_path if one.startswith(path + "/")]
-
-    def of(self, path: str) -> Iterator[tuple[Upload, str]]:
-        """Yield the uploads of a path that are listed, and why."""
-        for upload_id in list(self._by_path.get(path, ())):
-            failure = self._failed[upload_id]
-            try:
-                record = failure.record or self._journal.read(failure.position)
-            except (JournalCorrupt, OSError) as e:
-                logger.warning("Upload %s stays listed as %r: %s.", upload_id, path, e)
-                continue
-            yield Upload.decode(record), record.get("reason", "")
-
-    def rename(self, upload: Upload, reason: str, listed: Callable[[int], None]) -> None:
-        """List an upload, which is on the list, as it is under its file's new name."""
-        before = self._pop(upload.id)
-
-        def durable(position: int) -> None:
-            self._journal.release(before.position)
-            listed(position)
-
-        self.add(upload, reason, durable, never_waited=before.never_waited)
 
     def leave(self, upload_id: str, record: dict[str, Any], left: Callable[[int], None]) -> None:
         """Take an upload off the list with a record that says so, whose position `left` is told."""

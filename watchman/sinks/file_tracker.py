@@ -17,7 +17,7 @@ from watchman.errors import NotBelowWatch
 from watchman.store.groupcommit import GroupCommit
 from watchman.store.journal import Journal
 from watchman.store.ledger import Ledger
-from watchman.uploads import beneath, mounts
+from watchman.uploads import beneath, mounts, renaming
 from watchman.uploads.upload import FileState, Report, State, Upload
 
 #: Seconds until an upload is looked at again that a disk or a right held up.
@@ -106,8 +106,10 @@ class FileTracker:
             return ""
         try:
             look = beneath.look(located[0].path, located[1])
+        except FileNotFoundError:
+            return "" if self._is_away(upload, located[0]) else "its file is not there any more"
         except (OSError, NotBelowWatch):
-            return ""  # it is looked for in its turn
+            return ""  # it is looked at in its turn
         return look.ownership.refusal(upload.owner[0] if upload.owner else None)
 
     def _last_known(self, upload: Upload, path: str) -> FileState:
@@ -162,18 +164,18 @@ class FileTracker:
             if located is None:
                 continue
             found, subpath = located
-            claimed = os.path.join(os.path.dirname(subpath), claim_name(upload.id))
-            for name in (subpath, claimed):
-                with contextlib.suppress(OSError, NotBelowWatch):
-                    state = beneath.state(found.path, name)
-                    if state.inode == old.inode:
-                        known = self._last_known(upload, path)
-                        newer = self._ledgers[found.name].decided_since(subpath, known)
-                        upload = replace(upload, watch=found.name, path=path)
-                        if newer or _is_rewritten(upload, found, name, state):
-                            return Report(upload, State.SUPERSEDED, "overwritten before its turn")
-                        root = beneath.identity(found.path)
-                        return Report(replace(upload, state=state, root=root), State.RENAMED)
+            with contextlib.suppress(OSError, NotBelowWatch):
+                _give_name_back(found.path, subpath, upload)
+            with contextlib.suppress(OSError, NotBelowWatch):
+                state = beneath.state(found.path, subpath)
+                if state.inode == old.inode:
+                    known = self._last_known(upload, path)
+                    newer = self._ledgers[found.name].decided_since(subpath, known)
+                    upload = replace(upload, watch=found.name, path=path)
+                    if newer or _is_rewritten(upload, found, subpath, state):
+                        return Report(upload, State.SUPERSEDED, "overwritten before its turn")
+                    root = beneath.identity(found.path)
+                    return Report(replace(upload, state=state, root=root), State.RENAMED)
         now = self._monotonic()
         if now - self._missing.setdefault(upload.id, now) < MISSING:
             lane = f"upload {upload.id}"
@@ -250,6 +252,18 @@ class FileTracker:
     def _keep(self, rename: Rename) -> None:
         self._journal.hold(rename.position)
         self._renames.append(rename)
+
+
+def _give_name_back(root: str, subpath: str, upload: Upload) -> None:
+    """Name a file as it was that was claimed when watchman was killed; or raise OSError."""
+    directory, _, name = subpath.rpartition("/")
+    hidden = claim_name(upload.id)
+    fd = beneath.open_directory(root, directory)
+    try:
+        if os.stat(hidden, dir_fd=fd, follow_symlinks=False).st_ino == upload.state.inode:
+            renaming.rename(fd, hidden, fd, name)
+    finally:
+        os.close(fd)
 
 
 def _is_rewritten(upload: Upload, watch: WatchSettings, subpath: str, state: FileState) -> bool:

@@ -33,6 +33,9 @@ RECENT = 1_000
 #: Seconds between two looks of who waits for the journal at whether it will be written at all.
 WRITTEN_POLL = 0.5
 
+#: What an upload is settled as whose file is not where it was, or is another one.
+AWAY = frozenset({State.GONE, State.SUPERSEDED, State.RENAMED})
+
 #: Where uploads wait whose record could not be read back, and what is shown of them.
 UNREADABLE = "journal"
 CANNOT_BE_READ = "its record cannot be read"
@@ -73,7 +76,8 @@ class Pipeline:
         commit: GroupCommit,
         settled: Callable[[Upload], None],
         superseded: Callable[[Upload], None],
-        gone: Callable[[str, FileState], None],
+        gone: Callable[[str, FileState, bool], None],
+        renamed: Callable[[Upload], None],
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
@@ -84,6 +88,7 @@ class Pipeline:
         self._settled = settled
         self._superseded = superseded
         self._gone = gone
+        self._renamed = renamed
         self._monotonic = monotonic
         self.backlogs = {name: Backlog(monotonic) for name in settings.brokers}
         #: By `[move:NAME]`, what is to be moved.
@@ -282,20 +287,6 @@ class Pipeline:
         self.failures.leave(upload.id, record, durable)
         return ""
 
-    def rename_failed(self, upload: Upload, reason: str) -> None:
-        """List a failed upload under its file's new name, where it could be an upload."""
-        renamed = self._renamed(upload)
-        if renamed is None:
-            self.failures.settle(upload.id, State.GONE, f"renamed to {upload.path!r}")
-            return
-        self.arriving[upload.id] = renamed
-
-        def durable(_: int) -> None:
-            del self.arriving[upload.id]
-            logger.info("Failed upload %s was renamed: %r.", upload.id, upload.path)
-
-        self.failures.rename(renamed, reason, durable)
-
     def drop(self, upload: Upload) -> None:
         """Settle for good an upload that was withdrawn from its backlog."""
         # One that was copied waits for its mover, and then for its broker.
@@ -358,20 +349,21 @@ class Pipeline:
         if located is not None:
             self._ledgers[located[0].name].forget(located[1], state)
 
-    def _settle(self, report: Report, backlog: Backlog) -> None:
-        """Write down what became of an upload."""
+    def _settle(self, report: Report, backlog: Backlog, renamed: Upload | None = None) -> None:
+        """Write down what became of an upload; its file may be `renamed`."""
         upload, state = report.upload, report.state
         record: dict[str, Any] = {"event": state.value, "at": time.time(), "id": upload.id}
         if report.reason:
             record["reason"] = report.reason
-        if state in (State.GONE, State.SUPERSEDED) and upload.source_state is None:
+        if state in AWAY and upload.source_state is None:
             record |= {"path": upload.path, "gone": upload.state.encode()}
-            self._gone(upload.path, upload.state)
-            is_away = state is State.GONE or self.file_tracker.is_replaced(upload)
+            is_away = state is not State.SUPERSEDED or self.file_tracker.is_replaced(upload)
             names = self.file_tracker.forget_file(upload) if is_away else []
+            if renamed is not None:
+                names.append((renamed.path, renamed.state))
             record["names"] = [[path, file.encode()] for path, file in names]
-            for path, file in names:
-                self._gone(path, file)
+            for path, file in [(upload.path, upload.state), *names]:
+                self._gone(path, file, renamed is None)
 
         def durable(_: int) -> None:
             self._count(state)
@@ -387,6 +379,8 @@ class Pipeline:
                 logger.info("Upload %s is %s: %r.", upload.id, report.reason, upload.path)
             if state is State.SUPERSEDED:
                 self._superseded(upload)
+            if renamed is not None:
+                self._renamed(renamed)
 
         if state is State.FAILED:
             self.failures.add(upload, report.reason, durable)
@@ -394,36 +388,12 @@ class Pipeline:
             self._commit.stage(record, durable, lasting=True)
 
     def _rename(self, report: Report, backlog: Backlog) -> None:
-        """Let an upload go on under its file's new name, as the rules say for that."""
-        upload = report.upload
-        before = Upload.decode(self._journal.read(upload.position), upload.position)
-        renamed, located = self._renamed(upload), self._rules.locate(upload.path)
-        if renamed is None or located is None:
-            self._settle(Report(before, State.GONE, f"renamed to {upload.path!r}"), backlog)
-            return
-        self._settled(before)  # under its old name
-        ledger, sample = self._ledgers[located[0].name], renamed.sample
-        ledger.put(located[1], renamed.state, sample=sample, waiting=True)
-        if before.state != renamed.state:
-            # It may go back while nobody looks, to where the decision still has it known.
-            self.file_tracker.follow(before.path, before.path, before.state)
-
-        def durable(position: int) -> None:
-            self._journal.release(upload.position)
-            backlog.settle(upload.position)
-            self.wait(renamed.at(position))
-            logger.info("Upload %s follows %r to %r.", upload.id, before.path, renamed.path)
-
-        record = {"event": State.RENAMED.value, "at": time.time(), **renamed.encode()}
-        self._commit.stage(record, durable, lasting=True)
-
-    def _renamed(self, upload: Upload) -> Upload | None:
-        """Return what the rules make of an upload under its file's new name, None for nothing."""
-        located = self._rules.locate(upload.path)
-        renamed = self.plan(replace(upload, original=upload.path, position=-1))
-        if located is None or self._rules.excluded(*located) is not None:
-            return None
-        return renamed if renamed.move or renamed.task is not None else None
+        """Settle an upload whose file has another name: it is an upload of its own under that."""
+        renamed, before = report.upload, self._read(report.upload.position)
+        if before.original == before.path:
+            renamed = replace(renamed, original=renamed.path)
+        over = Report(before, State.RENAMED, f"renamed to {renamed.path!r}")
+        self._settle(over, backlog, renamed)
 
     # At start.
 
@@ -450,13 +420,8 @@ class Pipeline:
                 number = uuid.UUID(record["id"]).int
                 failed.pop(record["id"], None)
                 before = [positions.pop(number, -1) for positions in live.values()]
-                over = "state" not in record or record["event"] == State.RENAMED.value
-                if over and max(before, default=-1) >= 0:
-                    old = recent.get(number) or self._read(max(before))
-                    # One whose directory was renamed within its watch is known as before.
-                    followed = record.get("watch"), record.get("state")
-                    if (old.watch, old.state.encode()) != followed:
-                        self._settled(old)
+                if "state" not in record and max(before, default=-1) >= 0:
+                    self._settled(recent.get(number) or self._read(max(before)))
             if "state" in record:
                 upload = recent[number] = Upload.decode(record, position)
                 if len(recent) > RECENT:
@@ -474,7 +439,7 @@ class Pipeline:
                 elif upload.move or upload.task is not None:
                     place = *self._place_of(upload), upload.owned_by
                     live.setdefault(place, {})[number] = position
-            elif record["event"] == State.RENAMED.value:
+            elif "from" in record:
                 self.file_tracker.replay(position, record)
         for position in failed.values():
             record = self._journal.read(position)
