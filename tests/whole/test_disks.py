@@ -498,6 +498,7 @@ def test_a_history_that_cannot_be_written_holds_up_nothing_and_catches_up(
         subprocess.run(["chattr", "-i", str(history)], check=True)
     eventually(lambda: not settled.exists(), timeout=RECOVERED)
     assert (history / settled.name).exists()
+    eventually(lambda: "is cleared again" in daemon.log)
     assert daemon.log.count("Journal not cleared") == daemon.log.count("is cleared again") == 1
     assert "done" in daemon.run("explain", last).stdout
     assert each_once(tmp_path, *names)
