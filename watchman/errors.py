@@ -19,6 +19,10 @@ class JournalCorrupt(WatchmanError):
     """A record of the journal cannot be read back."""
 
 
+class JournalTooNew(WatchmanError):
+    """A newer watchman has written the journal."""
+
+
 class JournalUnwritable(WatchmanError):
     """A batch of records could not be made durable; nothing of it counts."""
 

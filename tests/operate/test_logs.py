@@ -217,6 +217,7 @@ def test_a_file_system_that_hangs_holds_up_no_stop(tmp_path: Path) -> None:
     try:
         eventually(lambda: os.path.ismount(incoming))
         with Daemon(tmp_path, INI) as daemon:
+            eventually(lambda: daemon.status()["watches"]["in"]["last_scan"])
             (incoming / "a.csv").write_text("1")
             eventually(lambda: len(published(tmp_path / "broker")) == 1)
             bindfs.send_signal(signal.SIGSTOP)

@@ -197,7 +197,7 @@ def test_a_failed_upload_is_tried_again_under_its_id_and_the_task_of_today(
     assert {task["id"] for task in published(tmp_path / "broker")} == set(failed.values())
 
 
-def test_a_failed_upload_is_found_and_tried_again_by_the_name_that_it_was_given_since(
+def test_a_failed_upload_whose_file_has_another_name_is_sent_by_that(
     tmp_path: Path, incoming: Path, start_watchman: Start
 ) -> None:
     daemon = start_watchman(broken(INI))
@@ -205,13 +205,15 @@ def test_a_failed_upload_is_found_and_tried_again_by_the_name_that_it_was_given_
     eventually(lambda: [row["state"] for row in daemon.queue()] == ["failed"])
     failed = ids(daemon)["a.bad"]
     (incoming / "a.bad").rename(incoming / "a.csv")
-    eventually(lambda: ids(daemon) == {"a.csv": failed})
     kill(daemon)
-    assert ids(daemon) == {"a.csv": failed}
-    assert did(daemon, "retry", "--failed") == f"retried {failed} {incoming / 'a.csv'}\n"
+    assert ids(daemon) == {"a.bad": failed}
+    done = daemon.run("retry", "--failed")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "its file is not there any more" in done.stderr
+    assert daemon.send(str(incoming / "a.csv")).returncode == 0
     eventually(lambda: sent(tmp_path) == ["a.csv"])
-    eventually(lambda: daemon.queue() == [])
-    assert [task["id"] for task in published(tmp_path / "broker")] == [failed]
+    assert did(daemon, "drop", failed) == f"dropped {failed} {incoming / 'a.bad'}\n"
+    assert daemon.queue() == []
 
 
 def test_dropped_uploads_are_not_sent_also_after_a_kill_and_their_story_stays(

@@ -13,8 +13,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from watchman.errors import JournalCorrupt, JournalUnwritable
+from watchman.errors import JournalCorrupt, JournalTooNew, JournalUnwritable
 from watchman.store.journal import OFFSET_BITS, Journal
+from watchman.store.records import decode, encode
+from watchman.store.segments import VERSION
 
 
 def open_journal(directory: Path, **options: int) -> tuple[Journal, list[tuple[int, dict]]]:
@@ -36,6 +38,31 @@ def test_what_was_written_is_replayed_in_order_with_its_positions(tmp_path: Path
     assert [position for position, _ in records] == positions
     assert [record["event"] for _, record in records] == ["a", "a", "a", "b"]
     assert journal.read(positions[3]) == {"event": "b", "path": "/x/\udcff\n"}
+
+
+def test_a_journal_of_a_newer_version_is_left_as_it_is(tmp_path: Path) -> None:
+    journal, _ = open_journal(tmp_path, segment_size=100)
+    for n in range(3):
+        journal.write([{"n": n, "long": "x" * 100}])
+    journal.close()
+    for segment in segments(tmp_path):
+        assert decode(segment.read_bytes().splitlines(keepends=True)[0])["version"] == VERSION
+    newest = segments(tmp_path)[-1]
+    newer = encode({"event": "segment", "version": VERSION + 1}) + encode({"n": 3}) + b"unfinished"
+    newest.write_bytes(newer)
+    with pytest.raises(JournalTooNew, match=f"of version {VERSION + 1}"):
+        open_journal(tmp_path)
+    assert newest.read_bytes() == newer
+
+
+def test_a_journal_of_before_there_were_versions_is_read(tmp_path: Path) -> None:
+    (tmp_path / "journal").mkdir()
+    (tmp_path / "journal/00000001.jsonl").write_bytes(encode({"n": 1}))
+    journal, found = open_journal(tmp_path)
+    assert [record for _, record in found] == [{"n": 1}]
+    (position,) = journal.write([{"n": 2}])
+    assert journal.read(position) == {"n": 2}
+    journal.close()
 
 
 def test_a_record_longer_than_one_read_is_read_back(tmp_path: Path) -> None:
@@ -73,13 +100,13 @@ def test_a_bad_line_in_the_middle_is_reported_and_the_rest_is_read(
     journal.write([{"event": "r", "n": n} for n in range(3)])
     journal.close()
     (file,) = segments(tmp_path)
-    lines = file.read_bytes().splitlines(keepends=True)
-    file.write_bytes(lines[0] + lines[1].replace(b'"n":1', b'"n":7') + lines[2])
+    head, first, bad, last = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(head + first + bad.replace(b'"n":1', b'"n":7') + last)
 
     journal, records = open_journal(tmp_path)
     assert [record["n"] for _, record in records] == [0, 2]
     assert journal.damaged == 1
-    assert f"offset {len(lines[0])}" in caplog.text
+    assert f"offset {len(head + first)}" in caplog.text
 
 
 @pytest.mark.parametrize("rewritten", [False, True])

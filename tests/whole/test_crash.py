@@ -36,11 +36,9 @@ REACHED = {"work": 0.9, "start": 0.75, "stop": 0.75}
 ROUNDS, RATE, LONGEST = 7, 40.0, 2.0
 
 
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
+@pytest.fixture(autouse=True)
+def strace() -> None:
     need("strace")
-    with Nursery() as one:
-        yield one
 
 
 @pytest.fixture

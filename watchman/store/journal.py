@@ -10,10 +10,10 @@ import os
 from collections.abc import Collection, Container, Iterator, Sequence
 from typing import Any
 
-from watchman.errors import JournalCorrupt, JournalUnwritable
+from watchman.errors import JournalCorrupt, JournalTooNew, JournalUnwritable
 from watchman.store.positions import Positions
 from watchman.store.records import decode, encode, id_of
-from watchman.store.segments import HEAD, OFFSET_BITS, Segments, fsync_directory
+from watchman.store.segments import HEAD, OFFSET_BITS, VERSION, Segments, fsync_directory
 
 logger = logging.getLogger(__name__)
 
@@ -64,9 +64,16 @@ class Journal:
 
         Only the end of the last segment may be cut: a batch that was being written in a crash,
         of which nobody was told. A bad line elsewhere is reported and counted in `damaged`.
+        Raises JournalTooNew before anything is changed.
         """
         self._segments.make()
         segments = self._segments.numbers()
+        if (version := self._segments.version()) > VERSION:
+            raise JournalTooNew(
+                f"The journal in {self._segments.directory!r} is of version {version}, and this"
+                f" watchman reads {VERSION} at the most. Start the newer one: what waits is sent by"
+                " that."
+            )
         for segment in segments:
             self._held.setdefault(segment, Positions())
             records = 0
@@ -173,9 +180,13 @@ class Journal:
         return start
 
     def _head(self) -> bytes:
-        """Return the first line of a segment: how long the one before it is for good."""
-        before = max(self._closed, default=0)
-        return encode(HEAD | {"before": [before, self._closed[before][0]]}) if before else b""
+        """Return the first line of a segment: its version, and how long the one before it is for
+        good.
+        """
+        head: dict[str, Any] = HEAD | {"version": VERSION}
+        if before := max(self._closed, default=0):
+            head["before"] = [before, self._closed[before][0]]
+        return encode(head)
 
     def _find_room(self, size: int) -> None:
         """Raise OSError if so many bytes do not fit.

@@ -30,6 +30,10 @@ SUFFIX = ".jsonl"
 #: that what a disk loses of it is missed. `holds` are the bytes that follow in a rewritten one.
 HEAD = {"event": "segment"}
 
+#: Of the records that a daemon writes and reads, in the first line of each segment. Those without
+#: one are of version 1.
+VERSION = 1
+
 #: Of a segment that is being rewritten.
 UNFINISHED = ".new"
 
@@ -80,6 +84,11 @@ class Segments:
                 # One that was rewritten since says so itself.
                 lengths.setdefault(*record["before"])
         return lengths
+
+    def version(self) -> int:
+        """Return the newest version that a segment is of."""
+        heads = (self._head(segment)[1] for segment in self.numbers())
+        return max((head.get("version", VERSION) for head in heads), default=VERSION)
 
     def is_rewritten(self, segment: int) -> bool:
         return "holds" in self._head(segment)[1]
