@@ -13,6 +13,8 @@ import pytest
 from tests.servers.brokers import RedisServer
 from tests.servers.daemon import Daemon, published
 from tests.support.deadline import eventually
+from watchman.store.records import encode
+from watchman.store.segments import VERSION
 
 INI = """
 [broker:b]
@@ -190,3 +192,17 @@ def test_a_watch_that_is_missing_is_waited_for(tmp_path: Path, start_watchman: S
     eventually(lambda: daemon.status()["healthy"])
     (tmp_path / "in" / "b.csv").write_text("1")
     eventually(lambda: "b.csv" in paths(tmp_path))
+
+
+def test_a_journal_of_a_newer_version_ends_a_start_and_is_left_as_it_is(
+    tmp_path: Path, start_watchman: Start
+) -> None:
+    daemon = start_watchman(INI, started=False)
+    segment = tmp_path / "spool/journal/00000001.jsonl"
+    segment.parent.mkdir(parents=True)
+    newer = encode({"event": "segment", "version": VERSION + 1})
+    segment.write_bytes(newer)
+    done = daemon.run("run")
+    assert done.returncode == 2, "which supervisord.conf takes for an end"
+    assert "Start the newer one" in done.stderr
+    assert segment.read_bytes() == newer

@@ -11,14 +11,20 @@ from typing import Any, NoReturn
 from watchman.commands.shared import client
 from watchman.config import inifile
 from watchman.config.settings import Settings
-from watchman.errors import ConfigError, SocketUnavailable, SpoolLocked, WatchmanError
+from watchman.errors import (
+    ConfigError,
+    JournalTooNew,
+    SocketUnavailable,
+    SpoolLocked,
+    WatchmanError,
+)
 from watchman.uploads.text import printable
 
 #: Exit codes.
 DONE = 0
 #: Some paths were refused; `status`: not healthy; `check`: an ERROR; `run`: it could not start.
 REFUSED = 1
-#: Wrong usage, or an INI file that is wrong by itself.
+#: Wrong usage, or what no start with the same files would cure.
 USAGE = 2
 #: The daemon does not answer.
 UNREACHABLE = 3
@@ -33,7 +39,7 @@ exit codes:
   0  done
   1  some paths or ids were refused
      (status: not healthy; check: there is an ERROR; run: it could not start)
-  2  wrong usage, or the INI file is wrong
+  2  wrong usage, or the INI file is wrong (run: or its journal is of a newer version)
   3  the daemon does not answer
   4  run: another daemon holds the spool"""
 
@@ -87,7 +93,7 @@ def leave(program: str, command: Callable[[], int]) -> NoReturn:
 
 def _code(error: WatchmanError) -> int:
     match error:
-        case ConfigError() | Misused():
+        case ConfigError() | Misused() | JournalTooNew():
             return USAGE
         case SocketUnavailable():
             return UNREACHABLE
