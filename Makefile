@@ -48,7 +48,7 @@ test:
 	"$(VENV)/bin/ruff" check .
 	"$(VENV)/bin/ruff" format --check .
 	"$(VENV)/bin/mypy"
-	CI=1 exec "$(VENV)/bin/python" -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST)
+	CI=1 exec "$(VENV)/bin/python" -m pytest -n $(JOBS) --dist loadfile $(PYTEST)
 
 test-all:
 	@for python in python3.11 python3.12 python3.13; do

@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 
-from tests.servers.brokers import CeleryWorker, RabbitServer, RedisServer, clean_environment
+from tests.servers.brokers import CeleryWorker, RabbitServer, RedisServer
 from tests.servers.daemon import Daemon
 from tests.servers.proftpd import Options, ProftpdServer, public_directory
 from tests.support.needs import need
-from tests.support.nursery import Nursery, NurseryDaemon
 from tests.support.publishing import Publishers
 
 
@@ -19,12 +18,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--no-skips", action="store_true", help="fail if any test was left out")
 
 
-#: Folders whose modules take longest: none of them is to begin when all others are over.
-FIRST = ("whole", "project")
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.parent.name not in FIRST)
     for item in _left_to_root(items):
         item.add_marker(pytest.mark.skip(reason="needs root"))
 
@@ -96,27 +90,15 @@ def celery_worker(tmp_path: Path) -> Iterator[Callable[..., CeleryWorker]]:
         print(worker.log)
 
 
-@pytest.fixture(scope="session")
-def nursery() -> Iterator[Nursery]:
-    with Nursery() as one:
-        yield one
-
-
 @pytest.fixture
-def start_watchman(tmp_path: Path, nursery: Nursery) -> Iterator[Callable[..., Daemon]]:
-    """Starts a daemon on an INI text; it must stop in order, and never have shown a traceback.
-
-    It is forked off the nursery where nothing but its INI file makes it different from others.
-    """
+def start_watchman(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
+    """Starts a daemon on an INI text; it must stop in order, and never have shown a traceback."""
     daemons: list[Daemon] = []
 
     def start(
         ini: str, *, directory: Path = tmp_path, prefix: Sequence[str] = (), started: bool = True
     ) -> Daemon:
-        if prefix or clean_environment() != nursery.environment:
-            daemons.append(Daemon(directory, ini, prefix=prefix))
-        else:
-            daemons.append(NurseryDaemon(nursery, directory, ini))
+        daemons.append(Daemon(directory, ini, prefix=prefix))
         if started:
             daemons[-1].start()
         return daemons[-1]

@@ -55,10 +55,6 @@ class Forked:
     def returncode(self) -> int | None:
         return self._codes.get(self._number)
 
-    def send_signal(self, number: int) -> None:
-        if self.returncode is None:
-            os.kill(self.pid, number)
-
     def poll(self) -> int | None:
         return self.returncode
 
@@ -73,12 +69,10 @@ class Nursery:
     """Starts daemons; several threads may ask it to."""
 
     def __init__(self) -> None:
-        #: Which its daemons have, too.
-        self.environment = clean_environment()
         self._process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-m", "tests.support.nursery"],
             cwd=ROOT,
-            env=self.environment,
+            env=clean_environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -36,9 +36,11 @@ REACHED = {"work": 0.9, "start": 0.75, "stop": 0.75}
 ROUNDS, RATE, LONGEST = 7, 40.0, 2.0
 
 
-@pytest.fixture(autouse=True)
-def strace() -> None:
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
     need("strace")
+    with Nursery() as one:
+        yield one
 
 
 @pytest.fixture
