@@ -18,7 +18,7 @@ from watchman.config.rules import Rules
 from watchman.config.settings import Settings
 from watchman.dispatch.crosscheck import Crosscheck
 from watchman.dispatch.decisions import Decisions, Respond, nobody
-from watchman.dispatch.finds import Find, Finds
+from watchman.dispatch.finds import WAITING, Find, Finds
 from watchman.dispatch.hold_queue import HeldFile
 from watchman.dispatch.judge import PROFTPD, Accept, Fail, Hold, Ignore, Judge, PassOver, Refuse
 from watchman.dispatch.namers import Namers
@@ -46,9 +46,6 @@ LAG = 1.0
 
 #: Seconds between two tries to clear a journal that could not be cleared.
 UNCLEARED = 5.0
-
-#: Files of one owner that scans have found and that wait, at the most: some 800 bytes each.
-FOUND = 50_000
 
 #: Sources that may name a directory as their client did: through symlinks, by `..`.
 SPELLED = PROFTPD | {Source.RESUBMIT}
@@ -214,14 +211,14 @@ class Dispatcher:
         False: too many of the same owner's wait, see `takes_finds`.
         """
         is_held = self.hold_queue.get(notification.path) is not None
-        if not is_held and self._waiting_of(notification.owner) >= FOUND:
+        if not is_held and self._waiting_of(notification.owner) >= WAITING:
             return False
         self.submit_event(notification)
         return True
 
     def takes_finds(self, owner: int) -> bool:
         """Whether an owner's files are worth another scan, after some were not taken."""
-        return self._waiting_of(owner) <= FOUND // 2
+        return self._waiting_of(owner) <= WAITING // 2
 
     def _waiting_of(self, owner: int | None) -> int:
         return 0 if owner is None else self._finds.waiting(owner) + self.hold_queue.found(owner)

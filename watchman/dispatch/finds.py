@@ -21,7 +21,7 @@ UNSORTED = 10_000
 #: it can be made.
 SORTED = 500
 
-#: Finds that wait for one owner's turns, some 500 bytes each.
+#: Finds that wait for one owner's turns, or are held: some 500 to 800 bytes each.
 WAITING = 50_000
 
 #: Finds that are still decided about at a stop: the next start scans for more than these. But what
@@ -62,7 +62,7 @@ class Finds:
         """`request_later` has a watch scanned once fewer of an owner's finds wait."""
         self._inbox = inbox
         self._locate = locate
-        self._come_back = request_later
+        self._request_later = request_later
         #: Guards what is not sorted, and whether a turn is on its way.
         self._changed = threading.Condition()
         self._unsorted: OrderedDict[Find, list[Work]] = OrderedDict()
@@ -139,7 +139,7 @@ class Finds:
                     finds.setdefault(find, []).extend(works)
                     finds.move_to_end(find)
                 elif located is not None:
-                    self._come_back(located[0].name, owner)
+                    self._request_later(located[0].name, owner)
 
     def _next(self) -> list[Work]:
         """Return what is to be done in this turn."""
