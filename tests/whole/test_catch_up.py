@@ -125,6 +125,7 @@ def test_what_was_held_when_it_was_killed_is_sent_once(
         writing.write("whole")
     wanted = dict.fromkeys([*waiting, "in/a.csv"], 1)
     eventually(lambda: paths(tmp_path) == wanted)
+    eventually(lambda: daemon.queue() == [])  # a kill before that may repeat what was sent
     daemon.kill()
     daemon.start()
     scanned(daemon, "in", "ftp", "slow")
