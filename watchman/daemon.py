@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import queue
 import select
 import signal
 import socket
+import sys
 import threading
 import time
 from concurrent.futures import Future
@@ -45,6 +47,11 @@ DRAIN_POLL = 0.05
 #: Seconds after a stop that a source is waited for: it may hang on a filesystem.
 HUNG = 5.0
 
+#: Seconds between two searches of all memory for what nobody refers to. Nothing else can run
+#: meanwhile: some 300 ms with 100,000 uploads in memory, and Python would do it at every quarter
+#: that it grows.
+COLLECT = 600.0
+
 #: Seconds between two looks of who waits for a reload at whether it will come at all.
 RELOAD_POLL = 0.5
 
@@ -72,6 +79,7 @@ class Daemon:
         log_to(settings)
         self._watchdog.start()
         self._catch_signals()
+        collect_young()
         with contextlib.ExitStack() as inside:
             inside.callback(os.close, lock(settings.spool))
             pauses = Pauses(os.path.join(settings.spool, "paused.json"))
@@ -166,7 +174,8 @@ class Daemon:
                     logger.warning("%s.", settings.warning())
                 logger.info("Started watchman %s with %r.", __version__, settings.file)
                 while not self._stopping:
-                    self._wait(None)
+                    if not self._wait(COLLECT):
+                        gc.collect()
                     self._reload(reload)
                 logger.info("Stopping.")
             self._drain(pipeline, movers, publishers)
@@ -189,11 +198,12 @@ class Daemon:
     def _on_hang_up(self, *_: object) -> None:
         self._hung_up = True
 
-    def _wait(self, timeout: float | None) -> None:
-        """Wait for a signal, or for someone who asks for a reload."""
+    def _wait(self, timeout: float) -> bool:
+        """Wait for a signal, or for someone who asks for a reload; return whether one came."""
         readable, _, _ = select.select([self._signals], [], [], timeout)
         if readable:
             self._signals.recv(4096)
+        return bool(readable)
 
     def _ask_for_reload(self) -> list[str]:
         """Any other thread: have the INI file read again; return what changed, or raise."""
@@ -243,6 +253,15 @@ class Daemon:
             if not any(b.in_hand() for b, status in sinks if status["state"] not in DOWN):
                 return
             self._wait(DRAIN_POLL)
+
+
+def collect_young() -> None:
+    """Have Python look by itself at young objects only, where nearly all cycles end: see the
+    generations of the module gc.
+    """
+    gc.freeze()
+    young, middle, _ = gc.get_threshold()
+    gc.set_threshold(young, middle, sys.maxsize >> 32)
 
 
 class Part(Protocol):

@@ -511,3 +511,33 @@ def test_who_is_no_admin_is_refused_and_who_is_one_is_served(dispatcher):
             assert not dispatcher.submitted
         with listening(path, dispatcher, admins=["nobody"]):
             assert ask_as_nobody(path).splitlines() == ["OK id-1", '{"event": "status"}', "OK 1"]
+
+
+@pytest.mark.root
+def test_who_has_more_to_say_at_each_answer_keeps_no_other_user_waiting():
+    asked, go_on = threading.Event(), threading.Event()
+
+    class Waiting(Dispatcher):
+        def submit(self, notification, answer):
+            asked.set()
+            assert go_on.wait(10)
+            super().submit(notification, answer)
+
+    dispatcher = Waiting()
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o755)
+        path = f"{directory}/socket"
+        with listening(path, dispatcher), connect(path) as many:
+            many.sendall(b"event=completed\0path=/many\0\0" * 1500)
+            assert asked.wait(10)
+            os.seteuid(65534)
+            try:
+                one = connect(path)
+            finally:
+                os.seteuid(0)
+            with one:
+                one.sendall(b"event=completed\0path=/one\0\0")
+                go_on.set()
+                assert one.recv(100).startswith(b"OK id-")
+    paths = [notification.path for notification, _ in dispatcher.submitted]
+    assert paths.index("/one") < 500

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -206,3 +207,26 @@ def test_a_journal_of_a_newer_version_ends_a_start_and_is_left_as_it_is(
     assert done.returncode == 2, "which supervisord.conf takes for an end"
     assert "Start the newer one" in done.stderr
     assert segment.read_bytes() == newer
+
+
+GROWING = """
+import gc
+from watchman.daemon import collect_young
+collect_young()
+class Cycle:
+    def __init__(self):
+        self.itself = self
+    def __del__(self):
+        global dead
+        dead += 1
+dead, before = 0, gc.get_stats()[2]["collections"]
+kept = [Cycle() and [n] for n in range(500_000)]
+print(dead > 400_000, gc.get_stats()[2]["collections"] - before)
+"""
+
+
+def test_memory_that_grows_is_not_searched_as_a_whole_while_others_wait() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", GROWING], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["True", "0"], "cycles that die young are found all the same"

@@ -19,7 +19,7 @@ UNSORTED = 10_000
 
 #: Finds whose owner is looked up for each one that is decided about: a burst is sorted faster than
 #: it can be made.
-SORTED = 500
+SORTED = 30
 
 #: Finds that wait for one owner's turns, or are held: some 500 to 800 bytes each.
 WAITING = 50_000

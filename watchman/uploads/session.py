@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from functools import cache
 
 #: Where a process's parent and start time stand in /proc/PID/stat behind its name, see proc(5).
 PARENT, START_TIME = 1, 19
@@ -30,8 +31,14 @@ def session_in(told: str) -> str:
     "" where its process would have another number here.
     """
     namespace, _, session = told.partition(".")
+    return session if namespace and namespace == _namespace() else ""
+
+
+@cache
+def _namespace() -> str:
+    """Return this process's, in which it stays; "" if /proc does not say."""
     try:
-        return session if namespace == os.readlink("/proc/self/ns/pid") else ""
+        return os.readlink("/proc/self/ns/pid")
     except OSError:
         return ""
 

@@ -41,7 +41,7 @@ TURN = 0.1
 ACCEPT_LIMIT = 64
 
 #: Words of one user that may wait for their answer, on all of his connections.
-SHARE = 256
+SHARE = 64
 
 #: Connections of one user that are read from before the others get their turn.
 READ_AT_ONCE = 8
@@ -221,7 +221,8 @@ class _Server(socketserver.UnixStreamServer):
                 if may_read or events & selectors.EVENT_WRITE:
                     receive = may_read and bool(events & selectors.EVENT_READ)
                     self._serve(key.data, receive=receive and self._has_share(uid))
-        while self._answers:
+        # Not those that come meanwhile: who asks again at each answer would keep the loop here.
+        for _ in range(len(self._answers)):
             due, text, rest = self._answers.popleft()
             due.text, due.rest = text, rest
             peer = due.connection.peer
