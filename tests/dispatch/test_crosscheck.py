@@ -42,7 +42,7 @@ class Hearing(House):
         """Have the log's word decide, as after a reload."""
         proftpd = ProftpdSettings((LOG,), "token")
         self.settings = replace(self.settings, proftpd=proftpd)
-        self.dispatcher.change(self.settings, self.dispatcher.rules, self.ledgers)
+        self.dispatcher.change(self.settings, self.ledgers)
 
     def uploads(
         self, number: int, *sources: Source, started: bool = False, watch: str = "ftp"

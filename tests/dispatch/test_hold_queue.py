@@ -8,13 +8,14 @@ from pathlib import Path
 from tests.support.house import House
 from watchman.config.settings import WatchSettings
 from watchman.dispatch.hold_queue import AT_ONCE, HoldQueue
+from watchman.dispatch.verdicts import Hold
 from watchman.uploads.session import session_of
 from watchman.uploads.upload import Answer, Kind, Notification, Outcome, Source
 
 
 def hold(hold_queue: HoldQueue, path: str, source: Source, *, owner: int | None = None) -> None:
     word = Notification(Kind.COMPLETED, path, source, owner=owner)
-    hold_queue.hold(path, word, hold_queue.get(path), state=None, reason="", wait=1.0)
+    hold_queue.hold(path, word, hold_queue.get(path), Hold(reason="", wait=1.0))
 
 
 def test_what_scans_have_found_of_an_owner_is_counted_while_it_is_held() -> None:

@@ -36,9 +36,13 @@ _BRACES = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
 
 class Rules:
-    """The settings' patterns, compiled."""
+    """The settings' patterns, compiled. All parts go by the same object, any thread."""
 
     def __init__(self, settings: Settings) -> None:
+        self.change(settings)
+
+    def change(self, settings: Settings) -> None:
+        """Go by other settings from now on."""
         # The longest path first: with nested watches the inner one owns its directory.
         watches = sorted(settings.watches.values(), key=lambda watch: len(watch.path), reverse=True)
         self._watches = [(watch.path.rstrip("/") + "/", watch) for watch in watches]

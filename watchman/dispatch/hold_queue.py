@@ -1,15 +1,34 @@
-"""Files that were noticed and are not accepted yet, and when to look at them again."""
+"""Files that may not be whole yet, and what ProFTPD has said of them, which is durable."""
 
 from __future__ import annotations
 
 import heapq
+import logging
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from watchman.uploads.upload import FileState, Kind, Notification, Source, State
+from watchman.dispatch.transfers import LOG_LAG
+from watchman.dispatch.verdicts import Fail, Hold, Ignore, PassOver
+from watchman.store.groupcommit import GroupCommit
+from watchman.store.journal import Journal
+from watchman.uploads.upload import (
+    PROFTPD,
+    Answer,
+    FileState,
+    Kind,
+    Notification,
+    Outcome,
+    Respond,
+    Source,
+    State,
+)
+
+logger = logging.getLogger(__name__)
+
 
 #: Files looked at again before others get their turn.
 AT_ONCE = 100
@@ -88,16 +107,11 @@ class HoldQueue:
         path: str,
         notification: Notification,
         before: HeldFile | None,
-        *,
-        state: FileState | None,
-        reason: str,
-        wait: float,
-        writing: bool = False,
-        overlapped: bool = False,
-        unspoken: int = 0,
+        verdict: Hold,
         failure: str = "",
     ) -> HeldFile:
-        """Hold a file for `wait` seconds, or until it is spoken of; `before` is how it was held."""
+        """Hold a file as a verdict says, or until it is spoken of; `before` is how it was held."""
+        state = verdict.state
         now = self._monotonic()
         same = before is not None and before.state == state and not before.writing
         another = before is not None and before.is_of_another(state)
@@ -107,18 +121,18 @@ class HoldQueue:
         noticed = self._noticed[path] = HeldFile(
             notification=notification,
             path=path,
-            reason=reason,
+            reason=verdict.reason,
             since=before.since if before else self._clock(),
-            due=now + wait,
+            due=now + verdict.wait,
             state=state or (before.state if before else None),
             unchanged_since=before.unchanged_since if before and same else now,
             looks=before.looks + 1 if before else 1,
-            writing=writing,
-            overlapped=overlapped,
-            unspoken=unspoken + (before.unspoken if before and not another else 0),
+            writing=verdict.writing,
+            overlapped=verdict.overlapped,
+            unspoken=verdict.unspoken + (before.unspoken if before and not another else 0),
             unclosed=unclosed or notification.appeared,
             failure=failure or (before.failure if before and not another else ""),
-            fail_at=now + wait if failure else before.fail_at if before else 0.0,
+            fail_at=now + verdict.wait if failure else before.fail_at if before else 0.0,
             hooked=hooked or _is_hooks_word(notification),
             id=before.id if before else "",
             position=before.position if before else -1,
@@ -200,6 +214,113 @@ class HoldQueue:
             }
             for path, noticed in list(self._noticed.items())
         ]
+
+
+class Holding:
+    """Holds files and lets them go, with a record of each that is answered OK.
+
+    For the dispatcher's thread.
+    """
+
+    def __init__(
+        self,
+        *,
+        journal: Journal,
+        commit: GroupCommit,
+        clock: Callable[[], float],
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._journal = journal
+        self._commit = commit
+        self._clock = clock
+        self.queue = HoldQueue(clock=clock, monotonic=monotonic)
+        #: While the journal is replayed: what is not over, with its position and record.
+        self._held_before: dict[str, tuple[int, dict[str, Any]]] = {}
+
+    def hold(
+        self,
+        path: str,
+        notification: Notification,
+        before: HeldFile | None,
+        verdict: Hold,
+        answer: Respond,
+        failure: str = "",
+    ) -> None:
+        """Hold a file; what ProFTPD says of it is durable, as nobody may say it again."""
+        word = verdict.word or notification
+        if verdict.word is None and before is not None and notification.source not in PROFTPD:
+            # It could not be looked at.
+            word = before.notification
+            verdict = replace(verdict, overlapped=before.writing or before.overlapped)
+        held = self.queue.hold(path, word, before, verdict, failure)
+        logger.debug("Holding %r: %s. Looking in %.1f seconds.", path, held.reason, verdict.wait)
+        if notification.source not in PROFTPD:
+            answer(Answer(Outcome.IGNORED, verdict.reason))
+            return
+        if held.position >= 0 and held.failure == (before.failure if before else ""):
+            answer(Answer(Outcome.OK, held.id))
+            return
+        if not held.id:
+            held.id = str(uuid.uuid4())
+
+        def durable(position: int) -> None:
+            now = self.queue.get(path)
+            if now is not None and now.id == held.id:
+                if now.position >= 0:
+                    self._journal.release(now.position)
+                self._journal.hold(position)
+                now.position = position
+            answer(Answer(Outcome.OK, held.id))
+
+        record = {"event": State.NOTICED.value, "at": self._clock(), "id": held.id}
+        record |= {"path": path, "source": notification.source.value, "reason": verdict.reason}
+        record |= {"user": notification.user, "client": notification.client}
+        record |= {"protocol": notification.protocol, "uid": notification.uid}
+        record["seen"] = held.state.encode() if held.state else None
+        record["overlapped"] = held.writing or held.overlapped
+        if held.failure:
+            record["failure"] = held.failure
+        self._commit.stage(record, durable, lambda reason: answer(Answer(Outcome.ERROR, reason)))
+
+    def release(self, held: HeldFile, verdict: Ignore | PassOver | Fail) -> None:
+        """Write down that a file, held durably, came to nothing."""
+        reason = "decided about before" if isinstance(verdict, PassOver) else verdict.reason
+        record = {"event": State.GONE.value, "at": self._clock(), "id": held.id}
+        self._commit.stage({**record, "reason": reason}, lambda _: self.forget(held), lasting=True)
+
+    def forget(self, held: HeldFile | None) -> None:
+        """Keep the record no longer that a file was held, if there is one."""
+        if held is not None and held.position >= 0:
+            self._journal.release(held.position)
+
+    def replay(self, position: int, record: dict[str, Any]) -> None:
+        """Take up what was held, by id, until it ends."""
+        if record["event"] == State.NOTICED.value:
+            self._held_before[record["id"]] = position, record
+        else:
+            self._held_before.pop(record.get("id", ""), None)
+
+    def restore(self) -> None:
+        """Hold again what was held when the journal ended."""
+        for position, record in self._held_before.values():
+            failure = record.get("failure", "")
+            notification = Notification(
+                Kind.FAILED if failure else Kind.COMPLETED,
+                record["path"],
+                Source(record["source"]),
+                user=record["user"],
+                client=record["client"],
+                protocol=record["protocol"],
+                uid=record.get("uid"),
+            )
+            state = FileState.decode(seen) if (seen := record.get("seen")) else None
+            # A failure may still be outdone by what the transfer log holds.
+            wait = LOG_LAG if failure else 0.0
+            verdict = Hold(record["reason"], wait, state, overlapped=record["overlapped"])
+            self._journal.hold(position)
+            held = self.queue.hold(record["path"], notification, None, verdict, failure)
+            held.id, held.position = record["id"], position
+        self._held_before.clear()
 
 
 def _is_hooks_word(notification: Notification) -> bool:

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import math
 import os
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 
 from watchman.config.rules import Rules
 from watchman.config.settings import WatchSettings
 from watchman.dispatch.hold_queue import HeldFile
 from watchman.dispatch.transfers import Transfers
+from watchman.dispatch.verdicts import (
+    Accept,
+    Fail,
+    Hold,
+    Ignore,
+    PassOver,
+    RecentDecisions,
+    Refuse,
+    Rewrites,
+    Verdict,
+)
 from watchman.errors import NotBelowWatch
-from watchman.store.ledger import Ledger
+from watchman.store.ledgers import Ledgers
 from watchman.uploads import beneath, mounts
 from watchman.uploads.access import may_speak
-from watchman.uploads.ownership import LINKED, Ownership, uploader
-from watchman.uploads.upload import FileState, Kind, Notification, Source, Upload
-
-#: Latest decisions whose upload id, time and sources are remembered.
-RECENT = 10_000
+from watchman.uploads.ownership import LINKED, uploader
+from watchman.uploads.upload import PROFTPD, FileState, Kind, Notification, Source
 
 #: Seconds a file must be unchanged where the kernel does not tell of writers.
 QUIET = 1.0
@@ -42,85 +50,6 @@ STILL_OPEN = "failed, and still open"
 #: Why a file is held of which ProFTPD may have more to say.
 UNCONFIRMED = "waiting for ProFTPD's word"
 
-#: Sources that tell whether ProFTPD has received a file whole.
-PROFTPD = frozenset({Source.HOOK, Source.LOG})
-
-
-@dataclass(slots=True)
-class Recent:
-    """What a ledger has no room for: the upload's id, when it was decided (epoch), who spoke.
-
-    `closed` if it was heard of since that somebody closed it who had it open for writing.
-    `failed` by the word that decides, or `unsure` without it; `begun` if a session has begun to
-    write the file again since.
-    """
-
-    id: str
-    inode: int
-    decided: float
-    sources: set[Source]
-    failed: bool = False
-    unsure: bool = False
-    begun: bool = False
-    closed: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Ignore:
-    """The file is none of ours."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class PassOver:
-    """The file was decided about and not written since; without a state it has left."""
-
-    state: FileState | None
-
-
-@dataclass(frozen=True, slots=True)
-class Hold:
-    """The file may not be whole: look again in `wait` seconds, or when it is spoken of.
-
-    `word` is what to go by then: what the source that decides has said of the file as it is, else
-    what was said now; `overlapped` if it was said while another had the file open for writing.
-    `writing` if it has a writer. `unspoken` is by how many there are more of its writers, or fewer,
-    who have closed it and of whom ProFTPD has yet to speak.
-    """
-
-    reason: str
-    wait: float
-    state: FileState | None = None
-    word: Notification | None = None
-    writing: bool = False
-    overlapped: bool = False
-    unspoken: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Accept:
-    """The file is an upload."""
-
-    state: FileState
-    word: Notification
-    ownership: Ownership
-
-
-@dataclass(frozen=True, slots=True)
-class Fail:
-    """The file is what a failed transfer left."""
-
-    state: FileState
-    reason: str
-
-
-class Refuse(Fail):
-    """The file is somebody else's."""
-
-
-Verdict = Ignore | PassOver | Hold | Accept | Fail
-
 
 class Judge:
     """Looks at files, and remembers what was decided about them. For the dispatcher's thread."""
@@ -129,30 +58,29 @@ class Judge:
         self,
         *,
         rules: Rules,
-        ledgers: Mapping[str, Ledger],
+        ledgers: Ledgers,
+        recent: RecentDecisions,
         transfers: Transfers,
-        clock: Callable[[], float],
         monotonic: Callable[[], float],
-        transfer_log: bool = False,
+        transfer_log: bool,
     ) -> None:
-        self.change(rules=rules, ledgers=ledgers, transfer_log=transfer_log)
+        self._rules = rules
+        self._ledgers = ledgers
+        self._recent = recent
+        self._rewrites = Rewrites(ledgers=ledgers, recent=recent, decides=self.decides)
         self._transfers = transfers
-        self._clock = clock
         self._monotonic = monotonic
-        #: By path.
-        self._recent: OrderedDict[str, Recent] = OrderedDict()
+        self.change(transfer_log=transfer_log)
         #: When the transfer log held no more than what we have heard of it (monotonic).
         self.log_read = -math.inf
         #: By watch: files that no task matches, and those excluded.
         self.unmatched: Counter[str] = Counter()
         self.excluded: Counter[str] = Counter()
 
-    def change(self, *, rules: Rules, ledgers: Mapping[str, Ledger], transfer_log: bool) -> None:
+    def change(self, *, transfer_log: bool) -> None:
         """Judge by other settings from now on."""
         #: Whose word decides on what ProFTPD has received; with a log, hooks only give hints.
         self.decisive = Source.LOG if transfer_log else Source.HOOK
-        self._rules = rules
-        self._ledgers = ledgers
 
     def heard_until(self) -> float:
         """Return until when (monotonic) we have heard all that the word that decides may say.
@@ -163,52 +91,6 @@ class Judge:
             return min(self._monotonic(), self.log_read)
         return self._monotonic()
 
-    def remember(self, upload: Upload, *, failed: bool = False, closed: bool = False) -> None:
-        """Remember a decision beyond what its ledger holds, among the latest.
-
-        `failed` if it was that a transfer has failed, `closed` if the file's closing led to it.
-        """
-        inode = (upload.source_state or upload.state).inode
-        unsure = failed and upload.source is not self.decisive
-        recent = Recent(
-            upload.id, inode, upload.accepted, {upload.source}, failed, unsure, closed=closed
-        )
-        self._recent.pop(upload.source_path, None)
-        self._recent[upload.source_path] = recent
-        if len(self._recent) > RECENT:
-            self._recent.popitem(last=False)
-
-    def restore(self, path: str, recent: Recent | None) -> None:
-        """Undo a `remember`: what it replaced is the last decision again."""
-        self._recent.pop(path)
-        if recent is not None:
-            self._recent[path] = recent
-
-    def begin(self, path: str) -> None:
-        """Remember that a session begins to write a file."""
-        if path in self._recent:
-            self._recent[path].begun = True
-
-    def recent(self, path: str, state: FileState | None) -> Recent | None:
-        """Return what is remembered of the last decision about a file, one that left as well."""
-        recent = self._recent.get(path)
-        if recent is None or (state is not None and state.inode != recent.inode):
-            return None
-        return recent
-
-    def excludes(self, watch: WatchSettings, subpath: str) -> str | None:
-        """Return what keeps a file from being an upload by its name, if anything."""
-        return self._rules.excluded(watch, subpath)
-
-    def matches(self, path: str) -> bool:
-        """Whether a move or a task wants the file at a path."""
-        return self._rules.matches(path)
-
-    def was_decided(self, watch: WatchSettings, subpath: str, state: FileState) -> bool:
-        """Whether a file has not been written since it was decided about under that name."""
-        decision = self._ledgers[watch.name].get(subpath, state)
-        return decision is not None and not state.rewritten_since(decision.size, decision.ctime)
-
     def judge(
         self,
         watch: WatchSettings,
@@ -218,7 +100,7 @@ class Judge:
     ) -> Verdict:
         """Look at a file below a watch that its source says is complete; `noticed` if held."""
         path = os.path.join(watch.path, subpath)
-        pattern = self.excludes(watch, subpath)
+        pattern = self._rules.excluded(watch, subpath)
         if pattern is not None:
             self.excluded[watch.name] += 1
             return Ignore(f"excluded by {pattern}")
@@ -233,7 +115,7 @@ class Judge:
             return Ignore(str(e))
         except OSError as e:
             return Hold(e.strerror or str(e), BARRED)
-        if not self._is_new(watch, subpath, look.state, notification):
+        if not self._rewrites.is_new(watch, subpath, look.state, notification):
             return PassOver(look.state)
         if (
             noticed is not None
@@ -245,7 +127,7 @@ class Judge:
         word, overlapped = self._word(notification, noticed, look.state)
         unspoken = self._counted(notification, noticed, writing=look.writing)
         overlapped = overlapped or (unspoken < 0 and not look.writing)
-        decided = self._decides(word, look.state) and not overlapped
+        decided = self.decides(word, look.state) and not overlapped
         verdict = (
             _too_fresh(notification, noticed, look.state)
             or self._still_written(notification, noticed, look)
@@ -257,7 +139,7 @@ class Judge:
             return replace(verdict, word=word, overlapped=overlapped, unspoken=unspoken)
         if verdict is not None:
             return verdict
-        if not self.matches(path):
+        if not self._rules.matches(path):
             self._ledgers[watch.name].put(subpath, look.state)
             self.unmatched[watch.name] += 1
             return Ignore("no task matches")
@@ -283,9 +165,9 @@ class Judge:
         """
         if noticed is None:
             return notification, False
-        if notification is not noticed.notification and self._decides(notification, state):
+        if notification is not noticed.notification and self.decides(notification, state):
             return notification, False
-        if noticed.was_rewritten(state) or not self._decides(noticed.notification, state):
+        if noticed.was_rewritten(state) or not self.decides(noticed.notification, state):
             return notification, False
         return noticed.notification, noticed.writing or noticed.overlapped
 
@@ -329,9 +211,9 @@ class Judge:
         """Whether ProFTPD has said of a held file that it is whole, and nobody wrote it since."""
         if noticed.writing or noticed.overlapped or noticed.was_rewritten(state):
             return False
-        return self._decides(noticed.notification, state)
+        return self.decides(noticed.notification, state)
 
-    def _decides(self, notification: Notification, state: FileState) -> bool:
+    def decides(self, notification: Notification, state: FileState) -> bool:
         """Whether ProFTPD says that it has received the file, as it is now."""
         return (
             notification.source is self.decisive
@@ -408,64 +290,6 @@ class Judge:
         if noticed is None or noticed.writing or noticed.state != state:
             return 0.0
         return max(0.0, until - noticed.unchanged_since)
-
-    def _is_new(
-        self, watch: WatchSettings, subpath: str, state: FileState, notification: Notification
-    ) -> bool:
-        """Whether a file holds a write that nobody has decided about yet."""
-        source = notification.source
-        decision = self._ledgers[watch.name].get(subpath, state)
-        if decision is None or state.rewritten_since(decision.size, decision.ctime):
-            return not self._came_with_its_directory(watch, subpath, state)
-        if source is Source.SCAN or notification.appeared:
-            return self._is_rewritten(watch, subpath, state)
-        if decision.existing:
-            # Open for writing since before the watch began, and closed now.
-            return True
-        recent = self.recent(os.path.join(watch.path, subpath), state)
-        if recent is not None and self._is_better(notification, recent, state):
-            return True
-        if state.ctime == decision.ctime:
-            return False
-        # Only ctime differs: MFMT or chmod after it, a rename, or a write that kept the mtime.
-        if source in PROFTPD:
-            return recent is None or source in recent.sources
-        if not notification.closed or (recent is not None and not recent.closed):
-            # Nobody wrote it, or it may be the end of that very write, heard of late.
-            return self._is_rewritten(watch, subpath, state)
-        return True
-
-    def _is_rewritten(self, watch: WatchSettings, subpath: str, state: FileState) -> bool:
-        """Whether a file whose ctime alone differs holds something else than was decided about."""
-        if not self._ledgers[watch.name].doubts(subpath, state):
-            return False
-        sample = beneath.sample(watch.path, subpath, state)
-        if sample is None:
-            return False  # changed since, of which there will be word; or not ours to read
-        return not self._ledgers[watch.name].holds(subpath, state, sample)
-
-    def _is_better(self, notification: Notification, recent: Recent, state: FileState) -> bool:
-        """Whether it tells of a whole file that was taken for what a failed transfer has left.
-
-        It is that of the next transfer then, which was over when word came of the one before. The
-        log tells of them in turn; hooks mix up what one SFTP session writes at the same time.
-        """
-        if not recent.failed or not self._decides(notification, state):
-            return False
-        return recent.unsure or recent.begun or notification.source is Source.LOG
-
-    def _came_with_its_directory(
-        self, watch: WatchSettings, subpath: str, state: FileState
-    ) -> bool:
-        """Whether another watch decided about a file, and its directory was renamed into this one.
-
-        That leaves its ctime alone, to the nanosecond.
-        """
-        decisions = [ledger.get(subpath, state) for ledger in self._ledgers.values()]
-        if not any(decision is not None and decision.is_of(state) for decision in decisions):
-            return False
-        self._ledgers[watch.name].put(subpath, state)
-        return True
 
 
 def _too_fresh(

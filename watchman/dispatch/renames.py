@@ -4,80 +4,72 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from watchman.config.places import Place
+from watchman.config.rules import Rules
 from watchman.config.settings import WatchSettings
-from watchman.dispatch.decisions import Decisions, Respond, nobody
-from watchman.dispatch.judge import RECENT, Judge
+from watchman.dispatch.decisions import Decisions
+from watchman.dispatch.hold_queue import Holding
+from watchman.dispatch.judge import Judge
+from watchman.dispatch.verdicts import RECENT
 from watchman.errors import NotBelowWatch
 from watchman.sinks.pipeline import Pipeline
 from watchman.store.ledger import Ledger
 from watchman.uploads import beneath
-from watchman.uploads.upload import FileState, Kind, Notification, Outcome
+from watchman.uploads.upload import FileState, Kind, Notification, Outcome, Respond, nobody
 
 #: Names of one file that are remembered.
 NAMES = 10
 
 
+@dataclass(kw_only=True, eq=False)
 class Renames:
     """Carries over what is known of a file under its old name. For the dispatcher's thread.
 
     `complete` decides about a file that may be an upload under its new name.
     """
 
-    def __init__(
-        self,
-        *,
-        locate: Callable[[str], Place | None],
-        judge: Judge,
-        ledgers: Mapping[str, Ledger],
-        decisions: Decisions,
-        pipeline: Pipeline,
-        complete: Callable[[Notification, Respond], None],
-    ) -> None:
-        self._locate = locate
-        self._judge = judge
-        self._ledgers = ledgers
-        self._decisions = decisions
-        self._pipeline = pipeline
-        self._complete = complete
-        #: By the name that a file was renamed to, and was not found decided about: those before it,
-        #: the latest first. The next rename, its own or of a directory above, may be over by then.
-        self._passed: dict[str, tuple[str, ...]] = {}
+    rules: Rules
+    judge: Judge
+    ledgers: Mapping[str, Ledger]
+    holding: Holding
+    decisions: Decisions
+    pipeline: Pipeline
+    complete: Callable[[Notification, Respond], None]
 
-    def change(self, ledgers: Mapping[str, Ledger]) -> None:
-        """Write down in other ledgers from now on."""
-        self._ledgers = ledgers
+    #: By the name that a file was renamed to, and was not found decided about: those before it,
+    #: the latest first. The next rename, its own or of a directory above, may be over by then.
+    _passed: dict[str, tuple[str, ...]] = field(default_factory=dict, init=False)
 
     def follow(self, notification: Notification, answer: Respond) -> None:
         """Follow a file or a directory that was renamed within the watches."""
         if notification.is_directory:
             self._follow_directory(notification)
             return
-        new, names = self._locate(notification.path), self._names(notification.old_path)
+        new, names = self.rules.locate(notification.path), self._names(notification.old_path)
         if new is not None and names:
             for old in names:
                 if file := self._was_decided(*old, *new):
-                    self._pipeline.file_tracker.follow(_path(old), notification.path, file)
-                    self._decisions.answer_durably(answer, Outcome.DUPLICATE, "-")
+                    self.pipeline.file_tracker.follow(_path(old), notification.path, file)
+                    self.decisions.answer_durably(answer, Outcome.DUPLICATE, "-")
                     return
             self._remember(_path(new), names)
             words = (self._word_of_held(*old, *new) for old in names)
             notification = next(filter(None, words), notification)
-        self._complete(notification, answer)
+        self.complete(notification, answer)
 
     def _follow_directory(self, notification: Notification) -> None:
-        old, new = self._locate(notification.old_path), self._locate(notification.path)
+        old, new = self.rules.locate(notification.old_path), self.rules.locate(notification.path)
         for located in (old, new):
             if located is not None:
-                self._ledgers[located[0].name].disturb()
-        self._pipeline.file_tracker.follow(notification.old_path, notification.path)
+                self.ledgers[located[0].name].disturb()
+        self.pipeline.file_tracker.follow(notification.old_path, notification.path)
         if old is None:
             return
         directory = _path(old)
         passed = [path for path in self._passed if path.startswith(directory + "/")]
-        for path in dict.fromkeys([*self._decisions.hold_queue.below(directory), *passed]):
+        for path in dict.fromkeys([*self.holding.queue.below(directory), *passed]):
             name = notification.path + path[len(directory) :]
             self.follow(replace(notification, path=name, old_path=path, is_directory=False), nobody)
 
@@ -86,12 +78,12 @@ class Renames:
 
         It became another upload by a name that is none of an upload.
         """
-        located = self._locate(path)
+        located = self.rules.locate(path)
         if located is None:
             return []
         names = [located]
         for earlier in self._passed.get(_path(located), ()):
-            if self._excludes(*names[-1]) or (located := self._locate(earlier)) is None:
+            if self._excludes(*names[-1]) or (located := self.rules.locate(earlier)) is None:
                 break
             names.append(located)
         return names
@@ -107,22 +99,22 @@ class Renames:
 
     def _excludes(self, watch: WatchSettings, subpath: str) -> bool:
         """Whether a name is none of an upload."""
-        if self._judge.excludes(watch, subpath) is not None:
+        if self.rules.excluded(watch, subpath) is not None:
             return True
-        return not self._judge.matches(os.path.join(watch.path, subpath))
+        return not self.rules.matches(os.path.join(watch.path, subpath))
 
     def _word_of_held(
         self, old_watch: WatchSettings, old: str, watch: WatchSettings, subpath: str
     ) -> Notification | None:
         """Return what ProFTPD has said of a held file, as said of its new name."""
-        noticed = self._decisions.hold_queue.get(os.path.join(old_watch.path, old))
+        noticed = self.holding.queue.get(os.path.join(old_watch.path, old))
         if noticed is None:
             return None
         try:
             state = beneath.state(watch.path, subpath)
         except (OSError, NotBelowWatch):
             return None
-        if not self._judge.confirms(noticed, state):
+        if not self.judge.confirms(noticed, state):
             return None
         path = os.path.join(watch.path, subpath)
         return replace(noticed.notification, kind=Kind.COMPLETED, path=path)
@@ -140,10 +132,10 @@ class Renames:
             state = beneath.state(new_watch.path, new)
         except (OSError, NotBelowWatch):
             return None
-        if not self._judge.was_decided(old_watch, old, state):
+        if not self.ledgers[old_watch.name].was_decided(old, state):
             return None
-        decision = self._ledgers[old_watch.name].get(old, state)
-        self._ledgers[new_watch.name].put(new, state, sample=decision.sample if decision else 0)
+        decision = self.ledgers[old_watch.name].get(old, state)
+        self.ledgers[new_watch.name].put(new, state, sample=decision.sample if decision else 0)
         return state
 
 

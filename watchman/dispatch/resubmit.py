@@ -5,58 +5,45 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from watchman.config import places
 from watchman.config.moves import origin_of
-from watchman.config.places import Place
 from watchman.config.rules import Rules
 from watchman.config.settings import MoveSettings
-from watchman.dispatch.decisions import Decisions, Respond
-from watchman.dispatch.judge import PassOver
+from watchman.dispatch.decisions import Decisions
+from watchman.dispatch.hold_queue import Holding
+from watchman.dispatch.verdicts import PassOver
 from watchman.errors import NotBelowWatch
 from watchman.sinks.pipeline import Pipeline, task_of
 from watchman.store.groupcommit import GroupCommit
 from watchman.uploads import beneath
-from watchman.uploads.upload import Answer, Notification, Outcome, State, Upload
+from watchman.uploads.upload import Answer, Notification, Outcome, Respond, State, Upload
 
 #: What to do instead, for whoever has named something else than a file.
 FILES = "name files below a watch, each by its own path, as `find DIRECTORY -type f` does"
 
 
+@dataclass(kw_only=True, eq=False)
 class Resubmitter:
     """Accepts what watchman-send names. For the dispatcher's thread."""
 
-    def __init__(
-        self,
-        *,
-        locate: Callable[[str], Place | None],
-        rules: Rules,
-        decisions: Decisions,
-        pipeline: Pipeline,
-        commit: GroupCommit,
-        clock: Callable[[], float],
-    ) -> None:
-        self._locate = locate
-        self._rules = rules
-        self._decisions = decisions
-        self._pipeline = pipeline
-        self._commit = commit
-        self._clock = clock
-
-    def change(self, rules: Rules) -> None:
-        """Go by other rules from now on."""
-        self._rules = rules
+    rules: Rules
+    holding: Holding
+    decisions: Decisions
+    pipeline: Pipeline
+    commit: GroupCommit
+    clock: Callable[[], float]
 
     def accept(self, notification: Notification, answer: Respond) -> None:
         """Accept a file that an operator names, whatever was decided about it."""
-        located = self._locate(notification.path)
-        move = self._rules.moved_by(notification.path)
+        located = self.rules.locate(notification.path)
+        move = self.rules.moved_by(notification.path)
         if move is not None:
             self._accept_moved(notification, move, answer)
             return
         if located is None:
-            why = places.why_nowhere(self._rules.watches(), notification.path)
+            why = places.why_nowhere(self.rules.watches(), notification.path)
             answer(Answer(Outcome.ERROR, f"{why}; {FILES}"))
             return
         watch, subpath = located
@@ -64,7 +51,7 @@ class Resubmitter:
         look = _look(watch.path, subpath, answer)
         if look is None:
             return
-        if not self._rules.matches(path, notification.resubmit_as):
+        if not self.rules.matches(path, notification.resubmit_as):
             answer(Answer(Outcome.ERROR, "no task matches it; give --as PATH"))
             return
         if look.writing:
@@ -73,11 +60,11 @@ class Resubmitter:
         if reason := look.ownership.refusal():
             answer(Answer(Outcome.ERROR, reason))
             return
-        noticed = self._decisions.hold_queue.pop(path)
+        noticed = self.holding.queue.pop(path)
         if noticed is not None and noticed.id and notification.old_id:
-            self._decisions.release(noticed, PassOver(look.state))
+            self.holding.release(noticed, PassOver(look.state))
             noticed = None
-        self._decisions.accept(
+        self.decisions.accept(
             watch, subpath, look.state, notification, answer, noticed, ownership=look.ownership
         )
 
@@ -90,11 +77,11 @@ class Resubmitter:
         if look is None:
             return
         original = notification.resubmit_as or origin_of(move, path)
-        tasks = self._rules.tasks_for(original)
+        tasks = self.rules.tasks_for(original)
         if not tasks:
             answer(Answer(Outcome.ERROR, f"no task matches it as {original}; give --as PATH"))
             return
-        located = self._rules.locate(original)
+        located = self.rules.locate(original)
         upload = Upload(
             id=notification.old_id or str(uuid.uuid4()),
             watch=located[0].name if located else "",
@@ -104,16 +91,16 @@ class Resubmitter:
             # As it was moved already: nobody looks for it below a watch.
             source_state=look.state,
             source=notification.source,
-            accepted=self._clock(),
+            accepted=self.clock(),
             task=None,
         )
         upload = replace(upload, task=task_of(upload, tasks[0]))
 
         def durable(position: int) -> None:
-            self._pipeline.wait(upload.at(position))
+            self.pipeline.wait(upload.at(position))
             answer(Answer(Outcome.OK, upload.id))
 
-        self._commit.stage(
+        self.commit.stage(
             {"event": State.ACCEPTED.value, **upload.encode()},
             durable,
             lambda reason: answer(Answer(Outcome.ERROR, reason)),

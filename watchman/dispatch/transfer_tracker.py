@@ -5,21 +5,33 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from watchman.config.places import Place
-from watchman.dispatch.decisions import Decisions, Respond, nobody
-from watchman.dispatch.judge import RECENT, STILL_OPEN, WRITING, Hold, Judge
+from watchman.config.rules import Rules
+from watchman.dispatch.decisions import Decisions
+from watchman.dispatch.hold_queue import Holding
+from watchman.dispatch.judge import STILL_OPEN, WRITING, Judge
 from watchman.dispatch.transfers import LOG_LAG, Transfer, Transfers
+from watchman.dispatch.verdicts import RECENT, Hold, RecentDecisions
 from watchman.errors import NotBelowWatch
 from watchman.store.groupcommit import GroupCommit
 from watchman.store.journal import Journal
+from watchman.store.ledger import Ledger
 from watchman.uploads import beneath
 from watchman.uploads.access import may_speak
 from watchman.uploads.session import is_alive, waits
-from watchman.uploads.upload import Answer, FileState, Kind, Notification, Outcome, Source
+from watchman.uploads.upload import (
+    Answer,
+    FileState,
+    Kind,
+    Notification,
+    Outcome,
+    Respond,
+    Source,
+    nobody,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -31,44 +43,40 @@ LOOK = 0.5
 LAST_WORDS = 0.5
 
 
+@dataclass(kw_only=True, eq=False)
 class TransferTracker:
     """Which transfers are open, and which ended badly. For the dispatcher's thread."""
 
-    def __init__(
-        self,
-        *,
-        locate: Callable[[str], Place | None],
-        judge: Judge,
-        transfers: Transfers,
-        decisions: Decisions,
-        journal: Journal,
-        commit: GroupCommit,
-        clock: Callable[[], float],
-    ) -> None:
-        self._locate = locate
-        self._judge = judge
-        self._transfers = transfers
-        self._decisions = decisions
-        self._journal = journal
-        self._commit = commit
-        self._clock = clock
-        #: Why transfers have failed, as the log says, whose file was not there any more: a line
-        #: about its rename may follow. The log tells of everything in turn, hooks do not.
-        self._left: dict[str, str] = {}
-        #: Whether the transfer log was read to its end since we began.
-        self._caught_up = False
-        #: While the journal is replayed: what is not over, with its position and record.
-        self._begun_before: dict[tuple[str, str], tuple[int, dict[str, Any]]] = {}
+    rules: Rules
+    ledgers: Mapping[str, Ledger]
+    recent: RecentDecisions
+    judge: Judge
+    transfers: Transfers
+    holding: Holding
+    decisions: Decisions
+    journal: Journal
+    commit: GroupCommit
+    clock: Callable[[], float]
+
+    #: Why transfers have failed, as the log says, whose file was not there any more: a line
+    #: about its rename may follow. The log tells of everything in turn, hooks do not.
+    _left: dict[str, str] = field(default_factory=dict, init=False)
+    #: Whether the transfer log was read to its end since we began.
+    _caught_up: bool = field(default=False, init=False)
+    #: While the journal is replayed: what is not over, with its position and record.
+    _begun_before: dict[tuple[str, str], tuple[int, dict[str, Any]]] = field(
+        default_factory=dict, init=False
+    )
 
     def begin(self, notification: Notification, answer: Respond) -> None:
         """Remember that a session begins to write a file, and what is there now."""
-        located = self._locate(notification.path) if notification.path else None
+        located = self.rules.locate(notification.path) if notification.path else None
         if located is None or not notification.session:
             answer(Answer(Outcome.OK))
             return
         watch, subpath = located
         path = os.path.join(watch.path, subpath)
-        self._judge.begin(path)
+        self.recent.begin(path)
         self._left.pop(path, None)
         before = None
         try:
@@ -89,12 +97,12 @@ class TransferTracker:
             self._open(Transfer(path, notification.session, before, -1, *who))
             answer(Answer(Outcome.ERROR, reason))
 
-        record = {"event": Kind.STARTED.value, "at": self._clock(), "path": path}
+        record = {"event": Kind.STARTED.value, "at": self.clock(), "path": path}
         record |= {"session": notification.session, "user": notification.user}
         record["before"] = before.encode() if before else None
         if notification.groups is not None:
             record |= {"uid": notification.uid, "groups": sorted(notification.groups)}
-        self._commit.stage(record, durable, failed)
+        self.commit.stage(record, durable, failed)
 
     def complete(self, notification: Notification) -> str:
         """Close a transfer of which a source says that it is complete; return of which path.
@@ -103,7 +111,7 @@ class TransferTracker:
         the session has begun, or "" if there is no such, or more than one.
         """
         if not notification.path:
-            path = self._transfers.only(notification.session)
+            path = self.transfers.only(notification.session)
             notification = replace(notification, path=path)
             if not path:
                 return ""
@@ -137,7 +145,7 @@ class TransferTracker:
 
     def end(self, session: str, reason: str) -> None:
         """Take what a session has begun and not ended for failed."""
-        for transfer in self._closed(self._transfers.end(session)):
+        for transfer in self._closed(self.transfers.end(session)):
             failed = Notification(
                 Kind.FAILED,
                 transfer.path,
@@ -153,41 +161,41 @@ class TransferTracker:
 
         Return in how many seconds to look again.
         """
-        if self._caught_up or self._judge.decisive is Source.HOOK:
+        if self._caught_up or self.judge.decisive is Source.HOOK:
             # Without a log, its last words may be on their way: in the socket, or to us.
-            lag = LAST_WORDS if self._judge.decisive is Source.HOOK else 0.0
-            for session in self._transfers.dead(lag):
+            lag = LAST_WORDS if self.judge.decisive is Source.HOOK else 0.0
+            for session in self.transfers.dead(lag):
                 self.end(session, "its session died")
-        return LOOK if self._transfers else math.inf
+        return LOOK if self.transfers else math.inf
 
     def _open(self, transfer: Transfer) -> None:
         if transfer.position >= 0:
-            self._journal.hold(transfer.position)
-        for over in self._transfers.open(transfer):
+            self.journal.hold(transfer.position)
+        for over in self.transfers.open(transfer):
             if over.position >= 0:
-                self._journal.release(over.position)
+                self.journal.release(over.position)
 
     def _close(self, session: str, path: str = "") -> list[Transfer]:
         """Close a session's transfer of a path, or with "" all of them; return them."""
-        return self._closed(self._transfers.close(session, path))
+        return self._closed(self.transfers.close(session, path))
 
     def _closed(self, over: list[Transfer]) -> list[Transfer]:
         """Write down that transfers are over, and let nothing wait for them."""
         for transfer in over:
-            self._decisions.hold_queue.hasten(transfer.path)
-            record = {"event": Kind.ENDED.value, "at": self._clock(), "path": transfer.path}
+            self.holding.queue.hasten(transfer.path)
+            record = {"event": Kind.ENDED.value, "at": self.clock(), "path": transfer.path}
 
             def durable(_: int, position: int = transfer.position) -> None:
-                self._journal.release(position)
+                self.journal.release(position)
 
             if transfer.position < 0:
                 continue  # nothing is written down that were to end
-            self._commit.stage({**record, "session": transfer.session}, durable, lasting=True)
+            self.commit.stage({**record, "session": transfer.session}, durable, lasting=True)
         return over
 
     def _patience_of(self, path: str) -> float:
         """Return for how many seconds a hook's word of failure waits for the transfer log's."""
-        located = self._locate(path)
+        located = self.rules.locate(path)
         return located[0].confirm if located is not None else 0.0
 
     def _fail(self, notification: Notification, before: FileState | None, patience: float) -> None:
@@ -195,8 +203,8 @@ class TransferTracker:
 
         Where this is not the word that decides, that one is waited for, `patience` seconds.
         """
-        located = self._locate(notification.path)
-        if located is None or self._judge.excludes(*located) is not None:
+        located = self.rules.locate(notification.path)
+        if located is None or self.rules.excluded(*located) is not None:
             return
         watch, subpath = located
         path = os.path.join(watch.path, subpath)
@@ -211,25 +219,25 @@ class TransferTracker:
             return
         if not may_speak(notification, watch.path, subpath):
             return  # another's, that was not there when he was asked
-        noticed = self._decisions.hold_queue.get(path)
-        touched = not self._judge.was_decided(watch, subpath, look.state)
-        if noticed is not None and self._judge.confirms(noticed, look.state):
+        noticed = self.holding.queue.get(path)
+        touched = not self.ledgers[watch.name].was_decided(subpath, look.state)
+        if noticed is not None and self.judge.confirms(noticed, look.state):
             # An older good word outlives what was refused, and what left the file as it was. But
             # the log's lines may be read together: the file is as the last one has left it then.
             touched = touched and not notification.refused and notification.source is Source.LOG
         # SFTP tells of the failure before it closes the file, and may write until then.
         if not look.writing and (look.state == before or not touched):
             return
-        if look.writing or notification.source is not self._judge.decisive:
+        if look.writing or notification.source is not self.judge.decisive:
             hold = Hold("waiting for ProFTPD's transfer log", patience, look.state)
             if look.writing:
-                spoken = int(notification.source is self._judge.decisive)
+                spoken = int(notification.source is self.judge.decisive)
                 hold = Hold(STILL_OPEN, WRITING, look.state, unspoken=-spoken)
             reason = notification.reason
-            self._decisions.hold(path, notification, noticed, hold, nobody, reason)
+            self.holding.hold(path, notification, noticed, hold, nobody, reason)
             return
-        noticed, reason = self._decisions.hold_queue.pop(path), notification.reason
-        self._decisions.fail(watch, subpath, look.state, notification, reason, noticed)
+        noticed, reason = self.holding.queue.pop(path), notification.reason
+        self.decisions.fail(watch, subpath, look.state, notification, reason, noticed)
 
     # At start.
 

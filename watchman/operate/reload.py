@@ -8,7 +8,6 @@ from collections.abc import Mapping
 
 from watchman.config import inifile
 from watchman.config.differences import differences
-from watchman.config.rules import Rules
 from watchman.config.settings import Settings
 from watchman.dispatch.dispatcher import Dispatcher
 from watchman.errors import WatchmanError
@@ -82,19 +81,19 @@ class Reload:
             failed.pop_all()
         if new.exposed:
             logger.warning("%s.", new.warning())
-        rules, old = Rules(new), self.settings
+        old = self.settings
         look_anew = any(getattr(old, name) != getattr(new, name) for name in LOOKED_AT)
         if look_anew:
             self._finders.stop()
             self._finders.join()
-        self._dispatcher.change(new, rules, ledgers)
+        self._dispatcher.change(new, ledgers)
         self._publishers.change(publishers)
         self._movers.change(movers)
         self._listener.admit(new.admins)
         self._control.settings = new
         self.settings, self._ledgers = new, ledgers
         if look_anew:
-            self._finders.look(new, excluded=rules.excluded, ledgers=ledgers)
+            self._finders.look(new, excluded=self._dispatcher.rules.excluded, ledgers=ledgers)
             self._finders.start()
 
     def _open_ledgers(self, new: Settings, failed: contextlib.ExitStack) -> dict[str, Ledger]:

@@ -10,14 +10,13 @@ from dataclasses import dataclass, replace
 
 from watchman.operate.history import SETTLED
 from watchman.store.journal import Journal
-from watchman.uploads.upload import Answer, Notification, Outcome, Source, State
+from watchman.uploads.upload import Answer, Notification, Outcome, Respond, Source, State
 
 logger = logging.getLogger(__name__)
 
 #: Notifications looked up in one reading of journal and history.
 BATCH = 128
 
-Respond = Callable[[Answer], None]
 Asked = tuple[Notification, Respond]
 
 

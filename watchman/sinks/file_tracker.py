@@ -61,6 +61,8 @@ class FileTracker:
         commit: GroupCommit,
         monotonic: Callable[[], float],
     ) -> None:
+        self._rules = rules
+        self._ledgers = ledgers
         self._journal = journal
         self._commit = commit
         self._monotonic = monotonic
@@ -68,11 +70,6 @@ class FileTracker:
         self._renames: list[Rename] = []
         #: By id, since when (monotonic) the files of uploads that wait are missing.
         self._missing: dict[str, float] = {}
-        self.change(rules=rules, ledgers=ledgers)
-
-    def change(self, *, rules: Rules, ledgers: Mapping[str, Ledger]) -> None:
-        """Look by other settings from now on."""
-        self._rules, self._ledgers = rules, ledgers
 
     def look(self, upload: Upload) -> Report | None:
         """Return a report about an upload that must not be moved or sent as it stands."""

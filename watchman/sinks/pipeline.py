@@ -245,10 +245,9 @@ class Pipeline:
         self._journal.hold(upload.position)
         self._backlog_of(upload).add(upload.position, upload.owned_by)
 
-    def change(self, settings: Settings, *, rules: Rules, ledgers: Mapping[str, Ledger]) -> None:
+    def change(self, settings: Settings) -> None:
         """Go over to other settings; what waits goes on as it was accepted."""
-        self._settings, self._rules, self._ledgers = settings, rules, ledgers
-        self.file_tracker.change(rules=rules, ledgers=ledgers)
+        self._settings = settings
         for name in settings.brokers:
             self._backlog("broker", name)
         for name in settings.moves:

@@ -253,6 +253,11 @@ class Ledger:
         decision = self.get(subpath, state)
         return decision is not None and not decision.existing and decision.ctime > state.ctime
 
+    def was_decided(self, subpath: str, state: FileState) -> bool:
+        """Whether a file has not been written since it was decided about under that name."""
+        decision = self.get(subpath, state)
+        return decision is not None and not state.rewritten_since(decision.size, decision.ctime)
+
     def known(self, subpath: str, state: FileState) -> bool:
         """Whether a scan may pass a file over: it was decided about and not written since.
 

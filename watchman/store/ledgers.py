@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from watchman.config.rules import Rules
 from watchman.store.journal import Journal
@@ -13,16 +13,25 @@ from watchman.uploads.upload import FileState, Upload
 logger = logging.getLogger(__name__)
 
 
-class Ledgers:
-    """Finds the ledger of an upload's file. For the dispatcher's thread."""
+class Ledgers(Mapping[str, Ledger]):
+    """The ledgers by watch. All parts go by the same object; the dispatcher's thread changes it."""
 
     def __init__(self, by_watch: Mapping[str, Ledger], rules: Rules) -> None:
-        self.by_watch = by_watch
+        self._by_watch = by_watch
         self._rules = rules
 
-    def change(self, by_watch: Mapping[str, Ledger], rules: Rules) -> list[Ledger]:
+    def __getitem__(self, watch: str) -> Ledger:
+        return self._by_watch[watch]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_watch)
+
+    def __len__(self) -> int:
+        return len(self._by_watch)
+
+    def change(self, by_watch: Mapping[str, Ledger]) -> list[Ledger]:
         """Go over to others; return those that are not among them, for them to be closed."""
-        before, self.by_watch, self._rules = self.by_watch, by_watch, rules
+        before, self._by_watch = self._by_watch, by_watch
         return [ledger for ledger in before.values() if ledger not in by_watch.values()]
 
     def replay(self, upload: Upload, *, has_failed: bool) -> None:
@@ -30,7 +39,7 @@ class Ledgers:
         located = self._rules.locate(upload.source_path)
         if located is not None:
             watch, subpath = located
-            ledger, state = self.by_watch[watch.name], upload.state
+            ledger, state = self[watch.name], upload.state
             if ledger.decided_since(subpath, upload.source_state or state):
                 pass  # of an older write, written down later, as that its task has failed
             elif upload.source_state is not None:
@@ -49,15 +58,15 @@ class Ledgers:
         located = self._rules.locate(path)
         if located is not None:
             watch, subpath = located
-            decision = self.by_watch[watch.name].get(subpath, state)
+            decision = self[watch.name].get(subpath, state)
             if decision is None or decision.ctime < state.ctime:
-                self.by_watch[watch.name].put(subpath, state)
+                self[watch.name].put(subpath, state)
 
     def settle(self, upload: Upload) -> None:
         """Have the ledger know that it alone need know of an upload's file."""
         located = self._rules.locate(upload.source_path)
         if located is not None:
-            self.by_watch[located[0].name].settle(located[1], upload.state)
+            self[located[0].name].settle(located[1], upload.state)
 
     def forget_lost(self, journal: Journal) -> None:
         """Have the scans that begin with every start find the files again whose record is lost.
@@ -67,9 +76,9 @@ class Ledgers:
         recorded = set()
         for upload in map(Upload.decode, journal.decisions()):
             if located := self._rules.locate(upload.source_path):
-                ledger, state = self.by_watch[located[0].name], upload.source_state or upload.state
+                ledger, state = self[located[0].name], upload.source_state or upload.state
                 recorded.add(ledger.key(located[1], state))
-        for ledger in self.by_watch.values():
+        for ledger in self.values():
             if lost := ledger.doubt(recorded.__contains__):
                 logger.warning(
                     "%d files had been accepted, and no record of it is left. Scanning for them.",
@@ -78,7 +87,7 @@ class Ledgers:
 
     def flush(self, *, all_of_them: bool) -> None:
         """Have them hold what is decided: those that ask for it, or all. Durable, or OSError."""
-        for ledger in self.by_watch.values():
+        for ledger in self.values():
             if all_of_them or ledger.full():
                 ledger.flush()
 

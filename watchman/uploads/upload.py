@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, NamedTuple, Self
@@ -16,6 +17,10 @@ class Source(StrEnum):
     INOTIFY = "inotify"
     SCAN = "scan"
     RESUBMIT = "resubmit"
+
+
+#: Sources that tell whether ProFTPD has received a file whole.
+PROFTPD = frozenset({Source.HOOK, Source.LOG})
 
 
 class Kind(StrEnum):
@@ -58,6 +63,14 @@ class Answer:
 
     outcome: Outcome
     detail: str = ""
+
+
+#: Takes the answer to a notification; called in the dispatcher's thread.
+Respond = Callable[[Answer], None]
+
+
+def nobody(_: Answer) -> None:
+    """Answer a source that does not ask."""
 
 
 @dataclass(frozen=True, slots=True)

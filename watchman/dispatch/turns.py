@@ -1,10 +1,11 @@
-"""What is to be looked at, and nobody waits for it: the owners of the files take turns."""
+"""Turns: of the owners of files that were found, and of the users who speak on the socket."""
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import NamedTuple, Protocol, Self
 
@@ -13,6 +14,9 @@ from watchman.errors import NotBelowWatch
 from watchman.store.inbox import Work
 from watchman.uploads import beneath
 from watchman.uploads.ownership import owner_of
+from watchman.uploads.upload import Notification
+
+logger = logging.getLogger(__name__)
 
 #: Finds that wait until it is known whose their files are. Who brings more waits.
 UNSORTED = 10_000
@@ -27,6 +31,11 @@ WAITING = 50_000
 #: Finds that are still decided about at a stop: the next start scans for more than these. But what
 #: was renamed would be another file to that scan.
 AT_STOP = 1_000
+
+#: Seconds after which a user's thread ends that has nothing to do.
+IDLE = 10.0
+
+Words = deque[tuple[Notification, Callable[[Notification], None]]]
 
 #: Their lane of the inbox, and the owner of what lies where nobody may look.
 LANE, NOBODY = "finds", -1
@@ -187,3 +196,45 @@ class _Directories:
         if fd is None:
             fd = self._open[root, subpath] = beneath.open_directory(root, subpath)
         return fd
+
+
+class Namers:
+    """Find the one name of each path that a user says on the socket, a thread for each user.
+
+    The path is of a stranger's choice: it may lie on a mount that does not answer, as a FUSE mount
+    of his own. Then his words wait, and nobody else's. Any thread may bring words; those of one
+    user stay in order.
+    """
+
+    def __init__(self, name: Callable[[Notification], Notification]) -> None:
+        """`name` returns what was said, of the names that the files have. It may hang."""
+        self._name = name
+        self._changed = threading.Condition()
+        #: By uid, what its thread has yet to do; who has no thread is not there.
+        self._words: dict[int, Words] = {}
+
+    def bring(self, notification: Notification, pass_on: Callable[[Notification], None]) -> None:
+        """Have `pass_on` called with the word once it has its names; never waits."""
+        uid = notification.uid
+        assert uid is not None
+        with self._changed:
+            words = self._words.get(uid)
+            if words is None:
+                words = self._words[uid] = deque()
+                threading.Thread(
+                    target=self._run, args=(uid, words), name=f"namer of uid {uid}", daemon=True
+                ).start()
+            words.append((notification, pass_on))
+            self._changed.notify_all()
+
+    def _run(self, uid: int, words: Words) -> None:
+        while True:
+            with self._changed:
+                if not self._changed.wait_for(lambda: words, IDLE):
+                    del self._words[uid]
+                    return
+                notification, pass_on = words.popleft()
+            try:
+                pass_on(self._name(notification))
+            except Exception:
+                logger.exception("Not heard: %r of uid %d.", notification.path, uid)

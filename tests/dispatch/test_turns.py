@@ -15,8 +15,8 @@ from tests.support.deadline import eventually
 from tests.support.house import House
 from tests.support.users import ALICE, BOB
 from watchman.config.settings import WatchSettings
-from watchman.dispatch import finds as module
-from watchman.dispatch.finds import AT_STOP, SORTED, UNSORTED, Find, Finds
+from watchman.dispatch import turns as module
+from watchman.dispatch.turns import AT_STOP, SORTED, UNSORTED, Find, Finds
 from watchman.store.inbox import Work
 from watchman.uploads.upload import Kind, Notification, Source
 

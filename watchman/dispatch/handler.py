@@ -1,0 +1,296 @@
+"""What a notification means: hold the file, accept it as an upload, pass it over, or fail it."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from watchman.config.rules import Rules
+from watchman.config.settings import Settings
+from watchman.dispatch.crosscheck import Crosscheck
+from watchman.dispatch.decisions import Decisions
+from watchman.dispatch.hold_queue import Holding
+from watchman.dispatch.judge import Judge
+from watchman.dispatch.placing import Placing
+from watchman.dispatch.renames import Renames
+from watchman.dispatch.resubmit import Resubmitter
+from watchman.dispatch.transfer_tracker import TransferTracker
+from watchman.dispatch.transfers import Transfers
+from watchman.dispatch.verdicts import Accept, Fail, Hold, Ignore, PassOver, RecentDecisions, Refuse
+from watchman.sinks.pipeline import Pipeline
+from watchman.store.groupcommit import GroupCommit
+from watchman.store.journal import Journal
+from watchman.store.ledgers import Ledgers
+from watchman.uploads import beneath
+from watchman.uploads.access import may_speak
+from watchman.uploads.upload import (
+    PROFTPD,
+    Answer,
+    FileState,
+    Kind,
+    Notification,
+    Outcome,
+    Respond,
+    Source,
+    Upload,
+    nobody,
+)
+
+#: Sources that may name a directory as their client did: through symlinks, by `..`.
+SPELLED = PROFTPD | {Source.RESUBMIT}
+
+
+class Handler:
+    """Handles one notification after the other, in the dispatcher's thread."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        rules: Rules,
+        journal: Journal,
+        ledgers: Ledgers,
+        commit: GroupCommit,
+        pipeline: Pipeline,
+        hasten: Callable[[str], None],
+        clock: Callable[[], float],
+        monotonic: Callable[[], float],
+    ) -> None:
+        """`hasten` decides at once about what was found at a path and waits for its turn."""
+        self._settings = settings
+        self._rules = rules
+        self._ledgers = ledgers
+        self._hasten = hasten
+        self._clock = clock
+        #: By source: how often it spoke, and when last (epoch).
+        self.heard: Counter[str] = Counter()
+        self.last_heard: dict[str, float] = {}
+        self.crosscheck = Crosscheck()
+        self.placing = Placing(locate=rules.locate, monotonic=monotonic)
+        self._recent = RecentDecisions()
+        transfers = Transfers(monotonic=monotonic)
+        self.judge = Judge(
+            rules=rules,
+            ledgers=ledgers,
+            recent=self._recent,
+            transfers=transfers,
+            monotonic=monotonic,
+            transfer_log=bool(settings.proftpd.transfer_log),
+        )
+        self.holding = Holding(journal=journal, commit=commit, clock=clock, monotonic=monotonic)
+        self.decisions = Decisions(
+            rules=rules,
+            recent=self._recent,
+            holding=self.holding,
+            pipeline=pipeline,
+            ledgers=ledgers,
+            commit=commit,
+            clock=clock,
+            monotonic=monotonic,
+        )
+        self.transfer_tracker = TransferTracker(
+            rules=rules,
+            ledgers=ledgers,
+            recent=self._recent,
+            judge=self.judge,
+            transfers=transfers,
+            holding=self.holding,
+            decisions=self.decisions,
+            journal=journal,
+            commit=commit,
+            clock=clock,
+        )
+        self._renames = Renames(
+            rules=rules,
+            judge=self.judge,
+            ledgers=ledgers,
+            holding=self.holding,
+            decisions=self.decisions,
+            pipeline=pipeline,
+            complete=self.complete,
+        )
+        self._resubmitter = Resubmitter(
+            rules=rules,
+            holding=self.holding,
+            decisions=self.decisions,
+            pipeline=pipeline,
+            commit=commit,
+            clock=clock,
+        )
+
+    def change(self, settings: Settings) -> None:
+        """Go by other settings from now on."""
+        self._settings = settings
+        self.judge.change(transfer_log=bool(settings.proftpd.transfer_log))
+        self.crosscheck.forget()
+        for noticed in self.holding.queue.remove(lambda path: self._rules.locate(path) is None):
+            if noticed.id:
+                self.holding.release(noticed, Ignore("its watch left the INI file"))
+
+    def hear(self, notification: Notification, answer: Respond, *, is_named: bool = False) -> None:
+        self.count(notification)
+        if notification.source in SPELLED and not is_named:
+            notification = self.named(notification)
+        self.take(notification, answer)
+
+    def count(self, notification: Notification) -> None:
+        self.heard[notification.source.value] += 1
+        self.last_heard[notification.source.value] = self._clock()
+        self.crosscheck.hear(notification)
+
+    def take(self, notification: Notification, answer: Respond, *, is_last: bool = True) -> None:
+        """Take what is said of a file; `is_last` unless we know already that its next transfer has
+        failed: what is there now is that one's.
+        """
+        if notification.source in SPELLED:
+            notification = self.placing.place(notification)
+        if not all(map(partial(self._may_speak, notification), _paths(notification))):
+            answer(Answer(Outcome.ERROR, "only who may write a file may announce it"))
+            return
+        if notification.source in PROFTPD and notification.path:
+            # An event that waits tells how the file was closed of which this is the word.
+            self._hasten(notification.path)
+            self._hear_of(notification)
+        if notification.source is Source.RESUBMIT:
+            self._resubmitter.accept(notification, answer)
+            return
+        match notification.kind:
+            case Kind.STARTED:
+                self.transfer_tracker.begin(notification, answer)
+            case Kind.ENDED:
+                self.transfer_tracker.end(notification.session, "its session ended")
+                self.decisions.answer_durably(answer)
+            case Kind.FAILED:
+                self.transfer_tracker.fail(notification)
+                self.decisions.answer_durably(answer)
+            case Kind.RENAMED:
+                if reason := self.transfer_tracker.rename(notification):
+                    self.decisions.answer_durably(answer, Outcome.IGNORED, reason)
+                else:
+                    self._renames.follow(notification, answer)
+            case Kind.COMPLETED:
+                path = self.transfer_tracker.complete(notification)
+                if path and not is_last:
+                    answer(Answer(Outcome.IGNORED, "a later transfer has failed"))
+                elif path:
+                    self.complete(replace(notification, path=path), answer)
+                else:
+                    answer(Answer(Outcome.IGNORED, "no path"))
+
+    def _may_speak(self, notification: Notification, path: str) -> bool:
+        located = self._rules.locate(path)
+        if located is None:
+            return True
+        begins = notification.kind is Kind.STARTED
+        return may_speak(notification, located[0].path, located[1], begins=begins)
+
+    def _hear_of(self, notification: Notification) -> None:
+        located = self._rules.locate(notification.path)
+        if located is not None and notification.kind is not Kind.STARTED:
+            source = notification.source
+            decisive = source is self.judge.decisive
+            self.crosscheck.hear_of(located[0].name, source, decisive=decisive)
+
+    def complete(self, notification: Notification, answer: Respond) -> None:
+        """Decide about a file that its source says is complete."""
+        located = self._rules.locate(notification.path)
+        if located is None:
+            answer(Answer(Outcome.IGNORED, "below no watch"))
+            return
+        watch, subpath = located
+        path = os.path.join(watch.path, subpath)
+        noticed = self.holding.queue.get(path)
+        if not may_speak(notification, watch.path, subpath):
+            # Another's file has taken the place of what it was said of.
+            notification = Notification(Kind.COMPLETED, path, Source.INOTIFY)
+        verdict = self.judge.judge(watch, subpath, notification, noticed)
+        if not isinstance(verdict, Hold):
+            self.holding.queue.pop(path)
+            if noticed is not None and noticed.id and not isinstance(verdict, Accept | Fail):
+                self.holding.release(noticed, verdict)
+        match verdict:
+            case Ignore(reason):
+                answer(Answer(Outcome.IGNORED, reason))
+            case PassOver(state):
+                self.decisions.pass_over(path, state, notification, answer)
+            case Hold():
+                self.holding.hold(path, notification, noticed, verdict, answer)
+            case Fail(state, reason):
+                is_missed = noticed is None or not noticed.failure
+                if is_missed and not isinstance(verdict, Refuse):
+                    self.crosscheck.miss(watch.name, notification.source, hinted=False)
+                self.decisions.fail(watch, subpath, state, notification, reason, noticed)
+                answer(Answer(Outcome.IGNORED, reason))
+            case Accept(state, word, ownership):
+                if watch.proftpd and not self.judge.is_decisive(word):
+                    hinted = word.source in PROFTPD or (noticed is not None and noticed.hooked)
+                    self.crosscheck.miss(watch.name, word.source, hinted=hinted)
+                self.decisions.accept(
+                    watch, subpath, state, word, answer, noticed, ownership=ownership
+                )
+
+    def named(self, notification: Notification) -> Notification:
+        """Return what was said, of the one path that each file has."""
+        roots = [watch.path for watch in self._settings.watches.values()]
+        if notification.source is Source.RESUBMIT:
+            roots += [move.destination for move in self._settings.moves.values()]
+        path, old = (
+            beneath.canonical(one, roots) if one else ""
+            for one in (notification.path, notification.old_path)
+        )
+        return replace(notification, path=path, old_path=old)
+
+    def superseded(self, upload: Upload) -> None:
+        """See to it that the newer write is decided about, should nobody have spoken of it."""
+        self.complete(Notification(Kind.COMPLETED, upload.path, Source.SCAN), nobody)
+
+    def gone(self, path: str, state: FileState, is_lost: bool) -> None:
+        if is_lost:
+            self.decisions.search(path, state)
+        else:
+            self.decisions.retract(path, state)
+
+    def renamed(self, upload: Upload) -> None:
+        """Decide about a file that has another name than it had as an upload."""
+        word = Notification(
+            Kind.COMPLETED,
+            upload.path,
+            upload.source,
+            user=upload.user,
+            client=upload.client,
+            protocol=upload.protocol,
+        )
+        if upload.source is Source.RESUBMIT:
+            given = upload.original if upload.original != upload.path else ""
+            self._resubmitter.accept(replace(word, resubmit_as=given), nobody)
+        else:
+            self.complete(word, nobody)
+
+    def replay_decision(self, upload: Upload, has_failed: bool, never_waited: bool) -> None:
+        recent = self._recent.get(upload.source_path)
+        if recent is None or recent.decided <= upload.accepted:
+            self._recent.remember(upload, failed=never_waited, closed=True)
+        self._ledgers.replay(upload, has_failed=has_failed)
+
+    def replay_other(self, position: int, record: dict[str, Any]) -> None:
+        """Take up any other record of the journal."""
+        if "file" in record:
+            self._ledgers.replay_rename(record["path"], FileState.decode(record["file"]))
+        self.decisions.replay(record)
+        self.holding.replay(position, record)
+        self.transfer_tracker.replay(position, record)
+
+    def restore(self, *, logged: bool) -> None:
+        """Go on with what was held and begun when the journal ended; `logged` if a transfer log
+        tells of how it went on.
+        """
+        self.holding.restore()
+        self.transfer_tracker.restore(logged=logged)
+
+
+def _paths(notification: Notification) -> list[str]:
+    return [path for path in (notification.path, notification.old_path) if path]
