@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from watchman.store import ledger as ledger_module
-from watchman.store.ledger import Decision, Ledger, key
+from watchman.store.decision import Decision, key
+from watchman.store.ledger import Ledger
 from watchman.store.ledgerfile import ENTRY
 from watchman.uploads.upload import FileState
 

@@ -34,7 +34,8 @@ class Journal:
     """Segments `00000001.jsonl`, ... in a directory; settled ones move to the history.
 
     A position (segment and offset) names a record for as long as its segment is held. One thread
-    replays, writes and retires; any thread reads.
+    replays, writes and retires; any thread reads. Long, for what is written, what is held and what
+    may go is one account.
     """
 
     def __init__(self, directory: str, history: str, *, segment_size: int = SEGMENT_SIZE) -> None:

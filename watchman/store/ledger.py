@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
+from watchman.store.decision import (
+    EXISTING,
+    FORGOTTEN,
+    SIZE,
+    WAITING,
+    Decision,
+    key,
+    pack,
+    unpack,
+)
 from watchman.store.ledgerfile import ENTRY, KEY, VALUES, Changes, Draft, LedgerFile
 from watchman.uploads.filesystems import OWN, Filesystems
 from watchman.uploads.upload import FileState
@@ -25,55 +33,12 @@ DELTA = 20_000
 #: place of theirs.
 KEEP = 30 * 86400.0
 
-#: Set in the size of a file that was there before its watch: nobody decided on a write of it.
-EXISTING = 1 << 63
-
-_ENCODING, _ERRORS = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
-
-
-class Decision(NamedTuple):
-    """The size in bytes and ctime in nanoseconds of a file when it was decided about.
-
-    `waiting` if its upload was not settled when that was last written down. `sample` is that of its
-    content, 0 if none was taken. `filesystem` is what it was on, see `Filesystems`.
-    """
-
-    size: int
-    ctime: int
-    existing: bool = False
-    waiting: bool = False
-    sample: int = 0
-    filesystem: bytes = OWN
-
-    def is_of(self, state: FileState) -> bool:
-        """Whether it was made about a file as it is now."""
-        return not self.existing and (self.size, self.ctime) == (state.size, state.ctime)
-
-
-#: Set in the size of a file whose upload was not settled yet: the journal has a record of it.
-WAITING = 1 << 62
-
-_SIZE = WAITING - 1
-
-#: In memory for a file in the ledger's file about which nothing is decided any more.
-FORGOTTEN = Decision(0, 0)
-
-
-def key(subpath: str, inode: int, filesystem: bytes = OWN) -> bytes:
-    """Return the 64-bit key of a file.
-
-    Of its name only, not of its directory: to rename a directory changes nothing of the files in
-    it, not even their ctime.
-    """
-    name = subpath.rpartition("/")[2].encode(_ENCODING, _ERRORS)
-    return hashlib.blake2b(filesystem + inode.to_bytes(8, "big") + name, digest_size=8).digest()
-
 
 class Ledger:
     """The decisions of one watch: a sorted file of 36 bytes each, and the newest in memory.
 
     Written by the dispatcher, asked by the scanner too. What is not in the file yet stands in the
-    journal; `flush` says when it need not any more.
+    journal; `flush` says when it need not any more. Long, for one lock guards all of it.
     """
 
     def __init__(
@@ -91,7 +56,7 @@ class Ledger:
         #: Guards what is below but is held for a moment only: the scanner asks while the dispatcher
         #: decides, and while a hook waits for that.
         self._lock = threading.RLock()
-        #: HoldQueue while the file is being replaced.
+        #: Held while the file is being replaced.
         self._writing = threading.Lock()
         self._delta: dict[bytes, Decision] = {}
         #: How many decisions in memory ask for a flush: more after one that failed.
@@ -144,16 +109,20 @@ class Ledger:
         for other in others:
             other.flush()
             self.flush()
-            with self._writing:
-                theirs, mine = other._file, self._file
-                assert theirs is not None
-                assert mine is not None
-                draft = self._draft(_newer(part, mine) for part in theirs.entries())
-                with self._lock:
-                    self._file = draft.commit()
+            assert other._file is not None
+            self._absorb(other._file)
         if self.inherits:
             self.inherits = False
             self._merge()
+
+    def _absorb(self, other: LedgerFile) -> None:
+        """Have the file hold what another one has that is lacking here or older; or OSError."""
+        with self._writing:
+            mine = self._file
+            assert mine is not None
+            draft = self._draft(_newer(part, mine) for part in other.entries())
+            with self._lock:
+                self._file = draft.commit()
 
     def get(self, subpath: str, state: FileState) -> Decision | None:
         """Return the last decision about a file of that name and inode."""
@@ -380,21 +349,15 @@ class Ledger:
 
     def _take_back(self) -> None:
         """Know again what was put away: this may be the root it is about. Or raise OSError."""
-        with self._writing:
-            try:
-                away, file = LedgerFile.open(self._away), self._file
-            except FileNotFoundError:
-                return
-            except ValueError as e:
-                logger.warning("What was decided about another root's files is lost: %s.", e)
-                return
-            if file is not None:
-                # What the file has is newer.
-                parts = away.entries()
-                draft = self._draft({k: p[k] for k in p if file.get(k) is None} for p in parts)
-                with self._lock:
-                    self._file = draft.commit()
-            os.unlink(self._away)
+        try:
+            away = LedgerFile.open(self._away)
+        except FileNotFoundError:
+            return
+        except ValueError as e:
+            logger.warning("What was decided about another root's files is lost: %s.", e)
+            return
+        self._absorb(away)
+        os.unlink(self._away)
 
     def _is_disturbed(self, sweep: Sweep) -> bool:
         return sweep.disturbances != self._disturbances or sweep.root != _inode(self.watch_path)
@@ -444,7 +407,7 @@ class Sweep:
         if entry is not None and wanted not in ledger._delta and file is ledger._file:
             # What most files are, and cheap: as decided.
             index, (size, ctime, _, _) = entry
-            if state.ctime == ctime and state.size == size & _SIZE:
+            if state.ctime == ctime and state.size == size & SIZE:
                 self.seen[index] = self.saw_files = True
                 return True
         if entry is not None:
@@ -483,18 +446,6 @@ class Sweep:
             size, _, _, tag = self.file.values(index)
             self.seen[index] = bool(size & WAITING) or tag not in self._met
             index = self.seen.find(0, index + 1)
-
-
-def pack(wanted: bytes, decision: Decision) -> bytes:
-    """Return the entry of a decision."""
-    size = decision.size | decision.existing << 63 | decision.waiting << 62
-    return ENTRY.pack(wanted, size, decision.ctime, decision.sample, decision.filesystem)
-
-
-def unpack(size: int, ctime: int, sample: int, filesystem: bytes) -> Decision:
-    """Return the decision of an entry's values."""
-    flags = bool(size & EXISTING), bool(size & WAITING)
-    return Decision(size & _SIZE, ctime, *flags, sample, filesystem)
 
 
 def _newer(entries: Mapping[bytes, bytes], file: LedgerFile) -> dict[bytes, bytes]:
