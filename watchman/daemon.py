@@ -36,7 +36,7 @@ from watchman.sinks.sinks import Movers, Publishers, Sinks, moves_of
 from watchman.sources.finders import Finders
 from watchman.sources.socket.listener import Listener
 from watchman.store.journal import Journal
-from watchman.store.ledger_migration import hand_over
+from watchman.store.ledger_migration import migrate
 from watchman.store.spool import lock, open_ledger
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class Daemon:
             ledgers = {
                 name: open_ledger(settings, watch) for name, watch in settings.watches.items()
             }
-            hand_over(settings, ledgers)
+            migrate(settings, ledgers)
             journal = Journal(
                 os.path.join(settings.spool, "journal"), os.path.join(settings.spool, "history")
             )

@@ -90,7 +90,7 @@ def test_what_was_found_of_a_path_is_done_at_once_when_somebody_speaks_of_it(tur
     turns.find("5")
     turns.find("new")
     for name in ("5", "new", "never found"):
-        turns.finds.hasten(str(turns.directory / name))
+        turns.finds.decide_now(str(turns.directory / name))
     assert turns.done == ["0", "1", "5", "5", "new"]
     assert turns.take() == ["2", "3", "4", "6", "7", "8", "9"]
 
@@ -99,7 +99,7 @@ def test_renames_stay_in_order_whatever_else_is_found_of_their_paths(turns: Turn
     turns.find("c")
     turns.find("b", old="a")
     turns.find("c", old="b")
-    turns.finds.hasten(str(turns.directory / "c"))
+    turns.finds.decide_now(str(turns.directory / "c"))
     turns.find("b")
     turns.find("c")
     assert turns.done == ["c"]

@@ -104,13 +104,13 @@ class Decisions:
         state: FileState,
         notification: Notification,
         answer: Respond,
-        noticed: HeldFile | None = None,
+        held: HeldFile | None = None,
         *,
         ownership: Ownership,
     ) -> None:
-        """Make an upload of a file, and hand it on; `noticed` is how it was held."""
+        """Make an upload of a file, and hand it on; `held` is how it was held."""
         path = os.path.join(watch.path, subpath)
-        upload = self._upload(watch, path, state, notification, noticed)
+        upload = self._upload(watch, path, state, notification, held)
         upload = replace(upload, owner=(ownership.user, ownership.group))
         ledger = self.ledgers[watch.name]
         before = ledger.get(subpath, state)
@@ -120,7 +120,7 @@ class Decisions:
         self.pipeline.arriving[upload.id] = upload
 
         def durable(position: int) -> None:
-            self.holding.forget(noticed)
+            self.holding.forget(held)
             self.pipeline.failures.forgive(path)
             logger.info(
                 "Accepted upload %s, noticed by %s: %r, %d bytes, for %s %s.",
@@ -140,8 +140,8 @@ class Decisions:
             ledger.restore(subpath, state, before)
             self.recent.restore(path, recent)
             self._missed[watch.name] = 0.0
-            if noticed is not None and noticed.id:
-                self.holding.queue.put_back(noticed)
+            if held is not None and held.id:
+                self.holding.queue.put_back(held)
             answer(Answer(Outcome.ERROR, reason))
 
         self.commit.stage({"event": State.ACCEPTED.value, **upload.encode()}, durable, failed)
@@ -153,24 +153,24 @@ class Decisions:
         state: FileState,
         notification: Notification,
         reason: str,
-        noticed: HeldFile | None = None,
+        held: HeldFile | None = None,
     ) -> None:
         """List an upload as failed; its file stays, and is an upload once it is written again.
 
-        `noticed` is how it was held: whoever was answered with an id finds it by that.
+        `held` is how it was held: whoever was answered with an id finds it by that.
         """
         path = os.path.join(watch.path, subpath)
         if not self.rules.matches(path):
             self.ledgers[watch.name].put(subpath, state)
-            if noticed is not None and noticed.id:
-                self.holding.release(noticed, Fail(state, reason))
+            if held is not None and held.id:
+                self.holding.release(held, Fail(state, reason))
             return
-        upload = self._upload(watch, path, state, notification, noticed)
+        upload = self._upload(watch, path, state, notification, held)
         self.ledgers[watch.name].put(subpath, state, sample=upload.sample)
         self.recent.remember(upload, failed=True)
         self.pipeline.fail(upload, reason)
-        if noticed is not None:
-            self.commit.stage(None, lambda _: self.holding.forget(noticed), lasting=True)
+        if held is not None:
+            self.commit.stage(None, lambda _: self.holding.forget(held), lasting=True)
 
     def _upload(
         self,
@@ -178,11 +178,11 @@ class Decisions:
         path: str,
         state: FileState,
         notification: Notification,
-        noticed: HeldFile | None,
+        held: HeldFile | None,
     ) -> Upload:
-        noticed_id = noticed.id if noticed is not None else ""
+        held_id = held.id if held is not None else ""
         upload = Upload(
-            id=noticed_id or notification.old_id or str(uuid.uuid4()),
+            id=held_id or notification.old_id or str(uuid.uuid4()),
             watch=watch.name,
             path=path,
             original=notification.resubmit_as or path,

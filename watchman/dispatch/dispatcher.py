@@ -21,7 +21,7 @@ from watchman.store.checkpoints import READ, Checkpoints
 from watchman.store.groupcommit import SLICE, GroupCommit
 from watchman.store.journal import Journal
 from watchman.store.ledger import Ledger
-from watchman.store.ledger_migration import hand_over
+from watchman.store.ledger_migration import migrate
 from watchman.store.ledgers import Ledgers, close
 from watchman.uploads.upload import Kind, Notification, Respond, Source, nobody
 
@@ -37,7 +37,10 @@ T = TypeVar("T")
 
 
 class Dispatcher:
-    """Decides in one thread about what all sources say, and hands uploads to the pipeline."""
+    """Decides in one thread about what all sources say, and hands uploads to the pipeline.
+
+    Long, for it has each way into that thread, and what it does in between.
+    """
 
     def __init__(
         self,
@@ -54,7 +57,8 @@ class Dispatcher:
         """`rescan` has a subtree scanned, `request_later` a watch once `takes_finds` of an owner's;
         `read_log` has the transfer log read soon, see `caught_up`.
 
-        `clock` tells the time that files and records bear, `monotonic` how long a wait was.
+        `clock` tells the time that files and records bear, `monotonic` how long a wait was. Long,
+        for it does nothing but make the parts.
         """
         self._settings = settings
         self._clock = clock
@@ -89,7 +93,7 @@ class Dispatcher:
             ledgers=self._ledgers,
             commit=self._commit,
             pipeline=self.pipeline,
-            hasten=self._finds.hasten,
+            decide_now=self._finds.decide_now,
             clock=clock,
             monotonic=monotonic,
         )
@@ -244,14 +248,14 @@ class Dispatcher:
         self._checkpoints.forget(settings.proftpd.transfer_log)
         # Once the journal has what was decided until now.
         self._commit.stage(None, lambda _: close(left), lasting=True)
-        self._commit.stage(None, lambda _: hand_over(settings, ledgers), lasting=True)
+        self._commit.stage(None, lambda _: migrate(settings, ledgers), lasting=True)
 
     def _look_again(self) -> float:
         """Look at held files that are due, and for sessions that died; return when next, in s."""
         now = self._monotonic()
         heard = self.judge.heard_until()
-        for noticed in self.hold_queue.due(heard):
-            self._finds.put_now(Find(noticed.path), partial(self._look_at_held, noticed))
+        for held in self.hold_queue.due(heard):
+            self._finds.put_now(Find(held.path), partial(self._look_at_held, held))
         patience = self.hold_queue.patience(now)
         if not patience and self.hold_queue.patience(heard):
             # The log is asked first; it wakes us.
@@ -261,9 +265,9 @@ class Dispatcher:
                 self._read_log()
         return min(self._handler.transfer_tracker.end_dead_sessions(), patience)
 
-    def _look_at_held(self, noticed: HeldFile) -> None:
-        if self.hold_queue.get(noticed.path) is noticed:  # else it was decided about meanwhile
-            self._handler.complete(noticed.notification, nobody)
+    def _look_at_held(self, held: HeldFile) -> None:
+        if self.hold_queue.get(held.path) is held:  # else it was decided about meanwhile
+            self._handler.complete(held.notification, nobody)
 
     def _catch_up(self, now: float) -> None:
         self._log_asked = False

@@ -56,15 +56,18 @@ class Handler:
         ledgers: Ledgers,
         commit: GroupCommit,
         pipeline: Pipeline,
-        hasten: Callable[[str], None],
+        decide_now: Callable[[str], None],
         clock: Callable[[], float],
         monotonic: Callable[[], float],
     ) -> None:
-        """`hasten` decides at once about what was found at a path and waits for its turn."""
+        """`decide_now` decides at once about what was found at a path and waits for its turn.
+
+        Long, for it does nothing but tell each part of those that it works with.
+        """
         self._settings = settings
         self._rules = rules
         self._ledgers = ledgers
-        self._hasten = hasten
+        self._decide_now = decide_now
         self._clock = clock
         #: By source: how often it spoke, and when last (epoch).
         self.heard: Counter[str] = Counter()
@@ -127,9 +130,9 @@ class Handler:
         self._settings = settings
         self.judge.change(transfer_log=bool(settings.proftpd.transfer_log))
         self.crosscheck.forget()
-        for noticed in self.holding.queue.remove(lambda path: self._rules.locate(path) is None):
-            if noticed.id:
-                self.holding.release(noticed, Ignore("its watch left the INI file"))
+        for held in self.holding.queue.remove(lambda path: self._rules.locate(path) is None):
+            if held.id:
+                self.holding.release(held, Ignore("its watch left the INI file"))
 
     def hear(self, notification: Notification, answer: Respond, *, is_named: bool = False) -> None:
         self.count(notification)
@@ -153,7 +156,7 @@ class Handler:
             return
         if notification.source in PROFTPD and notification.path:
             # An event that waits tells how the file was closed of which this is the word.
-            self._hasten(notification.path)
+            self._decide_now(notification.path)
             self._hear_of(notification)
         if notification.source is Source.RESUBMIT:
             self._resubmitter.accept(notification, answer)
@@ -203,34 +206,34 @@ class Handler:
             return
         watch, subpath = located
         path = os.path.join(watch.path, subpath)
-        noticed = self.holding.queue.get(path)
+        held = self.holding.queue.get(path)
         if not may_speak(notification, watch.path, subpath):
             # Another's file has taken the place of what it was said of.
             notification = Notification(Kind.COMPLETED, path, Source.INOTIFY)
-        verdict = self.judge.judge(watch, subpath, notification, noticed)
+        verdict = self.judge.judge(watch, subpath, notification, held)
         if not isinstance(verdict, Hold):
             self.holding.queue.pop(path)
-            if noticed is not None and noticed.id and not isinstance(verdict, Accept | Fail):
-                self.holding.release(noticed, verdict)
+            if held is not None and held.id and not isinstance(verdict, Accept | Fail):
+                self.holding.release(held, verdict)
         match verdict:
             case Ignore(reason):
                 answer(Answer(Outcome.IGNORED, reason))
             case PassOver(state):
                 self.decisions.pass_over(path, state, notification, answer)
             case Hold():
-                self.holding.hold(path, notification, noticed, verdict, answer)
+                self.holding.hold(path, notification, held, verdict, answer)
             case Fail(state, reason):
-                is_missed = noticed is None or not noticed.failure
+                is_missed = held is None or not held.failure
                 if is_missed and not isinstance(verdict, Refuse):
                     self.crosscheck.miss(watch.name, notification.source, hinted=False)
-                self.decisions.fail(watch, subpath, state, notification, reason, noticed)
+                self.decisions.fail(watch, subpath, state, notification, reason, held)
                 answer(Answer(Outcome.IGNORED, reason))
             case Accept(state, word, ownership):
                 if watch.proftpd and not self.judge.is_decisive(word):
-                    hinted = word.source in PROFTPD or (noticed is not None and noticed.hooked)
+                    hinted = word.source in PROFTPD or (held is not None and held.hooked)
                     self.crosscheck.miss(watch.name, word.source, hinted=hinted)
                 self.decisions.accept(
-                    watch, subpath, state, word, answer, noticed, ownership=ownership
+                    watch, subpath, state, word, answer, held, ownership=ownership
                 )
 
     def named(self, notification: Notification) -> Notification:

@@ -84,7 +84,7 @@ class HeldFile:
 
 
 class HoldQueue:
-    """The noticed files by path. Changed by the dispatcher's thread alone."""
+    """The held files by path. Changed by the dispatcher's thread alone."""
 
     def __init__(
         self,
@@ -94,13 +94,13 @@ class HoldQueue:
     ) -> None:
         self._clock = clock
         self._monotonic = monotonic
-        self._noticed: dict[str, HeldFile] = {}
+        self._held: dict[str, HeldFile] = {}
         self._due: list[tuple[float, str]] = []
         #: How many of them scans have found, by owner.
         self._found: Counter[int | None] = Counter()
 
     def __len__(self) -> int:
-        return len(self._noticed)
+        return len(self._held)
 
     def hold(
         self,
@@ -118,7 +118,7 @@ class HoldQueue:
         hooked = before is not None and before.hooked and not before.was_rewritten(state)
         unclosed = before is not None and before.unclosed and notification.source is Source.SCAN
         self.pop(path)
-        noticed = self._noticed[path] = HeldFile(
+        held = self._held[path] = HeldFile(
             notification=notification,
             path=path,
             reason=verdict.reason,
@@ -138,40 +138,40 @@ class HoldQueue:
             position=before.position if before else -1,
             found_of=before.found_of if before else notification.owner,
         )
-        self._found[noticed.found_of] += 1
-        heapq.heappush(self._due, (noticed.due, path))
-        return noticed
+        self._found[held.found_of] += 1
+        heapq.heappush(self._due, (held.due, path))
+        return held
 
-    def put_back(self, noticed: HeldFile) -> None:
+    def put_back(self, held: HeldFile) -> None:
         """Hold a file as it was held, and look at it again soon; one held anew meanwhile stays."""
-        if noticed.path not in self._noticed:
-            noticed.due = self._monotonic() + AGAIN
-            self._noticed[noticed.path] = noticed
-            self._found[noticed.found_of] += 1
-            heapq.heappush(self._due, (noticed.due, noticed.path))
+        if held.path not in self._held:
+            held.due = self._monotonic() + AGAIN
+            self._held[held.path] = held
+            self._found[held.found_of] += 1
+            heapq.heappush(self._due, (held.due, held.path))
 
     def pop(self, path: str) -> HeldFile | None:
         """Hold a file no longer; return how it was held."""
-        noticed = self._noticed.pop(path, None)
-        if noticed is not None:
-            self._found[noticed.found_of] -= 1
-        return noticed
+        held = self._held.pop(path, None)
+        if held is not None:
+            self._found[held.found_of] -= 1
+        return held
 
-    def hasten(self, path: str) -> None:
+    def make_due(self, path: str) -> None:
         """Look at a held file again at once: what it waited for may be over."""
-        noticed = self._noticed.get(path)
-        if noticed is not None:
-            noticed.due = self._monotonic()
-            heapq.heappush(self._due, (noticed.due, path))
+        held = self._held.get(path)
+        if held is not None:
+            held.due = self._monotonic()
+            heapq.heappush(self._due, (held.due, path))
 
     def get(self, path: str) -> HeldFile | None:
         """Return how a file is held."""
-        return self._noticed.get(path)
+        return self._held.get(path)
 
     def remove(self, is_over: Callable[[str], bool]) -> list[HeldFile]:
         """Hold files no longer whose path is one that `is_over`; return how they were held."""
-        over = [path for path in self._noticed if is_over(path)]
-        return [noticed for path in over if (noticed := self.pop(path))]
+        over = [path for path in self._held if is_over(path)]
+        return [held for path in over if (held := self.pop(path))]
 
     def found(self, owner: int) -> int:
         """Return how many files of an owner's are held that scans have found; from any thread."""
@@ -179,16 +179,16 @@ class HoldQueue:
 
     def below(self, directory: str) -> list[str]:
         """Return the paths of held files below a directory."""
-        return [path for path in self._noticed if path.startswith(directory + "/")]
+        return [path for path in self._held if path.startswith(directory + "/")]
 
     def due(self, now: float) -> list[HeldFile]:
         """Return some of what is due; each once."""
         found: list[HeldFile] = []
         while self._due and self._due[0][0] <= now and len(found) < AT_ONCE:
             due, path = heapq.heappop(self._due)
-            noticed = self._noticed.get(path)
-            if noticed is not None and noticed.due == due:
-                found.append(noticed)
+            held = self._held.get(path)
+            if held is not None and held.due == due:
+                found.append(held)
         return found
 
     def patience(self, now: float) -> float:
@@ -200,19 +200,19 @@ class HoldQueue:
         ahead = self._clock() - self._monotonic()
         return [
             {
-                "id": noticed.id or None,
+                "id": held.id or None,
                 "state": State.NOTICED.value,
                 "path": path,
                 "original": path,
                 "watch": None,
                 "task": None,
                 "broker": None,
-                "since": noticed.since,
-                "attempts": noticed.looks,
-                "next_try": noticed.due + ahead,
-                "reason": noticed.reason,
+                "since": held.since,
+                "attempts": held.looks,
+                "next_try": held.due + ahead,
+                "reason": held.reason,
             }
-            for path, noticed in list(self._noticed.items())
+            for path, held in list(self._held.items())
         ]
 
 

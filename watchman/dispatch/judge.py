@@ -52,7 +52,10 @@ UNCONFIRMED = "waiting for ProFTPD's word"
 
 
 class Judge:
-    """Looks at files, and remembers what was decided about them. For the dispatcher's thread."""
+    """Looks at files and says what they are. For the dispatcher's thread.
+
+    Long, for each reason to wait is one more question to the same file.
+    """
 
     def __init__(
         self,
@@ -96,9 +99,9 @@ class Judge:
         watch: WatchSettings,
         subpath: str,
         notification: Notification,
-        noticed: HeldFile | None,
+        held: HeldFile | None,
     ) -> Verdict:
-        """Look at a file below a watch that its source says is complete; `noticed` if held."""
+        """Look at a file below a watch that its source says is complete, `held` if it was."""
         path = os.path.join(watch.path, subpath)
         pattern = self._rules.excluded(watch, subpath)
         if pattern is not None:
@@ -118,22 +121,22 @@ class Judge:
         if not self._rewrites.is_new(watch, subpath, look.state, notification):
             return PassOver(look.state)
         if (
-            noticed is not None
-            and notification is noticed.notification
-            and noticed.was_rewritten(look.state)
+            held is not None
+            and notification is held.notification
+            and held.was_rewritten(look.state)
         ):
             # It told of what was there before, and of what is there now nobody has spoken.
             notification = replace(notification, source=Source.INOTIFY)
-        word, overlapped = self._word(notification, noticed, look.state)
-        unspoken = self._counted(notification, noticed, writing=look.writing)
+        word, overlapped = self._word(notification, held, look.state)
+        unspoken = self._counted(notification, held, writing=look.writing)
         overlapped = overlapped or (unspoken < 0 and not look.writing)
         decided = self.decides(word, look.state) and not overlapped
         verdict = (
-            _too_fresh(notification, noticed, look.state)
-            or self._still_written(notification, noticed, look)
-            or self._failed_before(decided, noticed, look.state)
-            or self._unconfirmed(watch, subpath, word, decided, noticed, look.state)
-            or self._unsettled(watch, noticed, look)
+            _too_fresh(notification, held, look.state)
+            or self._still_written(notification, held, look)
+            or self._failed_before(decided, held, look.state)
+            or self._unconfirmed(watch, subpath, word, decided, held, look.state)
+            or self._unsettled(watch, held, look)
         )
         if isinstance(verdict, Hold):
             return replace(verdict, word=word, overlapped=overlapped, unspoken=unspoken)
@@ -143,75 +146,75 @@ class Judge:
             self._ledgers[watch.name].put(subpath, look.state)
             self.unmatched[watch.name] += 1
             return Ignore("no task matches")
-        return self._refused(word, noticed, look) or Accept(look.state, word, look.ownership)
+        return self._refused(word, held, look) or Accept(look.state, word, look.ownership)
 
     def _refused(
-        self, word: Notification, noticed: HeldFile | None, look: beneath.Look
+        self, word: Notification, held: HeldFile | None, look: beneath.Look
     ) -> Verdict | None:
         """Refuse a hard link to a file of somebody else, once it has stayed one for a while."""
         reason = look.ownership.refusal() and look.ownership.refusal(uploader(word))
         if not reason:
             return None
-        wait = LINKED - self._quiet(noticed, look.state)
+        wait = LINKED - self._quiet(held, look.state)
         return Hold(reason, wait, look.state, word) if wait > 0 else Refuse(look.state, reason)
 
     def _word(
-        self, notification: Notification, noticed: HeldFile | None, state: FileState
+        self, notification: Notification, held: HeldFile | None, state: FileState
     ) -> tuple[Notification, bool]:
         """Return what to go by: what ProFTPD has said of a held file stands, whoever speaks of it.
 
         And whether another had the file open for writing when that was said: then it still tells
         who uploaded, but what is there now may be the other's, of whom nobody has spoken yet.
         """
-        if noticed is None:
+        if held is None:
             return notification, False
-        if notification is not noticed.notification and self.decides(notification, state):
+        if notification is not held.notification and self.decides(notification, state):
             return notification, False
-        if noticed.was_rewritten(state) or not self.decides(noticed.notification, state):
+        if held.was_rewritten(state) or not self.decides(held.notification, state):
             return notification, False
-        return noticed.notification, noticed.writing or noticed.overlapped
+        return held.notification, held.writing or held.overlapped
 
     def _counted(
-        self, notification: Notification, noticed: HeldFile | None, *, writing: bool | None
+        self, notification: Notification, held: HeldFile | None, *, writing: bool | None
     ) -> int:
         """Return 1 where one of several writers has closed a file, -1 where ProFTPD speaks of one.
 
         The word that decides comes once for each, in the order in which they ended. That of the
         first may be read when the last has closed the file as well, and does not speak of him.
         """
-        if noticed is not None and notification is noticed.notification:
+        if held is not None and notification is held.notification:
             return 0
         if notification.closed:
             return 1 if writing else 0
         if notification.source is not self.decisive or notification.kind is not Kind.COMPLETED:
             return 0
-        return -1 if writing or (noticed is not None and noticed.unspoken > 0) else 0
+        return -1 if writing or (held is not None and held.unspoken > 0) else 0
 
     def _still_written(
-        self, notification: Notification, noticed: HeldFile | None, look: beneath.Look
+        self, notification: Notification, held: HeldFile | None, look: beneath.Look
     ) -> Verdict | None:
         """Hold a file that may have a writer."""
         if look.writing:
-            looks = noticed.looks if noticed else 0
+            looks = held.looks if held else 0
             wait = min(WRITING * 2**looks, WRITING_MOST)
             return Hold("it is being written", wait, look.state, writing=True)
         if look.writing is False:
             return None
-        unclosed = notification.appeared or (noticed is not None and noticed.unclosed)
+        unclosed = notification.appeared or (held is not None and held.unclosed)
         if notification.closed or notification.source in PROFTPD:
             unclosed = False
         is_written_last = look.state.mtime >= look.state.ctime
         patience = UNCLOSED if unclosed and is_written_last else QUIET
-        wait = patience - self._quiet(noticed, look.state)
+        wait = patience - self._quiet(held, look.state)
         reason = "the kernel does not say who writes it"
         # A change that comes without an event, as chmod(2), may end the longer wait.
         return Hold(reason, min(wait, 2 * QUIET), look.state) if wait > 0 else None
 
-    def confirms(self, noticed: HeldFile, state: FileState) -> bool:
+    def confirms(self, held: HeldFile, state: FileState) -> bool:
         """Whether ProFTPD has said of a held file that it is whole, and nobody wrote it since."""
-        if noticed.writing or noticed.overlapped or noticed.was_rewritten(state):
+        if held.writing or held.overlapped or held.was_rewritten(state):
             return False
-        return self.decides(noticed.notification, state)
+        return self.decides(held.notification, state)
 
     def decides(self, notification: Notification, state: FileState) -> bool:
         """Whether ProFTPD says that it has received the file, as it is now."""
@@ -223,16 +226,16 @@ class Judge:
         )
 
     def _failed_before(
-        self, decided: bool, noticed: HeldFile | None, state: FileState
+        self, decided: bool, held: HeldFile | None, state: FileState
     ) -> Verdict | None:
         """Fail a file whose transfer was said to have failed, unless there is a better word."""
-        if noticed is None or not noticed.failure or decided:
+        if held is None or not held.failure or decided:
             return None
-        if noticed.is_of_another(state):
+        if held.is_of_another(state):
             return None  # which has left
-        if noticed.fail_at > self.heard_until() and noticed.reason != STILL_OPEN:
-            return Hold(noticed.reason, max(0.0, noticed.fail_at - self._monotonic()), state)
-        return Fail(state, noticed.failure)
+        if held.fail_at > self.heard_until() and held.reason != STILL_OPEN:
+            return Hold(held.reason, max(0.0, held.fail_at - self._monotonic()), state)
+        return Fail(state, held.failure)
 
     def _unconfirmed(
         self,
@@ -240,7 +243,7 @@ class Judge:
         subpath: str,
         word: Notification,
         decided: bool,
-        noticed: HeldFile | None,
+        held: HeldFile | None,
         state: FileState,
     ) -> Verdict | None:
         """Hold what ProFTPD may have more to say of: its silence proves nothing before `confirm`.
@@ -255,10 +258,10 @@ class Judge:
             return Hold("ProFTPD is receiving it", WRITING_MOST, state)
         if not watch.proftpd and word.source not in PROFTPD:
             return None
-        wait = watch.confirm - self._unchanged(noticed, state)
+        wait = watch.confirm - self._unchanged(held, state)
         if wait > 0:
             return Hold(UNCONFIRMED, wait, state)
-        if watch.unconfirmed == "hold" and not (noticed is not None and noticed.hooked):
+        if watch.unconfirmed == "hold" and not (held is not None and held.hooked):
             return Fail(state, f"ProFTPD did not confirm it within {watch.confirm:g} seconds")
         return None
 
@@ -267,36 +270,36 @@ class Judge:
         return word.source is self.decisive
 
     def _unsettled(
-        self, watch: WatchSettings, noticed: HeldFile | None, look: beneath.Look
+        self, watch: WatchSettings, held: HeldFile | None, look: beneath.Look
     ) -> Verdict | None:
         """Hold a file whose client may still look for it, rename it or set its times."""
-        wait = watch.settle - self._quiet(noticed, look.state)
+        wait = watch.settle - self._quiet(held, look.state)
         return Hold("settling", wait, look.state) if wait > 0 else None
 
-    def _unchanged(self, noticed: HeldFile | None, state: FileState) -> float:
+    def _unchanged(self, held: HeldFile | None, state: FileState) -> float:
         """Return for how many seconds a held file has been as it is, with all heard that ProFTPD
         said until then.
         """
-        return self._seen_so(noticed, state, self.heard_until())
+        return self._seen_so(held, state, self.heard_until())
 
-    def _quiet(self, noticed: HeldFile | None, state: FileState) -> float:
+    def _quiet(self, held: HeldFile | None, state: FileState) -> float:
         """Return for how many seconds we have seen a held file to be as it is, and closed.
 
         Only what was watched counts: a file's times are set by its server's clock, or by anybody.
         """
-        return self._seen_so(noticed, state, self._monotonic())
+        return self._seen_so(held, state, self._monotonic())
 
-    def _seen_so(self, noticed: HeldFile | None, state: FileState, until: float) -> float:
-        if noticed is None or noticed.writing or noticed.state != state:
+    def _seen_so(self, held: HeldFile | None, state: FileState, until: float) -> float:
+        if held is None or held.writing or held.state != state:
             return 0.0
-        return max(0.0, until - noticed.unchanged_since)
+        return max(0.0, until - held.unchanged_since)
 
 
 def _too_fresh(
-    notification: Notification, noticed: HeldFile | None, state: FileState
+    notification: Notification, held: HeldFile | None, state: FileState
 ) -> Verdict | None:
     """Hold what was found before word of it can have come: it may be a rename's."""
-    if noticed is not None or not notification.patience:
+    if held is not None or not notification.patience:
         return None
     return Hold("found a moment ago", notification.patience, state)
 

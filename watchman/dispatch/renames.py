@@ -107,17 +107,17 @@ class Renames:
         self, old_watch: WatchSettings, old: str, watch: WatchSettings, subpath: str
     ) -> Notification | None:
         """Return what ProFTPD has said of a held file, as said of its new name."""
-        noticed = self.holding.queue.get(os.path.join(old_watch.path, old))
-        if noticed is None:
+        held = self.holding.queue.get(os.path.join(old_watch.path, old))
+        if held is None:
             return None
         try:
             state = beneath.state(watch.path, subpath)
         except (OSError, NotBelowWatch):
             return None
-        if not self.judge.confirms(noticed, state):
+        if not self.judge.confirms(held, state):
             return None
         path = os.path.join(watch.path, subpath)
-        return replace(noticed.notification, kind=Kind.COMPLETED, path=path)
+        return replace(held.notification, kind=Kind.COMPLETED, path=path)
 
     def _was_decided(
         self, old_watch: WatchSettings, old: str, new_watch: WatchSettings, new: str

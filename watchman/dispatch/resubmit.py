@@ -60,12 +60,12 @@ class Resubmitter:
         if reason := look.ownership.refusal():
             answer(Answer(Outcome.ERROR, reason))
             return
-        noticed = self.holding.queue.pop(path)
-        if noticed is not None and noticed.id and notification.old_id:
-            self.holding.release(noticed, PassOver(look.state))
-            noticed = None
+        held = self.holding.queue.pop(path)
+        if held is not None and held.id and notification.old_id:
+            self.holding.release(held, PassOver(look.state))
+            held = None
         self.decisions.accept(
-            watch, subpath, look.state, notification, answer, noticed, ownership=look.ownership
+            watch, subpath, look.state, notification, answer, held, ownership=look.ownership
         )
 
     def _accept_moved(

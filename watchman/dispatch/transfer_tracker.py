@@ -182,7 +182,7 @@ class TransferTracker:
     def _closed(self, over: list[Transfer]) -> list[Transfer]:
         """Write down that transfers are over, and let nothing wait for them."""
         for transfer in over:
-            self.holding.queue.hasten(transfer.path)
+            self.holding.queue.make_due(transfer.path)
             record = {"event": Kind.ENDED.value, "at": self.clock(), "path": transfer.path}
 
             def durable(_: int, position: int = transfer.position) -> None:
@@ -219,9 +219,9 @@ class TransferTracker:
             return
         if not may_speak(notification, watch.path, subpath):
             return  # another's, that was not there when he was asked
-        noticed = self.holding.queue.get(path)
+        held = self.holding.queue.get(path)
         touched = not self.ledgers[watch.name].was_decided(subpath, look.state)
-        if noticed is not None and self.judge.confirms(noticed, look.state):
+        if held is not None and self.judge.confirms(held, look.state):
             # An older good word outlives what was refused, and what left the file as it was. But
             # the log's lines may be read together: the file is as the last one has left it then.
             touched = touched and not notification.refused and notification.source is Source.LOG
@@ -234,10 +234,10 @@ class TransferTracker:
                 spoken = int(notification.source is self.judge.decisive)
                 hold = Hold(STILL_OPEN, WRITING, look.state, unspoken=-spoken)
             reason = notification.reason
-            self.holding.hold(path, notification, noticed, hold, nobody, reason)
+            self.holding.hold(path, notification, held, hold, nobody, reason)
             return
-        noticed, reason = self.holding.queue.pop(path), notification.reason
-        self.decisions.fail(watch, subpath, look.state, notification, reason, noticed)
+        held, reason = self.holding.queue.pop(path), notification.reason
+        self.decisions.fail(watch, subpath, look.state, notification, reason, held)
 
     # At start.
 

@@ -103,7 +103,7 @@ class Finds:
 
     # In the dispatcher's thread.
 
-    def hasten(self, path: str) -> None:
+    def decide_now(self, path: str) -> None:
         """Do at once what waits to be done about a path: somebody has spoken of it."""
         find = Find(path)
         with self._changed:

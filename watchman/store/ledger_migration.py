@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 NAME = re.compile("[0-9a-f]{16}")
 
 
-def hand_over(settings: Settings, ledgers: Mapping[str, Ledger]) -> None:
+def migrate(settings: Settings, ledgers: Mapping[str, Ledger]) -> None:
     """Have ledgers know what was decided about their files while another watch owned these.
 
     Durable on return, but for what cannot be read or written: that is left for the next start or
