@@ -12,22 +12,17 @@ from pathlib import Path
 from tests.servers.brokers import ROOT
 from tests.servers.daemon import Daemon
 from tests.support.deadline import eventually
+from tests.support.inis import csv_tasks
 from watchman.sources.socket import wire
 
-INI = """
-[broker:b]
-url = filesystem://broker
+INI = csv_tasks("""
 [watch:in]
 path = {tmp}/in
 [watch:ftp]
 path = {tmp}/ftp
 proftpd = yes
 confirm = 1h
-[task:csv]
-pattern = *.csv
-broker = b
-task = tests.record
-"""
+""")
 
 STEP = re.compile(r"^\d+\. ``([a-z_/]+\.py)``, ``([A-Za-z_.]+)``", re.M)
 

@@ -9,17 +9,12 @@ import pytest
 
 from tests.servers.daemon import Daemon, published
 from tests.support.deadline import eventually
+from tests.support.inis import csv_tasks
 
-INI = """
-[broker:b]
-url = filesystem://broker
-[task:csv]
-pattern = *.csv
-broker = b
-task = tests.record
+INI = csv_tasks("""
 [watch:other]
 path = {tmp}/other
-"""
+""")
 
 OUTER = """
 [watch:outer]

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.support.deadline import eventually
+from tests.support.inis import csv_tasks
 from tests.support.users import ALICE, BOB
 
 #: Each is a program of Bob's that goes on until it is killed, and says `ready` once it floods.
@@ -189,12 +190,10 @@ def furnish(directory: Path, count: int) -> None:
 
 
 #: Of a daemon for it, on `directory`.
-INI = """
+INI = csv_tasks("""
 [watchman]
 spool = {tmp}/spool
 socket = {tmp}/watchman.sock
-[broker:b]
-url = filesystem://broker
 [watch:in]
 path = {tmp}/in
 proftpd = yes
@@ -203,8 +202,4 @@ confirm = 1h
 [watch:bulk]
 path = {tmp}/bulk
 existing = no
-[task:csv]
-pattern = *.csv
-broker = b
-task = tests.record
-"""
+""")

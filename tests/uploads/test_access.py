@@ -12,6 +12,7 @@ import pytest
 
 from tests.servers.daemon import Daemon, published
 from tests.support.deadline import eventually
+from tests.support.inis import csv_tasks
 from tests.support.needs import need
 from tests.support.users import ALICE, BOB, speak
 from watchman.uploads.access import may_speak
@@ -20,21 +21,15 @@ STAFF = 12347
 
 pytestmark = pytest.mark.root
 
-INI = """
+INI = csv_tasks("""
 [watchman]
 spool = {tmp}/spool
 socket = {tmp}/watchman.sock
-[broker:b]
-url = filesystem://broker
 [watch:in]
 path = {tmp}/in
 proftpd = yes
 confirm = 1s
-[task:csv]
-pattern = *.csv
-broker = b
-task = tests.record
-"""
+""")
 
 REFUSED = "ERROR only who may write a file may announce it"
 

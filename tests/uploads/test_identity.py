@@ -14,21 +14,16 @@ import pytest
 
 from tests.servers.daemon import Daemon, published
 from tests.support.deadline import eventually
+from tests.support.inis import csv_tasks
 from tests.support.needs import need
 
 pytestmark = pytest.mark.root
 
-INI = """
-[broker:b]
-url = filesystem://broker
+INI = csv_tasks("""
 [watch:in]
 path = {tmp}/in
 rescan = 1s
-[task:csv]
-pattern = *.csv
-broker = b
-task = tests.record
-"""
+""")
 
 Start = Callable[..., Daemon]
 

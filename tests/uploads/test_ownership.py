@@ -13,6 +13,7 @@ import pytest
 
 from tests.servers.daemon import Daemon, published
 from tests.support.deadline import eventually
+from tests.support.inis import csv_tasks
 from tests.support.moving import Yard, files
 from watchman.commands.check.findings import Level
 from watchman.commands.check.places import hard_links
@@ -25,19 +26,13 @@ Start = Callable[..., Daemon]
 
 ALICE, BOB = 12345, 12346
 
-INI = """
+INI = csv_tasks("""
 [watchman]
 spool = {tmp}/spool
 socket = {tmp}/watchman.sock
-[broker:b]
-url = filesystem://broker
 [watch:in]
 path = in
-[task:csv]
-pattern = *.csv
-broker = b
-task = tests.record
-"""
+""")
 
 MOVE = """
 [move:m]

@@ -12,18 +12,8 @@ import pytest
 from tests.servers.daemon import Daemon, published
 from tests.support import bulk
 from tests.support.deadline import eventually
+from tests.support.inis import INI, csv_tasks
 from watchman.uploads.upload import Task
-
-INI = """
-[broker:b]
-url = filesystem://broker
-[watch:in]
-path = {tmp}/in
-[task:csv]
-pattern = *.csv
-broker = b
-task = tests.record
-"""
 
 #: Files that were done before.
 DONE = 10_000
@@ -81,9 +71,7 @@ def test_files_with_any_times_and_directories_moved_in_are_sent_once(
     assert paths(tmp_path) == wanted
 
 
-HELD = """
-[broker:b]
-url = filesystem://broker
+HELD = csv_tasks("""
 [watch:in]
 path = {tmp}/in
 [watch:ftp]
@@ -93,11 +81,7 @@ confirm = LONG
 [watch:slow]
 path = {tmp}/slow
 settle = LONG
-[task:csv]
-pattern = *.csv
-broker = b
-task = tests.record
-"""
+""")
 
 
 def test_what_was_held_when_it_was_killed_is_sent_once(

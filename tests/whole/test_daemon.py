@@ -14,19 +14,9 @@ import pytest
 from tests.servers.brokers import RedisServer
 from tests.servers.daemon import Daemon, published
 from tests.support.deadline import eventually
+from tests.support.inis import INI
 from watchman.store.records import encode
 from watchman.store.segments import VERSION
-
-INI = """
-[broker:b]
-url = filesystem://broker
-[watch:in]
-path = {tmp}/in
-[task:csv]
-pattern = *.csv
-broker = b
-task = tests.record
-"""
 
 Start = Callable[..., Daemon]
 

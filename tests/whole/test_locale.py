@@ -12,18 +12,8 @@ import pytest
 
 from tests.servers.daemon import Daemon, published
 from tests.support.deadline import eventually
+from tests.support.inis import INI
 from tests.support.needs import need
-
-INI = """
-[broker:b]
-url = filesystem://broker
-[watch:in]
-path = {tmp}/in
-[task:csv]
-pattern = *.csv
-broker = b
-task = tests.record
-"""
 
 NAMES = ("é.csv".encode(), b"\xe9.csv", b"\xff\xfe.csv", "日本.csv".encode())
 
