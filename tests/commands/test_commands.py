@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.deadline import eventually
+from watchman.commands.check import rights
 from watchman.commands.shared import client
 from watchman.errors import SocketUnavailable, WatchmanError
 from watchman.sources.socket.listener import Listener
@@ -484,6 +485,17 @@ def test_check_warns_of_what_works_badly(place):
         "task:csv: never has *.csv: [task:events], which comes first, takes it",
     ):
         assert text in warned
+
+
+@pytest.mark.root
+def test_check_finds_what_bars_ftp_users_where_it_may_not_look_itself(public_path):
+    (public_path / "shut/run").mkdir(parents=True)
+    (public_path / "shut").chmod(0o700)
+    os.seteuid(65534)
+    try:
+        assert rights.closed(f"{public_path}/shut/run") == [f"{public_path}/shut"]
+    finally:
+        os.seteuid(0)
 
 
 def test_check_connects_to_brokers_when_asked_to(place):

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from watchman.commands.check import places
 from watchman.commands.check.findings import Finding, Level, error, ok, warn
+from watchman.commands.check.rights import WRITE
 from watchman.commands.shared.routes import Routes
 from watchman.config.rules import fill
 from watchman.config.settings import BrokerSettings, Settings, TaskSettings
@@ -79,11 +80,11 @@ def _connected(
 def _folders(subject: str, url: str) -> Iterator[Finding]:
     folder, control = embedded_folders(url)
     # The sender sweeps what others have left, and syncs the directory: it must be able to read it.
-    yield from places.writable_directory(subject, folder, "0700", read=True)
+    yield places.writable(subject, folder, "0700", WRITE | os.R_OK)
     if os.path.lexists(control):
-        for finding in places.writable_directory(subject, control, "0700", read=True):
-            if finding.level is Level.ERROR:
-                yield finding
+        finding = places.writable(subject, control, "0700", WRITE | os.R_OK)
+        if finding.level is Level.ERROR:
+            yield finding
 
 
 def _task(task: TaskSettings, routes: Routes, asked: dict[str, BrokerSettings]) -> Finding:
