@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.deadline import eventually
-from watchman.commands.check import rights
+from watchman.commands.check import rights, trees
 from watchman.commands.shared import client
+from watchman.config import inifile
 from watchman.errors import SocketUnavailable, WatchmanError
 from watchman.sources.socket.listener import Listener
 from watchman.uploads.upload import Answer, Outcome
@@ -693,6 +694,19 @@ def test_check_looks_at_destinations(place):
     with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
         (place / "watchman.ini").write_text(INI + MOVE.replace("= storage", f"= {other}"))
         assert f"{other}, copied, for it is on another filesystem" in checked(place)
+
+
+@pytest.mark.root
+def test_check_says_that_it_may_not_see_whether_a_destination_is_mounted(public_path):
+    (public_path / "watchman.ini").write_text(INI + MOVE + "mounted = yes\n")
+    (public_path / "storage").mkdir(mode=0o700)
+    settings = inifile.load(str(public_path / "watchman.ini"))
+    os.seteuid(65534)
+    try:
+        [found] = [one.text for one in trees.check(settings) if one.subject == "move:storage"]
+    finally:
+        os.seteuid(0)
+    assert found.startswith(f"nobody lacks x on '{public_path}/storage'; ")
 
 
 def checked(place):

@@ -169,9 +169,8 @@ class _Move:
     def __init__(self, settings: MoveSettings) -> None:
         self._settings = settings
         self._problems = _Problems()
-        #: Whether files of others are renamed: those stay theirs, and a copy is ours.
-        self._renames = False
-        self._foreign = False
+        #: Whether files of others are renamed: these stay theirs, where a copy is ours.
+        self._renames_foreign = False
         #: Of the destination, -1 where that cannot be looked at.
         self._device = -1
         with contextlib.suppress(OSError):
@@ -183,7 +182,6 @@ class _Move:
             return
         owners = {file.st_uid for _, file in files} or {status.st_uid}
         is_foreign = owners != {os.geteuid()}
-        self._foreign |= is_foreign
         self._problems.need(top, WRITE)
         # In a sticky directory only the owner of one of both renames a file, see unlink(2).
         is_sticky = status.st_mode & stat.S_ISVTX and status.st_uid != os.geteuid()
@@ -191,7 +189,7 @@ class _Move:
             text = f"{top!r} is sticky, so that {me()} may not move what others own"
             self._problems.add(f"{text}; chown {account()} {shlex.quote(top)}")
         if status.st_dev == self._device:
-            self._renames = True
+            self._renames_foreign |= is_foreign
         else:
             for path, _ in files:
                 self._problems.need(path, os.R_OK)
@@ -211,7 +209,9 @@ class _Move:
     def check(self) -> Iterator[Finding]:
         subject, there = f"move:{self._settings.name}", self._settings.destination
         text = f"{there!r} is not there yet; the daemon waits for it, never makes it"
-        finding = directory(subject, there, 0) or warn(subject, text)
+        # Only who may enter it sees whether something is mounted there.
+        rights = os.X_OK if self._settings.mounted else 0
+        finding = directory(subject, there, rights) or warn(subject, text)
         if finding.level is not Level.OK:
             yield finding
             return
@@ -233,8 +233,7 @@ class _Move:
     def _beyond_us(self) -> Iterator[str]:
         """Say what of `owner`, `group` and `mode` only root may set, see chown(2), chmod(2)."""
         owner, group, mode = self._settings.owner, self._settings.group, self._settings.mode
-        #: A copy is ours, a renamed file its owner's.
-        is_ours = not (self._renames and self._foreign)
+        is_ours = not self._renames_foreign
         if not has_capability(CAP_CHOWN):
             if owner is not None and not (is_ours and owner == os.geteuid()):
                 yield f"owner = {user_name(owner)} takes CAP_CHOWN: leave it out, or run as root"
