@@ -29,17 +29,15 @@ def check(settings: Settings) -> Iterator[Finding]:
 
 def _spool(settings: Settings) -> Iterator[Finding]:
     path = settings.spool
-    try:
-        status = os.stat(path)
-    except OSError:
-        yield writable("spool", path, "0700", WRITE | os.R_OK)
-        return
-    if status.st_uid != os.geteuid():
+    status = os.stat(path) if os.path.exists(path) else None
+    if status and status.st_uid != os.geteuid():
         # These are not the rights that the daemon will have.
         owner = user_name(status.st_uid)
         text = f"the spool is {owner}'s, and it is {me()}'s rights that are looked at"
         yield warn("config", f"{text}; runuser -u {owner} -- watchman -c {settings.file} check")
     yield writable("spool", path, "0700", WRITE | os.R_OK)
+    if status is None:
+        return
     if status.st_mode & 0o077:
         yield warn("spool", f"{path!r} is not its owner's alone; chmod go= {path}")
     volume = os.statvfs(path)

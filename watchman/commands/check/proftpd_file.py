@@ -22,6 +22,9 @@ DEEPEST = 20
 #: comment, which begins where a word would.
 WORD = re.compile(r'"((?:\\.|[^"\\])*)"?|(#.*)|(\S+)')
 
+#: How a switch is on, and how it is off.
+ON, OFF = ("on", "yes", "true", "1"), ("off", "no", "false", "0")
+
 
 @dataclass(frozen=True, slots=True)
 class Directive:
@@ -45,7 +48,10 @@ class Directive:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """The main server or a virtual host, with what <Global> says for all; `place` is its first."""
+    """The main server or a virtual host; `place` is its first.
+
+    What <Global> says for all comes before its own directives, and so its own count.
+    """
 
     place: str
     name: str
@@ -56,15 +62,13 @@ class Server:
         return [one for one in self.directives if one.name == name]
 
     def last(self, name: str) -> Directive | None:
-        """Return the one that counts: a server's own before that of <Global>."""
-        found = self.all(name)
-        own = [one for one in found if not one.within("global")]
-        return (own or found)[-1] if found else None
+        """Return the one that counts."""
+        return next((one for one in reversed(self.directives) if one.name == name), None)
 
     def on(self, name: str) -> bool:
         """Whether a switch is on."""
         one = self.last(name)
-        return one is not None and "".join(one.values).lower() in ("on", "yes", "true", "1")
+        return one is not None and "".join(one.values).lower() in ON
 
 
 class Configuration:
@@ -202,10 +206,10 @@ def hidden_name(values: tuple[str, ...], name: str) -> str:
     prefix, *suffix = values or ("off",)
     if suffix:
         return f"{prefix}{name}{suffix[0]}"
-    if prefix.startswith(".") and prefix.endswith("."):
-        return f"{prefix}{name}."
-    if prefix.lower() in ("off", "no", "false", "0"):
+    if prefix.lower() in OFF:
         return ""
-    if prefix.lower() in ("on", "yes", "true", "1"):
-        return f".in.{name}."
-    return f".{prefix}.{name}."
+    if prefix.lower() in ON:
+        prefix = ".in."
+    elif not (prefix.startswith(".") and prefix.endswith(".")):
+        prefix = f".{prefix}."
+    return f"{prefix}{name}."
