@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.deadline import eventually
+from watchman.commands.check import rights, trees
 from watchman.commands.shared import client
+from watchman.config import inifile
 from watchman.errors import SocketUnavailable, WatchmanError
 from watchman.sources.socket.listener import Listener
 from watchman.uploads.upload import Answer, Outcome
@@ -486,6 +488,17 @@ def test_check_warns_of_what_works_badly(place):
         assert text in warned
 
 
+@pytest.mark.root
+def test_check_finds_what_bars_ftp_users_where_it_may_not_look_itself(public_path):
+    (public_path / "shut/run").mkdir(parents=True)
+    (public_path / "shut").chmod(0o700)
+    os.seteuid(65534)
+    try:
+        assert rights.closed(f"{public_path}/shut/run") == [f"{public_path}/shut"]
+    finally:
+        os.seteuid(0)
+
+
 def test_check_connects_to_brokers_when_asked_to(place):
     _, wrong, _ = found_by_check(place, "--brokers")
     [problem] = [one for one in wrong if one.startswith("broker:")]
@@ -681,6 +694,19 @@ def test_check_looks_at_destinations(place):
     with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
         (place / "watchman.ini").write_text(INI + MOVE.replace("= storage", f"= {other}"))
         assert f"{other}, copied, for it is on another filesystem" in checked(place)
+
+
+@pytest.mark.root
+def test_check_says_that_it_may_not_see_whether_a_destination_is_mounted(public_path):
+    (public_path / "watchman.ini").write_text(INI + MOVE + "mounted = yes\n")
+    (public_path / "storage").mkdir(mode=0o700)
+    settings = inifile.load(str(public_path / "watchman.ini"))
+    os.seteuid(65534)
+    try:
+        [found] = [one.text for one in trees.check(settings) if one.subject == "move:storage"]
+    finally:
+        os.seteuid(0)
+    assert found.startswith(f"nobody lacks x on '{public_path}/storage'; ")
 
 
 def checked(place):

@@ -18,7 +18,7 @@ from tests.servers.proftpd import SESSIONS, SHIPPED, TRANSFER_LOG, TRANSFERS, sh
 from tests.support.needs import need
 from watchman.commands.check import proftpd, proftpd_file
 from watchman.commands.check.findings import Finding, Level
-from watchman.commands.check.proftpd import hidden_name
+from watchman.commands.check.proftpd_file import hidden_name
 from watchman.config.settings import (
     BrokerSettings,
     ProftpdSettings,
@@ -565,7 +565,7 @@ def test_an_included_directory_is_read_whole_and_in_order(place: Place) -> None:
     for name in ("a.conf", ".hidden", "b.conf~"):
         (place.directory / "conf.d" / name).write_text(f'ServerName "{name}"\n')
     (place.directory / "conf.d" / "directory").mkdir()
-    configuration = proftpd_file.read(str(place.main))
+    configuration = proftpd_file.Configuration(str(place.main))
     (server,) = configuration.servers()
     names = [one.values[0] for one in server.all("ServerName")]
     assert names == ['an "FTP" server', ".hidden", "a.conf", "b.conf~"]

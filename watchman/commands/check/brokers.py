@@ -3,102 +3,94 @@
 import os
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
-from typing import Any, TypeVar
+from typing import Any
 
 from watchman.commands.check import places
 from watchman.commands.check.findings import Finding, Level, error, ok, warn
+from watchman.commands.check.rights import WRITE
 from watchman.commands.shared.routes import Routes
 from watchman.config.rules import fill
 from watchman.config.settings import BrokerSettings, Settings, TaskSettings
 from watchman.errors import BrokerUnavailable, WatchmanError
 from watchman.sinks.publishing import rehearsal, tls
-from watchman.sinks.publishing.celeryapp import compose, embedded_folders
+from watchman.sinks.publishing.celeryapp import Message, compose, embedded_folders
 from watchman.sinks.publishing.sender import Sent, explain
-from watchman.uploads.upload import FileState, Source, State, Task, Upload
+from watchman.uploads.upload import FileState, Source, State, Upload
 
 #: Seconds to wait for a broker, all hosts of its url together.
 TIMEOUT = 15.0
-
-T = TypeVar("T")
 
 
 def check(settings: Settings, *, connect: bool) -> Iterator[Finding]:
     """Look at brokers and tasks; `connect` asks the brokers about their tasks, and sends none."""
     routes = Routes(settings.brokers)
-    asked: dict[str, BrokerSettings] = {}
+    asked = set()
     for broker in settings.brokers.values():
-        yield from _broker(broker, routes, asked if connect else None)
+        if (yield from _broker(broker, routes, connect=connect)):
+            asked.add(broker.name)
         if broker.name not in {task.broker for task in settings.tasks}:
             yield warn(f"broker:{broker.name}", "no task uses it")
     for number, task in enumerate(settings.tasks):
-        yield _task(task, routes, asked)
+        broker = settings.brokers[task.broker]
+        yield _task(task, broker, routes, ask=broker.name in asked)
         yield from _hidden(task, settings.tasks[:number])
 
 
 def _broker(
-    broker: BrokerSettings, routes: Routes, asked: dict[str, BrokerSettings] | None
-) -> Iterator[Finding]:
-    """Look at a broker, connect if there is an `asked`, and put it there if it can be asked."""
+    broker: BrokerSettings, routes: Routes, *, connect: bool
+) -> Generator[Finding, None, bool]:
+    """Look at a broker, connect if told to, and return whether it can be asked about tasks."""
     subject = f"broker:{broker.name}"
     try:
         app = routes.app(broker.name)
     except WatchmanError as problem:
         yield error(subject, str(problem))
-        return
+        return False
+    where = app.connection_for_write().as_uri()
     if broker.url.startswith("filesystem://"):
         yield from _folders(subject, broker.url)
-        return
-    where = app.connection_for_write().as_uri()
-    if problems := tls.unreadable(app.conf.broker_use_ssl):
+    elif problems := tls.unreadable(app.conf.broker_use_ssl):
         yield error(subject, "; ".join(problems))
-    elif asked is None:
+    elif not connect:
         yield ok(subject, f"{where} (not tried; --brokers connects)")
     else:
-        yield _connected(broker, app, where, asked)
-
-
-def _connected(
-    broker: BrokerSettings, app: Any, where: str, asked: dict[str, BrokerSettings]
-) -> Finding:
-    subject = f"broker:{broker.name}"
-    try:
-        sender = _in_time(lambda: rehearsal.connect(app, declare=broker.declare))
-    # Whatever the transport's library raises, it means that the broker cannot be used.
-    except Exception as problem:
-        return error(subject, f"{where}: {explain(problem)}")
-    if sender is None:
-        return ok(subject, f"{where} answers; whether it takes a task is not tried")
-    sender.close()
-    asked[broker.name] = broker
-    return ok(subject, f"{where} answers")
+        try:
+            can_be_asked, _ = _ask(app, broker)
+        # Whatever the transport's library raises, it means that the broker cannot be used.
+        except Exception as problem:
+            yield error(subject, f"{where}: {explain(problem)}")
+        else:
+            more = "" if can_be_asked else "; whether it takes a task is not tried"
+            yield ok(subject, f"{where} answers{more}")
+            return can_be_asked
+    return False
 
 
 def _folders(subject: str, url: str) -> Iterator[Finding]:
     folder, control = embedded_folders(url)
     # The sender sweeps what others have left, and syncs the directory: it must be able to read it.
-    yield from places.writable_directory(subject, folder, "0700", read=True)
+    yield places.writable(subject, folder, "0700", WRITE | os.R_OK)
     if os.path.lexists(control):
-        for finding in places.writable_directory(subject, control, "0700", read=True):
-            if finding.level is Level.ERROR:
-                yield finding
+        finding = places.writable(subject, control, "0700", WRITE | os.R_OK)
+        if finding.level is Level.ERROR:
+            yield finding
 
 
-def _task(task: TaskSettings, routes: Routes, asked: dict[str, BrokerSettings]) -> Finding:
+def _task(task: TaskSettings, broker: BrokerSettings, routes: Routes, *, ask: bool) -> Finding:
     subject = f"task:{task.name}"
-    example = _example(task)
     try:
-        route = routes.of(example)
+        app = routes.app(broker.name)
+        message = compose(app, _example(task))
     except WatchmanError as problem:
         return error(subject, str(problem))
-    text = f"{task.task} goes to broker {task.broker}, {route}"
-    if task.broker not in asked:
+    text = f"{task.task} goes to broker {broker.name}, {message.route}"
+    if not ask:
         return ok(subject, text)
-    app = routes.app(task.broker)
     try:
-        sent = _in_time(lambda: _rehearse(app, asked[task.broker], example))
+        _, [sent] = _ask(app, broker, message)
         refused, reason = sent.state is not State.DONE, sent.reason
     except Exception as problem:
         refused, reason = True, explain(problem)
@@ -109,44 +101,30 @@ def _task(task: TaskSettings, routes: Routes, asked: dict[str, BrokerSettings]) 
     return error(subject, f"{text}, which would not take it: {reason}")
 
 
-def _rehearse(app: Any, broker: BrokerSettings, task: Task) -> Sent:
-    upload = Upload(
-        id=str(uuid.uuid4()),
-        watch="example",
-        path="/example",
-        original="/example",
-        state=FileState(0, 0, 0, 0, 0),
-        source=Source.SCAN,
-        accepted=0.0,
-        task=task,
+def _example(section: TaskSettings) -> Upload:
+    path, watch = "/example", "example"
+    task = fill(
+        section, path=path, original=path, watch=watch, user="", client="", protocol="", size=0
     )
-    sender = rehearsal.connect(app, declare=broker.declare)
-    assert sender is not None
-    with closing(sender):
-        [sent] = sender.send([compose(app, upload)])
-    return sent
+    state = FileState(0, 0, 0, 0, 0)
+    return Upload(str(uuid.uuid4()), watch, path, path, state, Source.SCAN, accepted=0.0, task=task)
 
 
-def _example(task: TaskSettings) -> Task:
-    return fill(
-        task,
-        path="/example",
-        original="/example",
-        watch="example",
-        user="",
-        client="",
-        protocol="",
-        size=0,
-    )
+def _ask(app: Any, broker: BrokerSettings, *messages: Message) -> tuple[bool, list[Sent]]:
+    """Connect, and return whether the broker can be asked, and what would become of messages.
 
-
-def _in_time(work: Callable[[], T]) -> T:
-    """Return what `work` does, or BrokerUnavailable: kombu has waits without an end."""
-    outcome: Future[T] = Future()
+    Raises BrokerUnavailable after a while, for kombu has waits without an end.
+    """
+    outcome: Future[tuple[bool, list[Sent]]] = Future()
 
     def attempt() -> None:
         try:
-            outcome.set_result(work())
+            sent = []
+            sender = rehearsal.connect(app, declare=broker.declare)
+            if sender is not None:
+                with closing(sender):
+                    sent = list(sender.send(messages))
+            outcome.set_result((sender is not None, sent))
         except Exception as e:
             outcome.set_exception(e)
 

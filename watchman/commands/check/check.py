@@ -34,7 +34,7 @@ def main(settings: Settings, arguments: argparse.Namespace) -> int:
     for finding in _check(settings, connect=arguments.brokers, proftpd_file=arguments.proftpd):
         levels[finding.level] += 1
         if arguments.json:
-            shell.print_json(finding.encode())
+            shell.print_json(finding._asdict())
         else:
             text = printable(finding.text)
             print(f"{finding.level:<5}  {finding.subject:<14}  {text}", flush=True)

@@ -1,8 +1,8 @@
 """What `watchman check` has found about one thing."""
 
-from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import Any
+from functools import partial
+from typing import NamedTuple
 
 
 class Level(StrEnum):
@@ -13,25 +13,14 @@ class Level(StrEnum):
     ERROR = "ERROR"
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(NamedTuple):
     """One line of the report; `subject` is a section or an option of `[watchman]`."""
 
     level: Level
     subject: str
     text: str
 
-    def encode(self) -> dict[str, Any]:
-        return asdict(self)
 
-
-def ok(subject: str, text: str) -> Finding:
-    return Finding(Level.OK, subject, text)
-
-
-def warn(subject: str, text: str) -> Finding:
-    return Finding(Level.WARN, subject, text)
-
-
-def error(subject: str, text: str) -> Finding:
-    return Finding(Level.ERROR, subject, text)
+ok = partial(Finding, Level.OK)
+warn = partial(Finding, Level.WARN)
+error = partial(Finding, Level.ERROR)

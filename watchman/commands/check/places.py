@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from watchman.commands.check.findings import Finding, error, ok, warn
-from watchman.commands.check.rights import ENTER, WRITE, complaint, me
+from watchman.commands.check.rights import ENTER, WRITE, closed, complaint, directory, me
 from watchman.commands.shared.filesystems import NETWORK, VOLATILE, may, type_of, user_name
 from watchman.config.settings import Settings
 
@@ -16,36 +16,27 @@ FREE = 100 * 2**20
 
 
 def check(settings: Settings) -> Iterator[Finding]:
-    yield from _user(settings)
-    yield from _spool(settings.spool)
+    yield from _spool(settings)
     yield from _socket(settings.socket)
-    yield from _log_file(settings.log_file)
+    yield _log_file(settings.log_file)
     yield from hard_links()
     for path in settings.proftpd.transfer_log:
-        directory = os.path.dirname(path)
-        for place, rights in ((directory, ENTER), (path, os.R_OK)):
+        for place, rights in ((os.path.dirname(path), ENTER), (path, os.R_OK)):
             # What is not there is not ours to make.
             if os.path.exists(place) and (text := complaint(place, rights)):
                 yield error("transfer_log", text)
 
 
-def _user(settings: Settings) -> Iterator[Finding]:
-    """Say so if these are not the rights that the daemon will have."""
-    try:
-        owner = os.stat(settings.spool).st_uid
-    except OSError:
-        return
-    if owner != os.geteuid():
-        text = f"the spool is {user_name(owner)}'s, and it is {me()}'s rights that are looked at"
-        command = f"runuser -u {user_name(owner)} -- watchman -c {settings.file} check"
-        yield warn("config", f"{text}; {command}")
-
-
-def _spool(path: str) -> Iterator[Finding]:
-    yield from writable_directory("spool", path, "0700", read=True)
-    try:
-        status = os.stat(path)
-    except OSError:
+def _spool(settings: Settings) -> Iterator[Finding]:
+    path = settings.spool
+    status = os.stat(path) if os.path.exists(path) else None
+    if status and status.st_uid != os.geteuid():
+        # These are not the rights that the daemon will have.
+        owner = user_name(status.st_uid)
+        text = f"the spool is {owner}'s, and it is {me()}'s rights that are looked at"
+        yield warn("config", f"{text}; runuser -u {owner} -- watchman -c {settings.file} check")
+    yield writable("spool", path, "0700", WRITE | os.R_OK)
+    if status is None:
         return
     if status.st_mode & 0o077:
         yield warn("spool", f"{path!r} is not its owner's alone; chmod go= {path}")
@@ -60,48 +51,36 @@ def _spool(path: str) -> Iterator[Finding]:
 
 
 def _socket(path: str) -> Iterator[Finding]:
-    directory = os.path.dirname(path)
-    yield from writable_directory("socket", directory, "0755")
+    yield writable("socket", os.path.dirname(path), "0755")
     if os.path.lexists(path) and not stat.S_ISSOCK(os.lstat(path).st_mode):
         yield error("socket", f"{path!r} is not a socket; move it away")
-    for above in (Path(directory), *Path(directory).parents):
-        if above.is_dir() and not above.stat().st_mode & stat.S_IXOTH:
-            yield warn("socket", f"FTP users cannot reach it through {str(above)!r}; chmod o+x it")
+    for above in closed(os.path.dirname(path)):
+        yield warn("socket", f"FTP users cannot reach it through {above!r}; chmod o+x it")
 
 
-def _log_file(path: str) -> Iterator[Finding]:
+def _log_file(path: str) -> Finding:
     if not path:
-        yield ok("log_file", "stderr")
-    elif not os.path.exists(path):
-        yield from writable_directory("log_file", os.path.dirname(path), "0750")
-    elif not os.path.isfile(path):
-        yield error("log_file", f"{path!r} is no file that {me()} may write")
-    elif text := complaint(path, os.W_OK):
-        yield error("log_file", text)
-    else:
-        yield ok("log_file", path)
+        return ok("log_file", "stderr")
+    if not os.path.exists(path):
+        return writable("log_file", os.path.dirname(path), "0750")
+    if not os.path.isfile(path):
+        return error("log_file", f"{path!r} is no file that {me()} may write")
+    text = complaint(path, os.W_OK)
+    return error("log_file", text) if text else ok("log_file", path)
 
 
-def writable_directory(
-    subject: str, path: str, mode: str, *, read: bool = False
-) -> Iterator[Finding]:
-    """Whether the daemon can write to a directory, and read it if it must, or make it."""
-    above = next(one for one in Path(path).parents if os.path.lexists(one))
-    if text := complaint(path, 0):
-        yield error(subject, text)
-    elif os.path.isdir(path):
-        text = complaint(path, WRITE | (os.R_OK if read else 0))
-        yield error(subject, text) if text else ok(subject, path)
-    elif os.path.lexists(path):
-        yield error(subject, f"{path!r} is not a directory")
-    elif not above.is_dir():
-        yield error(subject, f"{path!r} cannot be made: {str(above)!r} is not a directory")
-    elif not may(str(above), WRITE):
-        command = f"install -d -m {mode} -o {user_name(os.geteuid())} {path}"
-        text = f"{path!r} is not there, and {me()} may not write to {str(above)!r}; {command}"
-        yield error(subject, text)
-    else:
-        yield ok(subject, f"{path} (will be made)")
+def writable(subject: str, path: str, mode: str, rights: int = WRITE) -> Finding:
+    """Whether the daemon can write to a directory, with other `rights` if it must, or make it."""
+    if finding := directory(subject, path, rights):
+        return finding
+    above = next(str(one) for one in Path(path).parents if os.path.lexists(one))
+    if not os.path.isdir(above):
+        return error(subject, f"{path!r} cannot be made: {above!r} is not a directory")
+    if not may(above, WRITE):
+        command = f"install -d -m {mode} -o {me()} {path}"
+        text = f"{path!r} is not there, and {me()} may not write to {above!r}"
+        return error(subject, f"{text}; {command}")
+    return ok(subject, f"{path} (will be made)")
 
 
 def hard_links(switch: str = "/proc/sys/fs/protected_hardlinks") -> Iterator[Finding]:

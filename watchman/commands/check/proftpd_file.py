@@ -2,216 +2,214 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import re
-import shutil
 import subprocess
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 #: What is in Debian's ProFTPD without a LoadModule; `proftpd -l` tells for the one that is here.
-COMPILED_IN = frozenset(
-    f"mod_{name}.c"
-    for name in (
-        *("core", "xfer", "rlimit", "auth_unix", "auth_file", "auth", "ls", "log", "site"),
-        *("delay", "facts", "dso", "auth_pam", "cap", "ctrls", "lang"),
-    )
+COMPILED_IN = (
+    "core xfer rlimit auth_unix auth_file auth ls log site delay facts dso auth_pam cap ctrls lang"
 )
 
 #: Files that include one another, at most.
 DEEPEST = 20
 
-#: A word: in quotes, where a backslash takes the next character as it is, or up to a blank.
-WORD = re.compile(r'\s*(?:"((?:\\.|[^"\\])*)"?|([^\s#]\S*))', re.DOTALL)
+#: A word, in quotes, where a backslash takes the next character as it is, or up to a blank; or a
+#: comment, which begins where a word would.
+WORD = re.compile(r'"((?:\\.|[^"\\])*)"?|(#.*)|(\S+)')
+
+#: How a switch is on, and how it is off.
+ON, OFF = ("on", "yes", "true", "1"), ("off", "no", "false", "0")
 
 
 @dataclass(frozen=True, slots=True)
 class Directive:
-    """A line: `place` is FILE:LINE, `around` the sections it stands in, the outermost first."""
+    """A line: `place` is FILE:LINE, `around` the sections it stands in, the outermost first.
+
+    Names of sections are in lower case.
+    """
 
     name: str
     values: tuple[str, ...]
     place: str
     around: tuple[Directive, ...] = ()
 
-    def within(self, *sections: str) -> bool:
-        """Whether it stands in such a section, named in lower case."""
-        return any(section.name in sections for section in self.around)
+    def __str__(self) -> str:
+        return " ".join((self.name, *self.values))
+
+    def within(self, name: str) -> Directive | None:
+        """Return the section of that name around it."""
+        return next((section for section in self.around if section.name == name), None)
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """The main server or a virtual host, with what <Global> says for all; `place` is its first."""
+    """The main server or a virtual host; `place` is its first.
+
+    What <Global> says for all comes before its own directives, and so its own count.
+    """
 
     place: str
     name: str
     directives: tuple[Directive, ...]
 
-    def all(self, *names: str) -> list[Directive]:
-        """Return directives by their names."""
-        return [one for one in self.directives if one.name in names]
+    def all(self, name: str) -> list[Directive]:
+        """Return directives by their name."""
+        return [one for one in self.directives if one.name == name]
 
     def last(self, name: str) -> Directive | None:
-        """Return the one that counts: a server's own before that of <Global>."""
-        found = self.all(name)
-        own = [one for one in found if not one.within("global")]
-        return (own or found)[-1] if found else None
+        """Return the one that counts."""
+        return next((one for one in reversed(self.directives) if one.name == name), None)
 
     def on(self, name: str) -> bool:
         """Whether a switch is on."""
         one = self.last(name)
-        return one is not None and "".join(one.values).lower() in ("on", "yes", "true", "1")
+        return one is not None and "".join(one.values).lower() in ON
 
 
-@dataclass(slots=True)
 class Configuration:
-    """All of it: what counts, what is `skipped` and by which section, what is wrong by place."""
+    """A file and all that it includes."""
 
-    file: str
-    directives: list[Directive] = field(default_factory=list)
-    skipped: list[tuple[Directive, Directive]] = field(default_factory=list)
-    problems: list[tuple[str, str]] = field(default_factory=list)
-    files: list[str] = field(default_factory=list)
-    modules: set[str] = field(default_factory=lambda: set(_compiled_in()))
+    def __init__(self, file: str) -> None:
+        self.file = file
+        #: What counts, and what does not with the section that is not for this ProFTPD.
+        self.directives: list[Directive] = []
+        self.skipped: list[tuple[Directive, Directive]] = []
+        #: What is wrong, by place.
+        self.problems: list[tuple[str, str]] = []
+        self.files: list[str] = []
+        self.modules = _compiled_in()
+        #: The sections around the line that is read, and of those the first that does not count.
+        self._around: list[Directive] = []
+        self._barring: Directive | None = None
+        self._read(file, f"{file}:1", [])
 
     def servers(self) -> list[Server]:
         """Return the main server, then the virtual hosts."""
-        hosts: dict[Directive | None, list[Directive]] = {None: []}
         everywhere = [one for one in self.directives if one.within("global")]
-        for one in self.directives:
-            if one.name == "virtualhost":
-                hosts[one] = []
-            elif not one.within("global"):
-                hosts[next((s for s in one.around if s.name == "virtualhost"), None)].append(one)
+        own = [one for one in self.directives if not one.within("global")]
+        hosts = [one for one in self.directives if one.name == "virtualhost"]
         return [
             Server(
                 host.place if host else f"{self.file}:1",
                 f"<VirtualHost {' '.join(host.values)}>" if host else "the main server",
-                (*everywhere, *own),
+                (*everywhere, *(one for one in own if one.within("virtualhost") is host)),
             )
-            for host, own in hosts.items()
+            for host in (None, *hosts)
         ]
 
-    def all(self, *names: str) -> list[Directive]:
-        """Return directives by their names, whatever server they are for."""
-        return [one for one in self.directives if one.name in names]
-
-
-def _compiled_in() -> Iterable[str]:
-    program = shutil.which("proftpd", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
-    if program is None:
-        return COMPILED_IN
-    try:
-        done = subprocess.run([program, "-l"], capture_output=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return COMPILED_IN
-    return [name for name in done.stdout.decode().split() if name.endswith(".c")] or COMPILED_IN
-
-
-def read(path: str) -> Configuration:
-    """Read a file and all that it includes."""
-    configuration = Configuration(path)
-    _Reader(configuration).read(path, (), [])
-    return configuration
-
-
-class _Reader:
-    def __init__(self, configuration: Configuration) -> None:
-        self._configuration = configuration
-        self._around: list[Directive] = []
-        #: Of the sections around, those that are not for this ProFTPD.
-        self._barring: list[Directive] = []
-
-    def read(self, path: str, place: str | tuple[()], above: list[str]) -> None:
+    def _read(self, path: str, place: str, above: list[str]) -> None:
         """Read one file, included at a place by the files above it."""
-        problems = self._configuration.problems
         if path in above or len(above) > DEEPEST:
-            problems.append((str(place), f"{path} includes itself"))
+            self.problems.append((place, f"{path} includes itself"))
             return
         try:
             with open(path, encoding="utf-8", errors="surrogateescape") as file:
                 lines = file.read().splitlines()
         except OSError as e:
-            problems.append((str(place or f"{path}:1"), f"{path} cannot be read: {e.strerror}"))
+            self.problems.append((place, f"{path} cannot be read: {e.strerror}"))
             return
-        self._configuration.files.append(path)
+        self.files.append(path)
         for number, line in _joined(lines):
             self._line(line, f"{path}:{number}", [*above, path])
 
     def _line(self, line: str, place: str, above: list[str]) -> None:
+        is_section = line.startswith("<")
         if line.startswith("</"):
-            self._close(line[2:].rstrip("> \t").lower(), place)
-        elif line.startswith("<"):
-            name, *values = words(line[1:].rstrip().removesuffix(">")) or [""]
-            self._open(Directive(name.lower(), tuple(values), place, tuple(self._around)))
-        elif found := words(line):
-            one = Directive(found[0], tuple(found[1:]), place, tuple(self._around))
-            if self._barring:
-                self._configuration.skipped.append((one, self._barring[0]))
-            elif one.name == "Include" and one.values:
-                for path in self._included(one):
-                    self.read(path, place, above)
-            else:
-                if one.name == "LoadModule" and one.values:
-                    self._configuration.modules.add(one.values[0])
-                self._configuration.directives.append(one)
-
-    def _open(self, section: Directive) -> None:
-        if not self._barring and section.name in ("ifmodule", "ifdefine") and section.values:
-            wanted, modules = section.values[0], self._configuration.modules
-            # What a -D on ProFTPD's command line defines we cannot know: nothing, mostly.
-            there = section.name == "ifmodule" and wanted.lstrip("!") in modules
-            if there == wanted.startswith("!"):
-                self._barring.append(section)
-        if not self._barring:
-            self._configuration.directives.append(section)
-        self._around.append(section)
-
-    def _close(self, name: str, place: str) -> None:
-        if not self._around or self._around[-1].name != name:
-            self._configuration.problems.append((place, f"</{name}> ends nothing"))
+            name = line[2:].rstrip("> \t").lower()
+            if not self._around or self._around[-1].name != name:
+                self.problems.append((place, f"</{name}> ends nothing"))
+            elif self._around.pop() is self._barring:
+                self._barring = None
             return
-        section = self._around.pop()
-        if self._barring and self._barring[-1] is section:
-            self._barring.pop()
+        name, *values = words(line[1:].rstrip().removesuffix(">") if is_section else line) or [""]
+        one = Directive(
+            name.lower() if is_section else name, tuple(values), place, tuple(self._around)
+        )
+        if is_section:
+            self._around.append(one)
+            if self._barring is None and self._is_for_another(one):
+                self._barring = one
+        if self._barring is not None:
+            self.skipped.append((one, self._barring))
+            return
+        self.directives.append(one)
+        if name == "LoadModule":
+            self.modules.update(values[:1])
+        elif name == "Include" and values:
+            for path in _included(values[0]):
+                self._read(path, place, above)
 
-    def _included(self, include: Directive) -> Iterator[str]:
-        """Yield the files that an Include names: one, those of a directory, or of a pattern."""
-        pattern = include.values[0]
-        if os.path.isdir(pattern):
-            found = [os.path.join(pattern, name) for name in sorted(os.listdir(pattern))]
-            yield from (path for path in found if os.path.isfile(path))
-        elif glob.has_magic(pattern):
-            found = sorted(glob.glob(pattern, include_hidden=True))
-            yield from (path for path in found if os.path.isfile(path))
-        else:
-            yield pattern
+    def _is_for_another(self, section: Directive) -> bool:
+        """Whether what is in a section does not count for the ProFTPD that is here."""
+        if section.name not in ("ifmodule", "ifdefine") or not section.values:
+            return False
+        # What a -D on ProFTPD's command line defines we cannot know: nothing, mostly.
+        wanted = section.values[0]
+        there = section.name == "ifmodule" and wanted.lstrip("!") in self.modules
+        return there == wanted.startswith("!")
+
+
+def _compiled_in() -> set[str]:
+    path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin"
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        done = subprocess.run(
+            ["proftpd", "-l"], env={**os.environ, "PATH": path}, capture_output=True, timeout=10
+        )
+        found = {name for name in done.stdout.decode().split() if name.endswith(".c")}
+        if found:
+            return found
+    return {f"mod_{name}.c" for name in COMPILED_IN.split()}
+
+
+def _included(pattern: str) -> list[str]:
+    """Return the files that an Include names: one, those of a directory, or of a pattern."""
+    if os.path.isdir(pattern):
+        found = [os.path.join(pattern, name) for name in os.listdir(pattern)]
+    elif glob.has_magic(pattern):
+        found = glob.glob(pattern, include_hidden=True)
+    else:
+        return [pattern]
+    return sorted(filter(os.path.isfile, found))
 
 
 def _joined(lines: list[str]) -> Iterator[tuple[int, str]]:
     """Yield lines without blanks and comments, joined where a backslash says so, and numbers."""
     begun, first = "", 0
-    for number, line in enumerate(lines, 1):
-        text = line.strip() if not begun else line.rstrip()
-        if not begun and text.startswith("#"):
-            continue
+    for number, line in enumerate([*lines, ""], 1):
+        text = begun + line.rstrip() if begun else line.strip()
         first = first if begun else number
-        if text.endswith("\\"):
-            begun += text[:-1] + " "
-            continue
-        if begun + text:
-            yield first, begun + text
         begun = ""
-    if begun.strip():
-        yield first, begun
+        if text.startswith("#"):
+            continue
+        if text.endswith("\\"):
+            begun = text[:-1] + " "
+        elif text:
+            yield first, text
 
 
 def words(line: str) -> list[str]:
-    """Return the words of a line; a # at the start of one begins a comment."""
-    found, at = [], 0
-    while match := WORD.match(line, at):
-        quoted, plain = match.groups()
-        found.append(plain if quoted is None else re.sub(r"\\(.)", r"\1", quoted, flags=re.DOTALL))
-        at = match.end()
-    return found
+    """Return the words of a line."""
+    return [
+        plain or re.sub(r"\\(.)", r"\1", quoted)
+        for quoted, comment, plain in WORD.findall(line)
+        if not comment
+    ]
+
+
+def hidden_name(values: tuple[str, ...], name: str) -> str:
+    """Return what ProFTPD calls a file that is being written, as mod_xfer's set_hiddenstores."""
+    prefix, *suffix = values or ("off",)
+    if suffix:
+        return f"{prefix}{name}{suffix[0]}"
+    if prefix.lower() in OFF:
+        return ""
+    if prefix.lower() in ON:
+        prefix = ".in."
+    elif not (prefix.startswith(".") and prefix.endswith(".")):
+        prefix = f".{prefix}."
+    return f"{prefix}{name}."

@@ -9,6 +9,7 @@ import shlex
 import stat
 from pathlib import Path
 
+from watchman.commands.check.findings import Finding, error, ok
 from watchman.commands.shared.filesystems import group_name, may, user_name
 
 #: For access(2), and how they are called.
@@ -22,27 +23,46 @@ def me() -> str:
     return user_name(os.geteuid())
 
 
+def account() -> str:
+    """Return our name as commands take it."""
+    return me().removeprefix("uid ")
+
+
+def directory(subject: str, path: str, rights: int) -> Finding | None:
+    """Whether a path is a directory that grants us rights; None where there is nothing yet."""
+    is_directory = os.path.isdir(path)
+    if text := complaint(path, rights if is_directory else 0):
+        return error(subject, text)
+    if is_directory:
+        return ok(subject, path)
+    return error(subject, f"{path!r} is not a directory") if os.path.lexists(path) else None
+
+
+def closed(path: str) -> list[str]:
+    """Return what FTP users cannot pass on their way into a directory, the innermost first."""
+    return [
+        str(one)
+        for one in (Path(path), *Path(path).parents)
+        if os.path.isdir(one) and not one.stat().st_mode & stat.S_IXOTH
+    ]
+
+
 def complaint(path: str, rights: int) -> str:
     """Say what we may not do with a path and what grants it; nothing if all is well.
 
     What stands in the way may be a directory above. What is not there has no rights to look at.
     """
+    above = [(str(one), os.X_OK) for one in reversed(Path(path).parents) if os.path.isdir(one)]
     with contextlib.suppress(FileNotFoundError):
-        for above in map(str, reversed(Path(path).parents)):
-            if os.path.isdir(above) and not may(above, os.X_OK):
-                return _complaint(above, "x", os.X_OK)
-        lacking = [
-            letter
-            for letter, right in LETTERS.items()
-            if rights & right and not may(path, right) and os.path.lexists(path)
-        ]
-        if lacking:
-            return _complaint(path, "".join(lacking), rights)
+        for place, wanted in (*above, (path, rights)):
+            lacking = "".join(
+                letter
+                for letter, right in LETTERS.items()
+                if wanted & right and not may(place, right) and os.path.lexists(place)
+            )
+            if lacking:
+                return f"{me()} lacks {lacking} on {place!r}; {_grant(place, lacking, wanted)}"
     return ""
-
-
-def _complaint(path: str, lacking: str, rights: int) -> str:
-    return f"{me()} lacks {lacking} on {path!r}; {_grant(path, lacking, rights)}"
 
 
 def _grant(path: str, lacking: str, rights: int) -> str:
@@ -51,7 +71,8 @@ def _grant(path: str, lacking: str, rights: int) -> str:
     status = os.stat(path)
     place = shlex.quote(path)
     if "w" in lacking and os.statvfs(path).f_flag & os.ST_RDONLY:
-        return f"mount -o remount,rw {shlex.quote(_mount_of(path))}"
+        mount = next(one for one in (Path(path), *Path(path).parents) if one.is_mount())
+        return f"mount -o remount,rw {shlex.quote(str(mount))}"
     if user == 0:
         return f"something keeps even root from it: lsattr -d {place}"
     if status.st_uid == user:
@@ -62,24 +83,12 @@ def _grant(path: str, lacking: str, rights: int) -> str:
         return f"chmod g+{lacking} {place}"
     if has_list or status.st_gid not in (0, _private_group(status.st_uid)):
         # The group is somebody's: to give the directory to another one would shut them out.
-        entry = f"u:{_name()}:{letters}"
+        entry = f"u:{account()}:{letters}"
         if stat.S_ISDIR(status.st_mode) and "w" in letters:
-            entry = f"u:{_name()}:rwx,d:u:{_name()}:rwx"
+            entry = f"u:{account()}:rwx,d:u:{account()}:rwx"
         return f"setfacl -m {entry} {place}"
     inherited = "s" if stat.S_ISDIR(status.st_mode) else ""
     return f"chgrp {group_name(os.getegid())} {place} && chmod g+{letters}{inherited} {place}"
-
-
-def sticky_complaint(directory: str, owners: set[int], *, owns_all: bool) -> str:
-    """Say that we may not rename what others own in a sticky directory, see unlink(2)."""
-    status = os.stat(directory)
-    ours = {os.geteuid()}
-    if not status.st_mode & stat.S_ISVTX or owns_all or status.st_uid in ours:
-        return ""
-    if owners and owners <= ours:
-        return ""
-    text = f"{directory!r} is sticky, so that {me()} may not move what others own"
-    return f"{text}; chown {_name()} {shlex.quote(directory)}"
 
 
 def _has_list(path: str) -> bool:
@@ -94,13 +103,3 @@ def _private_group(uid: int) -> int:
         return pwd.getpwuid(uid).pw_gid
     except KeyError:
         return -1
-
-
-def _name() -> str:
-    return me().removeprefix("uid ")
-
-
-def _mount_of(path: str) -> str:
-    while not os.path.ismount(path):
-        path = os.path.dirname(path)
-    return path
