@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from watchman.dispatch.dispatcher import Dispatcher
 from watchman.operate.history import SETTLED
 from watchman.store.journal import Journal
 from watchman.uploads.upload import Answer, Notification, Outcome, Source, State
@@ -37,18 +38,9 @@ class Resubmissions:
     id is given twice.
     """
 
-    def __init__(
-        self,
-        *,
-        journal: Journal,
-        submit: Callable[[Notification, Respond], None],
-        was_moved: Callable[[str], object],
-    ) -> None:
-        #: `was_moved` says whether a path is below a move's destination: the history knows as what
-        #: it was uploaded.
-        self._was_moved = was_moved
+    def __init__(self, *, journal: Journal, dispatcher: Dispatcher) -> None:
         self._journal = journal
-        self._submit = submit
+        self._dispatcher = dispatcher
         self._asked: queue.SimpleQueue[Asked | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="resubmissions")
 
@@ -63,11 +55,14 @@ class Resubmissions:
 
     def submit(self, notification: Notification, answer: Respond) -> None:
         """As the dispatcher's, from any thread."""
-        was_moved = notification.source is Source.RESUBMIT and self._was_moved(notification.path)
+        # What was moved, the history knows as what it was uploaded.
+        was_moved = notification.source is Source.RESUBMIT and self._dispatcher.rules.moved_by(
+            notification.path
+        )
         if notification.same_id or (was_moved and not notification.resubmit_as):
             self._asked.put((notification, answer))
         else:
-            self._submit(notification, answer)
+            self._dispatcher.submit(notification, answer)
 
     def _run(self) -> None:
         while (first := self._asked.get()) is not None:
@@ -93,7 +88,7 @@ class Resubmissions:
             past = pasts.get(notification.path)
             if not notification.same_id:
                 original = past.original if past is not None else ""
-                self._submit(replace(notification, resubmit_as=original), answer)
+                self._dispatcher.submit(replace(notification, resubmit_as=original), answer)
             elif past is None:
                 answer(Answer(Outcome.ERROR, "no upload of it is in the history: leave --same-id"))
             elif past.event not in SETTLED:
@@ -108,7 +103,9 @@ class Resubmissions:
                     decided.release()
 
                 original = notification.resubmit_as or past.original
-                self._submit(replace(notification, old_id=past.id, resubmit_as=original), tell)
+                self._dispatcher.submit(
+                    replace(notification, old_id=past.id, resubmit_as=original), tell
+                )
         for _ in range(submitted):
             decided.acquire()
 
