@@ -1,18 +1,7 @@
-"""The command `watchman`."""
+"""The command `watchman`.
 
-import argparse
-from collections.abc import Sequence
-from typing import NoReturn, Protocol
+Turns every finished upload of an FTP server into one Celery task.
 
-from watchman import __version__
-from watchman.commands import drop, explain, pause, queue, reload, resume, retry, run, status
-from watchman.commands.check import check
-from watchman.commands.shared import shell, utf8
-from watchman.config import inifile
-from watchman.config.settings import Settings
-from watchman.errors import SocketUnavailable
-
-EXAMPLES = """\
 examples:
   watchman check                          is everything as it must be?
   watchman run                            the daemon, in the foreground
@@ -24,6 +13,17 @@ examples:
 
 To send an upload's task again by hand, see watchman-send --help.
 """
+
+import argparse
+from collections.abc import Sequence
+from typing import NoReturn, Protocol
+
+from watchman.commands import drop, explain, pause, queue, reload, resume, retry, run, status
+from watchman.commands.check import check
+from watchman.commands.shared import shell, utf8
+from watchman.config import inifile
+from watchman.config.settings import Settings
+from watchman.errors import SocketUnavailable
 
 
 class Command(Protocol):
@@ -56,13 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = shell.Parser(
-        prog="watchman",
-        description="Turns every finished upload of an FTP server into one Celery task.",
-        epilog=f"{EXAMPLES}\n{shell.EXIT_CODES}",
-    )
-    shell.add_config(parser)
-    parser.add_argument("--version", action="version", version=f"watchman {__version__}")
+    parser = shell.program("watchman", __doc__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, module in COMMANDS.items():
         one = commands.add_parser(

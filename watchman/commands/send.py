@@ -1,22 +1,7 @@
-"""The command `watchman-send`: resubmits files by hand."""
+"""The command `watchman-send`: resubmits files by hand.
 
-import argparse
-import itertools
-import os
-import sys
-from collections.abc import Iterator, Sequence
-from typing import NoReturn
+Send the task of files that lie below a watch, again or for the first time.
 
-from watchman import __version__
-from watchman.commands.shared import client, shell, utf8
-from watchman.config import inifile
-from watchman.errors import SocketUnavailable
-from watchman.uploads.text import printable
-from watchman.uploads.upload import Outcome
-
-PROGRAM = "watchman-send"
-
-EPILOG = f"""\
 examples:
   watchman-send /srv/ftp/incoming/a.csv
   find /srv/ftp -name '*.csv' -mmin -60 -print0 | watchman-send -0 -
@@ -25,9 +10,22 @@ Each path becomes a new upload with a new id, whether or not its task was sent b
 where `exclude` would pass it over. It is answered once it is safe on disk: `OK ID PATH`. With
 --same-id it keeps the id of its last upload, for workers that mind repeats; that upload must be
 done, and still in the history. What waits or has failed is tried again with `watchman retry`.
-
-{shell.EXIT_CODES}
 """
+
+import argparse
+import itertools
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import NoReturn
+
+from watchman.commands.shared import client, shell, utf8
+from watchman.config import inifile
+from watchman.errors import SocketUnavailable
+from watchman.uploads.text import printable
+from watchman.uploads.upload import Outcome
+
+PROGRAM = "watchman-send"
 
 #: Paths between two looks of a terminal at the progress.
 PROGRESS = 100
@@ -43,13 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = shell.Parser(
-        prog=PROGRAM,
-        description="Send the task of files that lie below a watch, again or for the first time.",
-        epilog=EPILOG,
-    )
-    shell.add_config(parser)
-    parser.add_argument("--version", action="version", version=f"watchman {__version__}")
+    parser = shell.program(PROGRAM, __doc__)
     parser.add_argument(
         "-0",
         "--null",

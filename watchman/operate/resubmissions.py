@@ -56,10 +56,9 @@ class Resubmissions:
     def submit(self, notification: Notification, answer: Respond) -> None:
         """As the dispatcher's, from any thread."""
         # What was moved, the history knows as what it was uploaded.
-        was_moved = notification.source is Source.RESUBMIT and self._dispatcher.rules.moved_by(
-            notification.path
-        )
-        if notification.same_id or (was_moved and not notification.resubmit_as):
+        by_hand = notification.source is Source.RESUBMIT and not notification.resubmit_as
+        was_moved = by_hand and self._dispatcher.rules.moved_by(notification.path)
+        if notification.same_id or was_moved:
             self._asked.put((notification, answer))
         else:
             self._dispatcher.submit(notification, answer)
@@ -86,9 +85,10 @@ class Resubmissions:
         submitted = 0
         for notification, answer in batch:
             past = pasts.get(notification.path)
+            original = notification.resubmit_as or (past.original if past else "")
+            known = replace(notification, resubmit_as=original)
             if not notification.same_id:
-                original = past.original if past is not None else ""
-                self._dispatcher.submit(replace(notification, resubmit_as=original), answer)
+                self._dispatcher.submit(known, answer)
             elif past is None:
                 answer(Answer(Outcome.ERROR, "no upload of it is in the history: leave --same-id"))
             elif past.event not in SETTLED:
@@ -102,10 +102,7 @@ class Resubmissions:
                     answer(outcome)
                     decided.release()
 
-                original = notification.resubmit_as or past.original
-                self._dispatcher.submit(
-                    replace(notification, old_id=past.id, resubmit_as=original), tell
-                )
+                self._dispatcher.submit(replace(known, old_id=past.id), tell)
         for _ in range(submitted):
             decided.acquire()
 

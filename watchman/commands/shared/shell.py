@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
+from watchman import __version__
 from watchman.config import inifile
 from watchman.config.settings import Settings
 from watchman.errors import (
@@ -74,6 +75,15 @@ def texts(doc: str | None) -> tuple[str, str]:
     """What a command says of itself, in a line and at length: its module's docstring."""
     title, _, description = (doc or "").partition("\n\n")
     return title.partition(": ")[2].removesuffix("."), description
+
+
+def program(name: str, doc: str | None) -> Parser:
+    """The parser of a program, whose docstring says what it is for and, after a line, the rest."""
+    description, _, more = texts(doc)[1].partition("\n\n")
+    parser = Parser(prog=name, description=description, epilog=f"{more}\n{EXIT_CODES}")
+    add_config(parser)
+    parser.add_argument("--version", action="version", version=f"watchman {__version__}")
+    return parser
 
 
 def add_config(parser: argparse.ArgumentParser, **options: Any) -> None:
