@@ -52,12 +52,9 @@ def main(settings: Settings, arguments: argparse.Namespace) -> int:
             refused += 1
             shell.complain("watchman explain", str(refusal))
             continue
-        if arguments.json:
-            shell.print_json(found)
-        else:
-            if told:
-                print()
-            print("\n".join(_report(found)))
+        if told and not arguments.json:
+            print()
+        shell.show([found], _report(found), as_json=arguments.json)
         told += 1
     return shell.REFUSED if refused else shell.DONE
 

@@ -7,8 +7,6 @@ Printed is all that is paused then.
 """
 
 import argparse
-from collections.abc import Iterable, Mapping
-from typing import Any
 
 from watchman.commands.shared import client, shell
 from watchman.config.settings import Settings
@@ -32,9 +30,7 @@ def ask(settings: Settings, event: str, arguments: argparse.Namespace) -> int:
     if arguments.name == "":
         raise shell.Misused(f"the name of what to {event} is empty; leave it out for all")
     fields = {"name": arguments.name} if arguments.name else {}
-    shell.show(client.request(settings.socket, event, fields), _report, as_json=arguments.json)
+    pauses = list(client.request(settings.socket, event, fields))
+    told = [f"paused {pause['name']}" for pause in pauses] or ["nothing is paused"]
+    shell.show(pauses, told, as_json=arguments.json)
     return shell.DONE
-
-
-def _report(pauses: Iterable[Mapping[str, Any]]) -> list[str]:
-    return [f"paused {pause['name']}" for pause in pauses] or ["nothing is paused"]

@@ -7,7 +7,7 @@ which are tried again, then what waits for its broker, then what is not known to
 import argparse
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from watchman.commands.shared import client, shell
@@ -50,14 +50,13 @@ def _positive(text: str) -> int:
 def main(settings: Settings, arguments: argparse.Namespace) -> int:
     fields = {} if arguments.limit is None else {"limit": str(arguments.limit)}
     uploads = client.request(settings.socket, "queue", fields, TIMEOUT)
-    shell.show(uploads, _report, as_json=arguments.json)
+    shell.show(uploads, _report(uploads), as_json=arguments.json)
     return shell.DONE
 
 
-def _report(uploads: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+def _report(uploads: Iterator[Mapping[str, Any]]) -> Iterator[str]:
     counts = Counter[str]()
-    following = iter(uploads)
-    while page := list(itertools.islice(following, PAGE)):
+    while page := list(itertools.islice(uploads, PAGE)):
         header, *lines = table(COLUMNS, page)
         if not counts:
             yield header

@@ -26,5 +26,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(settings: Settings, arguments: argparse.Namespace) -> int:
     [found] = client.request(settings.socket, "reload", timeout=TIMEOUT)
     told = [printable(change) for change in found["changed"]] or ["nothing changed"]
-    shell.show([found], lambda _: told, as_json=arguments.json)
+    shell.show([found], told, as_json=arguments.json)
     return shell.DONE

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(settings: Settings, arguments: argparse.Namespace) -> int:
     [found] = client.request(settings.socket, "status")
-    shell.show([found], lambda _: _report(found), as_json=arguments.json)
+    shell.show([found], _report(found), as_json=arguments.json)
     return shell.DONE if found["healthy"] else shell.REFUSED
 
 

@@ -132,12 +132,9 @@ def hint(error: SocketUnavailable, settings: Settings) -> str:
     return ""
 
 
-Rows = Iterable[Mapping[str, Any]]
-
-
-def show(rows: Rows, view: Callable[[Rows], Iterable[str]], *, as_json: bool) -> None:
-    """Print the daemon's answer: a JSON object a line, or what a view makes of all of it."""
-    for line in map(json.dumps, rows) if as_json else view(rows):
+def show(rows: Iterable[Mapping[str, Any]], lines: Iterable[str], *, as_json: bool) -> None:
+    """Print the daemon's answer: a JSON object a line, or the lines that a view makes of it."""
+    for line in map(json.dumps, rows) if as_json else lines:
         print(line)
 
 
