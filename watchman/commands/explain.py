@@ -109,7 +109,7 @@ class Explainer:
         if tasks:
             found |= self._task(tasks[0], found, goes_to)
             found["also"] = [task.name for task in tasks[1:]]
-        found["would"] = _sentence(found, watch, subpath, problem if not state else "")
+        found["would"] = _sentence(found, watch, subpath, problem)
         return found
 
     def _task(self, section: TaskSettings, found: Mapping[str, Any], path: str) -> dict[str, Any]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from watchman.errors import WatchmanError
 from watchman.operate.history import tell
 from watchman.operate.interventions import Interventions
-from watchman.operate.overview import Overview
+from watchman.operate.overview import status
 from watchman.operate.parts import Parts
 from watchman.operate.queue_view import ORDER, QueueView, Selection
 from watchman.sinks.pauses import ALL, KINDS
@@ -21,6 +22,7 @@ class Control:
     """The daemon as seen from its socket. Called in the listener's thread for queries."""
 
     def __init__(self, parts: Parts, *, reload: Callable[[], list[str]]) -> None:
+        self._started = time.time()
         self._parts = parts
         self._reload = reload
         queue_view = QueueView(parts.dispatcher.pipeline, journal=parts.journal, sinks=parts.sinks)
@@ -28,14 +30,13 @@ class Control:
         self._interventions = Interventions(
             queue_view, dispatcher=parts.dispatcher, hurry=parts.hurry
         )
-        self._overview = Overview(parts, queue_view)
 
     def query(self, event: str, fields: Mapping[str, str]) -> Rows:
         """Answer one query, or raise WatchmanError: now or while the answer is iterated over."""
         dispatcher = self._parts.dispatcher
         match event:
             case "status":
-                return [self._overview.status()]
+                return [status(self._parts, self._queue_view, self._started)]
             case "queue":
                 rows = itertools.chain(self._queue_view.rows(), dispatcher.hold_queue.rows())
                 return itertools.islice(rows, int(fields["limit"]) if "limit" in fields else None)

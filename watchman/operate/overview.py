@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -32,132 +31,130 @@ UNKNOWN: Mapping[str, Any] = {
 Told = dict[str, dict[str, Any]]
 
 
-class Overview:
-    """Asks everyone how it stands. Called in the thread of queries."""
+def status(parts: Parts, queue_view: QueueView, since: float) -> dict[str, Any]:
+    """Ask everyone how it stands; the daemon runs since `since` (epoch). In the thread of queries.
 
-    def __init__(self, parts: Parts, queue_view: QueueView) -> None:
-        self._started = time.time()
-        self._parts = parts
-        self._queue_view = queue_view
-
-    def status(self) -> dict[str, Any]:
-        """Return all of it; what is paused is no problem, for somebody wanted it so."""
-        settings, dispatcher = self._parts.settings, self._parts.dispatcher
-        groups, logs = self._queue_view.groups(), self._parts.finders.logs()
-        watches, sinks = self._watches(), self._sinks(groups)
-        for name, move in sinks["move"].items():
-            known = settings.moves.get(name)
-            move["destination"] = known.destination if known else None
-        problems = list(self._problems(watches, logs, sinks))
-        waiting, held = Counter[str](waiting=len(dispatcher.pipeline.arriving)), Counter[str]()
-        for group in groups:
-            waiting[group.state] += len(group.positions)
-            held[group.paused] += len(group.positions)
-        return {
-            "paused": [
-                {"name": name, "since": since, "waiting": held[name]}
-                for name, since in self._parts.pauses.since().items()
-            ],
-            "healthy": not problems,
-            "problems": problems,
-            "warnings": list(dispatcher.crosscheck.warnings(settings, logs)),
-            "pid": os.getpid(),
-            "version": __version__,
-            "since": self._started,
-            "config": settings.file,
-            "sources": {
-                name: {
-                    "heard": dispatcher.heard[name],
-                    "last": dispatcher.last_heard.get(name),
-                    "said": dispatcher.crosscheck.said(name),
-                    "unplaced": dispatcher.placing.unplaced[Source(name)],
-                }
-                for name in ("hook", "log", "inotify", "scan", "resubmit")
-            },
-            "transfer_logs": logs,
-            "watches": watches,
-            "moves": sinks["move"],
-            "brokers": sinks["broker"],
-            "uploads": {
-                "noticed": len(dispatcher.hold_queue),
-                **{state: waiting[state] for state in ("waiting", "deferred", "failed")},
-                "done": dispatcher.pipeline.settled[State.DONE.value],
-            },
-            "oldest_waiting": self._queue_view.oldest(),
-        }
-
-    def _watches(self) -> Told:
-        found, dispatcher = self._parts.finders.status(), self._parts.dispatcher
-        return {
-            name: {
-                "path": watch.path,
-                **found.get(name, {"state": "starting", "error": None}),
-                "unmatched": dispatcher.judge.unmatched[name],
-                "excluded": dispatcher.judge.excluded[name],
-                **dispatcher.crosscheck.status(name),
+    What is paused is no problem, for somebody wanted it so.
+    """
+    settings, dispatcher = parts.settings, parts.dispatcher
+    groups, logs = queue_view.groups(), parts.finders.logs()
+    watches, sinks = _watches(parts), _sinks(parts, groups)
+    for name, move in sinks["move"].items():
+        known = settings.moves.get(name)
+        move["destination"] = known.destination if known else None
+    problems = list(_problems(parts, watches, logs, sinks))
+    waiting, held = Counter[str](waiting=len(dispatcher.pipeline.arriving)), Counter[str]()
+    for group in groups:
+        waiting[group.state] += len(group.positions)
+        held[group.paused] += len(group.positions)
+    return {
+        "paused": [
+            {"name": name, "since": at, "waiting": held[name]}
+            for name, at in parts.pauses.since().items()
+        ],
+        "healthy": not problems,
+        "problems": problems,
+        "warnings": list(dispatcher.crosscheck.warnings(settings, logs)),
+        "pid": os.getpid(),
+        "version": __version__,
+        "since": since,
+        "config": settings.file,
+        "sources": {
+            source.value: {
+                "heard": dispatcher.heard[source.value],
+                "last": dispatcher.last_heard.get(source.value),
+                "said": dispatcher.crosscheck.said(source.value),
+                "unplaced": dispatcher.placing.unplaced[source],
             }
-            for name, watch in self._parts.settings.watches.items()
+            for source in Source
+        },
+        "transfer_logs": logs,
+        "watches": watches,
+        "moves": sinks["move"],
+        "brokers": sinks["broker"],
+        "uploads": {
+            "noticed": len(dispatcher.hold_queue),
+            **{state: waiting[state] for state in ("waiting", "deferred", "failed")},
+            "done": dispatcher.pipeline.settled[State.DONE.value],
+        },
+        "oldest_waiting": queue_view.oldest(),
+    }
+
+
+def _watches(parts: Parts) -> Told:
+    found, dispatcher = parts.finders.status(), parts.dispatcher
+    return {
+        name: {
+            "path": watch.path,
+            **found.get(name, {"state": "starting", "error": None}),
+            "unmatched": dispatcher.judge.unmatched[name],
+            "excluded": dispatcher.judge.excluded[name],
+            **dispatcher.crosscheck.status(name),
         }
+        for name, watch in parts.settings.watches.items()
+    }
 
-    def _sinks(self, groups: Iterable[Group]) -> dict[str, Told]:
-        """Return each mover's and publisher's status, and what waits for it."""
-        paused = self._parts.pauses.since()
 
-        def told(kind: str, name: str, status: Mapping[str, Any]) -> dict[str, Any]:
-            is_paused = f"{kind}:{name}" in paused or ALL in paused
-            return {**status, "waiting": 0, "held_up": [], "paused": is_paused}
+def _sinks(parts: Parts, groups: Iterable[Group]) -> dict[str, Told]:
+    """Return each mover's and publisher's status, and what waits for it."""
+    paused = parts.pauses.since()
 
-        sinks = {
-            kind: {name: told(kind, name, status) for name, status in of_kind.items()}
-            for kind, of_kind in self._parts.sinks().items()
-        }
-        for group in groups:
-            kind, _, name = group.place.partition(":")
-            if kind not in sinks:
-                continue  # they have failed, and wait for nobody
-            sink = sinks[kind].setdefault(name, told(kind, name, UNKNOWN))
-            sink["waiting"] += len(group.positions)
-            if group.lane and not group.paused:
-                sink["held_up"].append(
-                    {
-                        "what": group.lane,
-                        "uploads": len(group.positions),
-                        "attempts": group.attempts,
-                        "next_try": group.next_try,
-                        "reason": group.reason,
-                    }
-                )
-        return sinks
+    def told(kind: str, name: str, sink: Mapping[str, Any]) -> dict[str, Any]:
+        is_paused = f"{kind}:{name}" in paused or ALL in paused
+        return {**sink, "waiting": 0, "held_up": [], "paused": is_paused}
 
-    def _problems(self, watches: Told, logs: Told, sinks: Mapping[str, Told]) -> Iterator[str]:
-        dispatcher = self._parts.dispatcher
-        for name, watch in watches.items():
-            if watch["state"] in ("missing", "incomplete"):
-                yield f"watch {name} ({watch['path']}) is {watch['state']}: {watch['error']}"
-        for path, log in logs.items():
-            if log["error"]:
-                yield f"transfer log {path}: {log['error']}"
-        for kind, of_kind in sinks.items():
-            for name, sink in of_kind.items():
-                yield from _sink_problems(kind, name, sink)
-        # What should go on and does not, though nobody has said that anything is wrong.
-        if (stalled := dispatcher.stalled()) >= STALLED:
-            yield (
-                f"nothing is decided for {stalled:.0f} seconds: a file system hangs, most likely;"
-                " the log's last lines may tell which"
+    sinks = {
+        kind: {name: told(kind, name, sink) for name, sink in of_kind.items()}
+        for kind, of_kind in parts.sinks().items()
+    }
+    for group in groups:
+        kind, _, name = group.place.partition(":")
+        if kind not in sinks:
+            continue  # they have failed, and wait for nobody
+        sink = sinks[kind].setdefault(name, told(kind, name, UNKNOWN))
+        sink["waiting"] += len(group.positions)
+        if group.lane and not group.paused:
+            sink["held_up"].append(
+                {
+                    "what": group.lane,
+                    "uploads": len(group.positions),
+                    "attempts": group.attempts,
+                    "next_try": group.next_try,
+                    "reason": group.reason,
+                }
             )
-        for name, backlog in list(dispatcher.pipeline.backlogs.items()):
-            broker, stalled = sinks["broker"].get(name, UNKNOWN), backlog.stalled()
-            if stalled >= STALLED and broker["state"] not in (*DOWN, "unknown"):
-                yield (
-                    f"none of the {broker['waiting']} uploads that wait for broker {name} was sent"
-                    f" for {stalled:.0f} seconds, though it is {broker['state']}: see the log, and"
-                    " restart watchman if it does not tell why"
-                )
-        if problem := dispatcher.placing.problem(dispatcher.judge.decisive):
-            yield problem
-        if dispatcher.unwritable():
-            yield f"the journal below {self._parts.settings.spool} cannot be written"
+    return sinks
+
+
+def _problems(parts: Parts, watches: Told, logs: Told, sinks: Mapping[str, Told]) -> Iterator[str]:
+    dispatcher = parts.dispatcher
+    for name, watch in watches.items():
+        if watch["state"] in ("missing", "incomplete"):
+            yield f"watch {name} ({watch['path']}) is {watch['state']}: {watch['error']}"
+    for path, log in logs.items():
+        if log["error"]:
+            yield f"transfer log {path}: {log['error']}"
+    for kind, of_kind in sinks.items():
+        for name, sink in of_kind.items():
+            yield from _sink_problems(kind, name, sink)
+    # What should go on and does not, though nobody has said that anything is wrong.
+    if (stalled := dispatcher.stalled()) >= STALLED:
+        yield (
+            f"nothing is decided for {stalled:.0f} seconds: a file system hangs, most likely;"
+            " the log's last lines may tell which"
+        )
+    for name, backlog in list(dispatcher.pipeline.backlogs.items()):
+        broker, stalled = sinks["broker"].get(name, UNKNOWN), backlog.stalled()
+        if stalled >= STALLED and broker["state"] not in (*DOWN, "unknown"):
+            yield (
+                f"none of the {broker['waiting']} uploads that wait for broker {name} was sent"
+                f" for {stalled:.0f} seconds, though it is {broker['state']}: see the log, and"
+                " restart watchman if it does not tell why"
+            )
+    if problem := dispatcher.placing.problem(dispatcher.judge.decisive):
+        yield problem
+    if dispatcher.unwritable():
+        yield f"the journal below {parts.settings.spool} cannot be written"
 
 
 def _sink_problems(kind: str, name: str, sink: Mapping[str, Any]) -> Iterator[str]:
