@@ -24,8 +24,9 @@ from watchman.dispatch.dispatcher import Dispatcher
 from watchman.errors import ConfigError, InotifyUnavailable, WatchmanError
 from watchman.operate.control import Control
 from watchman.operate.logs import log_to
+from watchman.operate.parts import Parts
 from watchman.operate.queue_view import DOWN
-from watchman.operate.reload import Reload
+from watchman.operate.reload import reload
 from watchman.operate.resubmissions import Resubmissions
 from watchman.operate.watchdog import Watchdog
 from watchman.sinks.moving.mover import Mover
@@ -64,8 +65,7 @@ class Daemon:
         self._signals, self._wakeup = socket.socketpair()
         self._stopping = False
         self._watchdog = Watchdog(lambda: self._settings.drain)
-        self._hung_up = False
-        #: Of those who asked for a reload on the socket.
+        #: Of those who want a reload: on the socket, or by a signal that waits for no result.
         self._wishes: queue.SimpleQueue[Future[list[str]]] = queue.SimpleQueue()
 
     def run(self) -> None:
@@ -81,94 +81,24 @@ class Daemon:
         self._catch_signals()
         collect_young()
         with contextlib.ExitStack() as inside:
-            inside.callback(os.close, lock(settings.spool))
-            pauses = Pauses(os.path.join(settings.spool, "paused.json"))
-            ledgers = {
-                name: open_ledger(settings, watch) for name, watch in settings.watches.items()
-            }
-            migrate(settings, ledgers)
-            journal = Journal(
-                os.path.join(settings.spool, "journal"), os.path.join(settings.spool, "history")
-            )
-            inside.callback(journal.close)
-            dispatcher = Dispatcher(
-                settings,
-                journal=journal,
-                ledgers=ledgers,
-                rescan=lambda watch, subpath: finders.request(watch, subpath),
-                request_later=lambda watch, owner: finders.request_later(watch, owner),
-                read_log=lambda: finders.read_log(),
-            )
-            inside.callback(dispatcher.close)
-            pipeline = dispatcher.pipeline
-            pipeline.pause(pauses.since())
-            publishers = Sinks(
-                settings.brokers,
-                lambda broker: Publisher(
-                    broker, take=partial(pipeline.take, broker.name), report=pipeline.report
-                ),
-            )
-            movers = Sinks(
-                moves_of(settings),
-                lambda section: Mover(
-                    *section,
-                    take=partial(pipeline.take_moves, section[0].name),
-                    look=pipeline.file_tracker.look,
-                    refill=pipeline.refill,
-                    write=pipeline.write,
-                    report=pipeline.report_move,
-                ),
-            )
-            finders = Finders(
-                submit_event=dispatcher.submit_event,
-                submit_find=dispatcher.submit_find,
-                takes_finds=dispatcher.takes_finds,
-                submit_lines=dispatcher.submit_lines,
-                marked=dispatcher.marked,
-                caught_up=dispatcher.caught_up,
-                mounts_changed=dispatcher.forget_filesystems,
-            )
-            finders.look(settings, excluded=dispatcher.rules.excluded, ledgers=ledgers)
-            resubmissions = Resubmissions(
-                journal=journal,
-                submit=dispatcher.submit,
-                was_moved=lambda path: dispatcher.rules.moved_by(path),
-            )
-            control = Control(
-                settings,
-                dispatcher=dispatcher,
-                journal=journal,
-                pauses=pauses,
-                finders=finders,
-                publishers=publishers,
-                movers=movers,
-                reload=self._ask_for_reload,
-            )
+            parts = _make_parts(settings, inside)
+            pipeline = parts.dispatcher.pipeline
+            resubmissions = Resubmissions(journal=parts.journal, dispatcher=parts.dispatcher)
+            control = Control(parts, reload=self._ask_for_reload)
             listener = Listener(
                 settings.socket,
                 submit=resubmissions.submit,
                 query=control.query,
                 admins=settings.admins,
             )
-            reload = Reload(
-                settings,
-                ledgers=ledgers,
-                dispatcher=dispatcher,
-                publishers=publishers,
-                movers=movers,
-                finders=finders,
-                listener=listener,
-                control=control,
-            )
             # What is started last is stopped first: sources, then sinks, then what they share.
-            _start(inside, dispatcher)
-            _start(inside, publishers)
-            _start(inside, movers)
+            for part in (parts.dispatcher, parts.publishers, parts.movers):
+                _start(inside, part)
             # They are told together: who hangs does so while the others end.
-            inside.callback(publishers.stop)
+            inside.callback(parts.publishers.stop)
             inside.callback(pipeline.close)
             with contextlib.ExitStack() as sources:
-                for source in (resubmissions, listener, finders):
+                for source in (resubmissions, listener, parts.finders):
                     _start(sources, source, patience=HUNG)
                 if settings.exposed:
                     logger.warning("%s.", settings.warning())
@@ -176,9 +106,9 @@ class Daemon:
                 while not self._stopping:
                     if not self._wait(COLLECT):
                         gc.collect()
-                    self._reload(reload)
+                    self._reload(parts, listener)
                 logger.info("Stopping.")
-            self._drain(pipeline, movers, publishers)
+            self._drain(parts)
         logger.info("Stopped. %d uploads wait in the journal.", pipeline.waiting())
 
     def _catch_signals(self) -> None:
@@ -187,16 +117,14 @@ class Daemon:
         signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_stop)
-        signal.signal(signal.SIGHUP, self._on_hang_up)
+        # SimpleQueue.put may interrupt a get of the same thread, see there.
+        signal.signal(signal.SIGHUP, lambda *_: self._wishes.put(Future()))
         # Sent to a holder of a lease when another opens the file; its default action is to end us.
         signal.signal(signal.SIGIO, signal.SIG_IGN)
 
     def _on_stop(self, *_: object) -> None:
         self._stopping = True
         self._watchdog.arm()
-
-    def _on_hang_up(self, *_: object) -> None:
-        self._hung_up = True
 
     def _wait(self, timeout: float) -> bool:
         """Wait for a signal, or for someone who asks for a reload; return whether one came."""
@@ -216,16 +144,15 @@ class Daemon:
                 return wish.result(RELOAD_POLL)
         raise WatchmanError("watchman is stopping")
 
-    def _reload(self, reload: Reload) -> None:
+    def _reload(self, parts: Parts, listener: Listener) -> None:
         """Reload if anyone wants it, and tell those who asked."""
         wishes = []
         while not self._wishes.empty():
             wishes.append(self._wishes.get())
-        if not (wishes or self._hung_up):
+        if not wishes:
             return
-        self._hung_up = False
         try:
-            changed = reload.run()
+            changed = reload(parts, listener)
         except InotifyUnavailable:
             raise  # nothing is watched any more: better to end, and be started again
         except (WatchmanError, OSError) as e:
@@ -234,23 +161,26 @@ class Daemon:
             for wish in wishes:
                 wish.set_exception(e if isinstance(e, WatchmanError) else WatchmanError(str(e)))
         else:
-            self._settings = reload.settings
+            self._settings = parts.settings
             for wish in wishes:
                 wish.set_result(changed)
 
-    def _drain(self, pipeline: Pipeline, movers: Movers, publishers: Publishers) -> None:
+    def _drain(self, parts: Parts) -> None:
         """Let publishers that get through finish what waits, for as long as the INI file says.
 
         A second signal ends it.
         """
         self._stopping = False
         deadline = time.monotonic() + self._settings.drain
+        pipeline = parts.dispatcher.pipeline
+        backlogs = {"move": pipeline.moves, "broker": pipeline.backlogs}
         while time.monotonic() < deadline and not self._stopping:
-            sinks = [(pipeline.moves[name], status) for name, status in movers.status().items()]
-            sinks += [
-                (pipeline.backlogs[name], status) for name, status in publishers.status().items()
-            ]
-            if not any(b.in_hand() for b, status in sinks if status["state"] not in DOWN):
+            if not any(
+                backlogs[kind][name].in_hand()
+                for kind, sinks in parts.sinks().items()
+                for name, sink in sinks.items()
+                if sink["state"] not in DOWN
+            ):
                 return
             self._wait(DRAIN_POLL)
 
@@ -262,6 +192,61 @@ def collect_young() -> None:
     gc.freeze()
     young, middle, _ = gc.get_threshold()
     gc.set_threshold(young, middle, sys.maxsize >> 32)
+
+
+def _make_parts(settings: Settings, inside: contextlib.ExitStack) -> Parts:
+    """Make what runs, and start nothing yet; `inside` closes what has to be closed."""
+    inside.callback(os.close, lock(settings.spool))
+    pauses = Pauses(os.path.join(settings.spool, "paused.json"))
+    ledgers = {name: open_ledger(settings, watch) for name, watch in settings.watches.items()}
+    migrate(settings, ledgers)
+    journal = Journal(
+        os.path.join(settings.spool, "journal"), os.path.join(settings.spool, "history")
+    )
+    inside.callback(journal.close)
+    dispatcher = Dispatcher(
+        settings,
+        journal=journal,
+        ledgers=ledgers,
+        rescan=lambda watch, subpath: finders.request(watch, subpath),
+        request_later=lambda watch, owner: finders.request_later(watch, owner),
+        read_log=lambda: finders.read_log(),
+    )
+    inside.callback(dispatcher.close)
+    dispatcher.pipeline.pause(pauses.since())
+    publishers, movers = _make_sinks(settings, dispatcher.pipeline)
+    finders = Finders(
+        submit_event=dispatcher.submit_event,
+        submit_find=dispatcher.submit_find,
+        takes_finds=dispatcher.takes_finds,
+        submit_lines=dispatcher.submit_lines,
+        marked=dispatcher.marked,
+        caught_up=dispatcher.caught_up,
+        mounts_changed=dispatcher.forget_filesystems,
+    )
+    finders.look(settings, excluded=dispatcher.rules.excluded, ledgers=ledgers)
+    return Parts(settings, ledgers, journal, pauses, dispatcher, publishers, movers, finders)
+
+
+def _make_sinks(settings: Settings, pipeline: Pipeline) -> tuple[Publishers, Movers]:
+    publishers = Sinks(
+        settings.brokers,
+        lambda broker: Publisher(
+            broker, take=partial(pipeline.take, broker.name), report=pipeline.report
+        ),
+    )
+    movers = Sinks(
+        moves_of(settings),
+        lambda section: Mover(
+            *section,
+            take=partial(pipeline.take_moves, section[0].name),
+            look=pipeline.file_tracker.look,
+            refill=pipeline.refill,
+            write=pipeline.write,
+            report=pipeline.report_move,
+        ),
+    )
+    return publishers, movers
 
 
 class Part(Protocol):

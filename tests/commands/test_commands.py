@@ -594,7 +594,7 @@ def test_a_daemon_that_is_frozen_is_told_apart_from_none(tmp_path):
         frozen.bind(path)
         frozen.listen()
         with pytest.raises(SocketUnavailable, match=r"did not answer within 0\.2 seconds"):
-            client.request(path, "status", timeout=0.2)
+            list(client.request(path, "status", timeout=0.2))
 
 
 @pytest.mark.root

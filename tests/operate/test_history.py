@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.deadline import eventually
 from tests.support.house import House
-from watchman.operate.history import LATEST, History
+from watchman.operate.history import LATEST, tell
 from watchman.uploads.upload import Report, Source, State
 
 
@@ -23,10 +23,12 @@ def house(tmp_path: Path) -> Iterator[House]:
 
 
 def told(house: House, subject: Path | str) -> dict[str, Any]:
-    stories = History(
-        journal=house.journal, queue_view=house.unsettled(), hold_queue=house.dispatcher.hold_queue
+    *waits, story = tell(
+        str(subject),
+        journal=house.journal,
+        queue_view=house.unsettled(),
+        hold_queue=house.dispatcher.hold_queue,
     )
-    *waits, story = stories.tell(str(subject))
     assert set(waits) <= {None}
     assert story is not None
     return story

@@ -104,7 +104,7 @@ class Daemon(Server):
 
     def ask(self, event: str, **fields: str) -> list[dict[str, Any]]:
         """What the daemon answers on its socket."""
-        return client.request(inifile.load(str(self.ini)).socket, event, fields, 10.0)
+        return list(client.request(inifile.load(str(self.ini)).socket, event, fields, 10.0))
 
     def status(self) -> dict[str, Any]:
         return self.ask("status")[0]

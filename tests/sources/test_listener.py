@@ -89,7 +89,7 @@ def talk(path, data):
 
 
 def alive(path):
-    return client.request(path, "status", timeout=2) == [{"event": "status"}]
+    return list(client.request(path, "status", timeout=2)) == [{"event": "status"}]
 
 
 def test_a_resubmit_becomes_a_notification_and_is_answered_by_its_id(path, dispatcher):
@@ -155,7 +155,7 @@ def test_a_query_is_answered_by_lines_of_json_and_their_count(path):
 
 
 def test_a_long_answer_arrives_whole(path):
-    found = client.request(path, "queue")
+    found = list(client.request(path, "queue"))
     assert [upload["number"] for upload in found] == list(range(5000))
 
 
@@ -210,13 +210,13 @@ def test_an_answer_that_fails_in_the_middle_ends_with_the_reason(path, dispatche
     assert talk(path, b"event=explain\0path=/srv/a\0\0") == b'{"number": 1}\nERROR no more\n'
     dispatcher.answers["explain"] = fail()
     with pytest.raises(RequestRefused, match="no more"):
-        client.request(path, "explain", {"path": "/srv/a"})
+        list(client.request(path, "explain", {"path": "/srv/a"}))
 
 
 def test_a_query_that_is_refused_says_why_on_one_line(path):
     assert talk(path, b"event=explain\0path=/refused\0\0") == b"ERROR not this one\n"
     with pytest.raises(RequestRefused, match="not this one"):
-        client.request(path, "explain", {"path": "/refused"})
+        list(client.request(path, "explain", {"path": "/refused"}))
 
 
 @pytest.mark.parametrize("event", [b"explain", b"resubmit"])
@@ -408,7 +408,7 @@ def test_an_answer_after_the_end_goes_nowhere(tmp_path, dispatcher):
     dispatcher.submitted[0][1](Answer(Outcome.OK, "too late"))
     assert threading.active_count() == threads
     with pytest.raises(SocketUnavailable, match="No such file"):
-        client.request(path, "status")
+        list(client.request(path, "status"))
 
 
 def test_everyone_may_connect_whatever_the_umask(tmp_path, dispatcher):

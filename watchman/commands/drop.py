@@ -1,17 +1,17 @@
-"""`watchman drop`: no task for these uploads."""
+"""`watchman drop`: give uploads up: no task is sent for them.
 
-import argparse
-
-from watchman.commands.shared import selection
-from watchman.config.settings import Settings
-
-HELP = "give uploads up: no task is sent for them"
-DESCRIPTION = """\
 Give up uploads that wait, are deferred or have failed: no task is sent for them, unless they are
 written or sent by hand again. The files stay as they are, and `explain` tells the uploads' story
 for as long as `history` says. Printed once it is safe on disk: `dropped ID PATH`. An upload whose
 task is being sent at this moment is waited for, and refused if it could be sent.
 """
+
+import argparse
+
+from watchman.commands.shared import selection, shell
+from watchman.config.settings import Settings
+
+HELP, DESCRIPTION = shell.texts(__doc__)
 
 add_arguments = selection.add_arguments
 

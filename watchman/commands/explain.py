@@ -1,4 +1,9 @@
-"""`watchman explain`: what would happen to a path and why, and what did."""
+"""`watchman explain`: what would happen to a path, and why.
+
+Say what would happen to files uploaded as PATH: watch, exclusion, move, task, broker, queue,
+options, arguments; and what has happened to them, if the daemon answers. PATH need not exist, or
+may be an upload's id. Nothing is touched, sent or written.
+"""
 
 import argparse
 import json
@@ -27,12 +32,7 @@ UPLOAD_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 #: Seconds to wait for a story: there may be a week's history to read.
 TIMEOUT = 60.0
 
-HELP = "what would happen to a path, and why"
-DESCRIPTION = """\
-Say what would happen to files uploaded as PATH: watch, exclusion, move, task, broker, queue,
-options, arguments; and what has happened to them, if the daemon answers. PATH need not exist, or
-may be an upload's id. Nothing is touched, sent or written.
-"""
+HELP, DESCRIPTION = shell.texts(__doc__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,30 +47,47 @@ def main(settings: Settings, arguments: argparse.Namespace) -> int:
     told = refused = 0
     for subject in arguments.paths:
         try:
-            found = _found(settings, subject, explainer)
+            found = explainer.tell(subject)
         except RequestRefused as refusal:
             refused += 1
             shell.complain("watchman explain", str(refusal))
             continue
-        if arguments.json:
-            shell.print_json(found)
-        else:
-            if told:
-                print()
-            print("\n".join(_report(found)))
+        if told and not arguments.json:
+            print()
+        shell.show([found], _report(found), as_json=arguments.json)
         told += 1
     return shell.REFUSED if refused else shell.DONE
 
 
 class Explainer:
-    """Answers from the INI file and a look at the file alone."""
+    """Says what would happen, by the INI file and a look at the file, and what the daemon knows."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._rules = Rules(settings)
         self._routes = Routes(settings.brokers)
 
-    def explain(self, path: str) -> dict[str, Any]:
+    def tell(self, subject: str) -> dict[str, Any]:
+        """All there is to say of a path or an upload's id; RequestRefused if there is no such."""
+        if UPLOAD_ID.fullmatch(subject) and not os.path.lexists(subject):
+            past = self._ask({"id": subject})
+            paths = [record.get("original") or record.get("path") for record in past["story"]]
+            path = next(filter(None, paths), None)
+            if path is None:
+                raise RequestRefused(f"the daemon knows of no upload {subject}")
+            return self._explain(path) | past | {"id": subject, "path": path}
+        # Not abspath: over a symlink `..` is not what its text says.
+        found = self._explain(os.path.join(os.getcwd(), subject))
+        try:
+            return found | self._ask({"path": found["path"]})
+        except (SocketUnavailable, RequestRefused) as error:
+            return found | {"story": None, "story_error": str(error)}
+
+    def _ask(self, fields: Mapping[str, str]) -> dict[str, Any]:
+        [past] = client.request(self._settings.socket, "explain", fields, TIMEOUT)
+        return past
+
+    def _explain(self, path: str) -> dict[str, Any]:
         located = places.locate(self._rules, self._settings.watches.values(), path)
         if located is None:
             path = os.path.normpath(path)
@@ -90,48 +107,33 @@ class Explainer:
             found |= {"move": move.name, "destination": goes_to}
         tasks = self._rules.tasks_for(path)
         if tasks:
-            found |= self._task(tasks[0], path, goes_to, watch, state)
+            found |= self._task(tasks[0], found, goes_to)
             found["also"] = [task.name for task in tasks[1:]]
-        found["would"] = _sentence(found, watch, subpath, problem if not state else "")
+        found["would"] = _sentence(found, watch, subpath, problem)
         return found
 
-    def _task(
-        self,
-        section: TaskSettings,
-        original: str,
-        path: str,
-        watch: WatchSettings,
-        state: FileState | None,
-    ) -> dict[str, Any]:
+    def _task(self, section: TaskSettings, found: Mapping[str, Any], path: str) -> dict[str, Any]:
+        size = found["file"]["size"] if isinstance(found["file"], dict) else 0
         task = fill(
             section,
             path=path,
-            original=original,
-            watch=watch.name,
+            original=found["path"],
+            watch=found["watch"],
             user="",
             client="",
             protocol="",
-            size=state.size if state else 0,
+            size=size,
         )
-        found: dict[str, Any] = {
-            "section": section.name,
-            "patterns": list(section.patterns),
-            "task": task.name,
-            "broker": task.broker,
-            "args": task.args,
-            "kwargs": task.kwargs,
-        }
+        told: dict[str, Any] = {"section": section.name, "patterns": list(section.patterns)}
+        told |= {"task": task.name, "broker": task.broker}
+        told |= {"args": task.args, "kwargs": task.kwargs}
         try:
             route = self._routes.of(task)
         except WatchmanError as error:
-            return found | {"error": str(error)}
-        return found | {
-            "exchange": route.exchange,
-            "routing_key": route.routing_key,
-            "queue": route.queue,
-            "route": str(route),
-            "options": dict(route.options),
-        }
+            return told | {"error": str(error)}
+        told |= {"exchange": route.exchange, "routing_key": route.routing_key}
+        told |= {"queue": route.queue, "route": str(route), "options": dict(route.options)}
+        return told
 
 
 def _look(watch: WatchSettings, subpath: str) -> tuple[FileState | None, str]:
@@ -187,33 +189,6 @@ def _steps(found: Mapping[str, Any]) -> Iterator[str]:
         yield "no task is sent, for no [task:...] section matches it"
 
 
-def _found(settings: Settings, subject: str, explainer: Explainer) -> dict[str, Any]:
-    """All there is to say of a path or an upload's id; raises RequestRefused if there is none."""
-    if UPLOAD_ID.fullmatch(subject) and not os.path.lexists(subject):
-        return _past(settings, subject, explainer)
-    # Not abspath: over a symlink `..` is not what its text says.
-    found = explainer.explain(os.path.join(os.getcwd(), subject))
-    return found | _story(settings, found["path"])
-
-
-def _past(settings: Settings, upload_id: str, explainer: Explainer) -> dict[str, Any]:
-    """The story of an upload, and what would become of its path now."""
-    [past] = shell.stream(settings, "explain", {"id": upload_id}, TIMEOUT)
-    paths = [record.get("original") or record.get("path") for record in past["story"]]
-    path = next(filter(None, paths), None)
-    if path is None:
-        raise RequestRefused(f"the daemon knows of no upload {upload_id}")
-    return explainer.explain(path) | past | {"id": upload_id, "path": path}
-
-
-def _story(settings: Settings, path: str) -> dict[str, Any]:
-    try:
-        [past] = client.request(settings.socket, "explain", {"path": path}, TIMEOUT)
-    except (SocketUnavailable, RequestRefused) as error:
-        return {"story": None, "story_error": str(error)}
-    return past
-
-
 def _report(found: Mapping[str, Any]) -> Iterator[str]:
     yield printable(found["path"])
     yield f"  {printable(found['would'])}."
@@ -239,9 +214,7 @@ def _details(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     file = found["file"]
     if isinstance(file, dict):
         modified = file["modified"]
-        file = (
-            f"{file['size']} bytes, modified {clock(modified)} ({ago(modified, time.time())} ago)"
-        )
+        file = f"{file['size']} bytes, modified {clock(modified)} ({ago(modified)} ago)"
     yield "file", file
     yield "whole by", found["wholeness"]
     yield "excluded", f"by {found['excluded']}" if found["excluded"] else "no"

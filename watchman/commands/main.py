@@ -1,17 +1,7 @@
-"""The command `watchman`."""
+"""The command `watchman`.
 
-import argparse
-from collections.abc import Sequence
-from typing import NoReturn, Protocol
+Turns every finished upload of an FTP server into one Celery task.
 
-from watchman import __version__
-from watchman.commands import drop, explain, pause, queue, reload, resume, retry, run, status
-from watchman.commands.check import check
-from watchman.commands.shared import shell, utf8
-from watchman.config import inifile
-from watchman.config.settings import Settings
-
-EXAMPLES = """\
 examples:
   watchman check                          is everything as it must be?
   watchman run                            the daemon, in the foreground
@@ -24,10 +14,22 @@ examples:
 To send an upload's task again by hand, see watchman-send --help.
 """
 
+import argparse
+from collections.abc import Sequence
+from typing import NoReturn, Protocol
+
+from watchman.commands import drop, explain, pause, queue, reload, resume, retry, run, status
+from watchman.commands.check import check
+from watchman.commands.shared import shell, utf8
+from watchman.config import inifile
+from watchman.config.settings import Settings
+from watchman.errors import SocketUnavailable
+
 
 class Command(Protocol):
-    """What each module of a command holds."""
+    """What each module of a command holds; its name is the command's."""
 
+    __name__: str
     HELP: str
     DESCRIPTION: str
 
@@ -35,18 +37,8 @@ class Command(Protocol):
     def main(self, settings: Settings, arguments: argparse.Namespace) -> int: ...
 
 
-COMMANDS: dict[str, Command] = {
-    "run": run,
-    "check": check,
-    "explain": explain,
-    "status": status,
-    "queue": queue,
-    "retry": retry,
-    "drop": drop,
-    "pause": pause,
-    "resume": resume,
-    "reload": reload,
-}
+MODULES: list[Command] = [run, check, explain, status, queue, retry, drop, pause, resume, reload]
+COMMANDS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -55,30 +47,20 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
     def command() -> int:
         settings = inifile.load(inifile.find(given.config))
-        return COMMANDS[given.command].main(settings, given)
+        try:
+            return COMMANDS[given.command].main(settings, given)
+        except SocketUnavailable as error:
+            raise SocketUnavailable(f"{error}{shell.hint(error, settings)}") from error
 
     shell.leave("watchman", command)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = shell.Parser(
-        prog="watchman",
-        description="Turns every finished upload of an FTP server into one Celery task.",
-        epilog=f"{EXAMPLES}\n{shell.EXIT_CODES}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    shell.add_config(parser)
-    parser.add_argument("--version", action="version", version=f"watchman {__version__}")
+    parser = shell.program("watchman", __doc__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, module in COMMANDS.items():
         one = commands.add_parser(
-            name,
-            help=module.HELP,
-            description=module.DESCRIPTION,
-            epilog=shell.EXIT_CODES,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
+            name, help=module.HELP, description=module.DESCRIPTION, epilog=shell.EXIT_CODES
         )
         # Also after the command, where many will write it.
         shell.add_config(one, default=argparse.SUPPRESS)

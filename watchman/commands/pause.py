@@ -1,17 +1,17 @@
-"""`watchman pause`: accept uploads, but let them wait."""
+"""`watchman pause`: let uploads of a watch or task, or for a broker, wait.
 
-import argparse
-
-from watchman.commands.shared import shell
-from watchman.config.settings import Settings
-
-HELP = "let uploads of a watch or task, or for a broker, wait"
-DESCRIPTION = """\
 Let uploads of a watch or of a task section, all for a broker, or without NAME everything, wait
 until `watchman resume`. Nothing is lost: uploads are accepted as ever. What is being sent at this
 moment is finished. A pause is kept over restarts and shown first in `status`, which stays healthy.
 Printed is all that is paused then.
 """
+
+import argparse
+
+from watchman.commands.shared import client, shell
+from watchman.config.settings import Settings
+
+HELP, DESCRIPTION = shell.texts(__doc__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,12 +30,7 @@ def ask(settings: Settings, event: str, arguments: argparse.Namespace) -> int:
     if arguments.name == "":
         raise shell.Misused(f"the name of what to {event} is empty; leave it out for all")
     fields = {"name": arguments.name} if arguments.name else {}
-    pauses = shell.ask(settings, event, fields)
-    for pause in pauses:
-        if arguments.json:
-            shell.print_json(pause)
-        else:
-            print("paused", pause["name"])
-    if not pauses and not arguments.json:
-        print("nothing is paused")
+    pauses = list(client.request(settings.socket, event, fields))
+    told = [f"paused {pause['name']}" for pause in pauses] or ["nothing is paused"]
+    shell.show(pauses, told, as_json=arguments.json)
     return shell.DONE

@@ -1,24 +1,32 @@
-"""`watchman queue`: uploads that are not done, and why."""
+"""`watchman queue`: uploads noticed, waiting, deferred (when tried again), failed (why).
 
-import argparse
-import itertools
-import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
-
-from watchman.commands.shared import shell
-from watchman.commands.shared.table import ago, table, until
-from watchman.config.settings import Settings
-from watchman.uploads.text import printable
-
-HELP = "uploads noticed, waiting, deferred (when tried again), failed (why)"
-DESCRIPTION = """\
 List the uploads that are not done: failed ones first, for they need you, then deferred ones,
 which are tried again, then what waits for its broker, then what is not known to be whole yet.
 """
 
-HEADER = ("STATE", "AGE", "ATTEMPTS", "NEXT TRY", "TASK", "BROKER", "ID", "PATH")
+import argparse
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from watchman.commands.shared import client, shell
+from watchman.commands.shared.table import Columns, ago, table, until
+from watchman.config.settings import Settings
+from watchman.uploads.text import printable
+
+HELP, DESCRIPTION = shell.texts(__doc__)
+
+COLUMNS: Columns = {
+    "STATE": "state",
+    "AGE": lambda upload: ago(upload.get("since")),
+    "ATTEMPTS": "attempts",
+    "NEXT TRY": lambda upload: until(upload.get("next_try")),
+    "TASK": "task",
+    "BROKER": "broker",
+    "ID": "id",
+    "PATH": "path",
+}
 
 #: Lines that are aligned with one another.
 PAGE = 1_000
@@ -41,21 +49,15 @@ def _positive(text: str) -> int:
 
 def main(settings: Settings, arguments: argparse.Namespace) -> int:
     fields = {} if arguments.limit is None else {"limit": str(arguments.limit)}
-    uploads = shell.stream(settings, "queue", fields, TIMEOUT)
-    if arguments.json:
-        for upload in uploads:
-            shell.print_json(upload)
-        return shell.DONE
-    for line in _report(uploads, time.time()):
-        print(line)
+    uploads = client.request(settings.socket, "queue", fields, TIMEOUT)
+    shell.show(uploads, _report(uploads), as_json=arguments.json)
     return shell.DONE
 
 
-def _report(uploads: Iterable[Mapping[str, Any]], now: float) -> Iterator[str]:
+def _report(uploads: Iterator[Mapping[str, Any]]) -> Iterator[str]:
     counts = Counter[str]()
-    following = iter(uploads)
-    while page := list(itertools.islice(following, PAGE)):
-        header, *lines = table(HEADER, [_row(upload, now) for upload in page])
+    while page := list(itertools.islice(uploads, PAGE)):
+        header, *lines = table(COLUMNS, page)
         if not counts:
             yield header
         for upload, line in zip(page, lines, strict=True):
@@ -65,16 +67,3 @@ def _report(uploads: Iterable[Mapping[str, Any]], now: float) -> Iterator[str]:
                 yield f"    {printable(upload['reason'])}"
     listed = ", ".join(f"{number} {state}" for state, number in counts.items())
     yield listed or "nothing waits, nothing has failed"
-
-
-def _row(upload: Mapping[str, Any], now: float) -> tuple[Any, ...]:
-    return (
-        upload["state"],
-        ago(upload.get("since"), now),
-        upload.get("attempts"),
-        until(upload.get("next_try"), now),
-        upload.get("task"),
-        upload.get("broker"),
-        upload.get("id"),
-        upload["path"],
-    )

@@ -1,19 +1,19 @@
-"""`watchman reload`: have the daemon read the INI file again."""
+"""`watchman reload`: have the daemon read the INI file again.
 
-import argparse
-
-from watchman.commands.shared import shell
-from watchman.config.settings import Settings
-from watchman.uploads.text import printable
-
-HELP = "have the daemon read the INI file again"
-DESCRIPTION = """\
 Have the daemon go over to the INI file as it is now, as SIGHUP does, and print what changed. It
 loses nothing in hand: what was accepted goes on as it was accepted, new and changed watches are
 scanned, brokers that did not change go on sending. A wrong file is refused, and all stays as it
 was. `spool` and `socket` cannot change without a restart. What no task matched before stays
 unmatched: send it with watchman-send.
 """
+
+import argparse
+
+from watchman.commands.shared import client, shell
+from watchman.config.settings import Settings
+from watchman.uploads.text import printable
+
+HELP, DESCRIPTION = shell.texts(__doc__)
 
 #: Seconds to wait for a publisher to finish what it has in hand.
 TIMEOUT = 60.0
@@ -24,9 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(settings: Settings, arguments: argparse.Namespace) -> int:
-    [found] = shell.stream(settings, "reload", {}, TIMEOUT)
-    if arguments.json:
-        shell.print_json(found)
-    else:
-        print("\n".join(map(printable, found["changed"])) or "nothing changed")
+    [found] = client.request(settings.socket, "reload", timeout=TIMEOUT)
+    told = [printable(change) for change in found["changed"]] or ["nothing changed"]
+    shell.show([found], told, as_json=arguments.json)
     return shell.DONE

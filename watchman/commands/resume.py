@@ -1,15 +1,16 @@
-"""`watchman resume`: the end of a pause."""
+"""`watchman resume`: end a pause, or all.
+
+End the pause of NAME, or without NAME every pause: what waited for it goes on, the oldest first.
+Printed is what is still paused.
+"""
 
 import argparse
 
 from watchman.commands import pause
+from watchman.commands.shared import shell
 from watchman.config.settings import Settings
 
-HELP = "end a pause, or all"
-DESCRIPTION = """\
-End the pause of NAME, or without NAME every pause: what waited for it goes on, the oldest first.
-Printed is what is still paused.
-"""
+HELP, DESCRIPTION = shell.texts(__doc__)
 
 add_arguments = pause.add_arguments
 

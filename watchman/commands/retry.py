@@ -1,16 +1,16 @@
-"""`watchman retry`: try uploads again now."""
+"""`watchman retry`: try failed and deferred uploads again now.
 
-import argparse
-
-from watchman.commands.shared import selection
-from watchman.config.settings import Settings
-
-HELP = "try failed and deferred uploads again now"
-DESCRIPTION = """\
 Try uploads again now, under the ids they have. Deferred ones need not wait for their next try, nor
 does whatever is held up with them. Failed ones wait for their broker again, for the task that the
 INI file as it is now gives them. Printed once it is safe on disk: `retried ID PATH`.
 """
+
+import argparse
+
+from watchman.commands.shared import selection, shell
+from watchman.config.settings import Settings
+
+HELP, DESCRIPTION = shell.texts(__doc__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,9 @@
-"""`watchman run`: the daemon, in the foreground."""
+"""`watchman run`: the daemon, in the foreground.
+
+Run the daemon in the foreground. SIGTERM and SIGINT stop it in order: first it stops listening
+and watching, then it finishes what is in hand, for at most `drain`. What is left waits in the
+journal for the next start. SIGHUP has it read the INI file again, as `watchman reload` does.
+"""
 
 import argparse
 
@@ -6,12 +11,7 @@ from watchman.commands.shared import shell
 from watchman.config.settings import Settings
 from watchman.errors import SocketUnavailable
 
-HELP = "the daemon, in the foreground"
-DESCRIPTION = """\
-Run the daemon in the foreground. SIGTERM and SIGINT stop it in order: first it stops listening
-and watching, then it finishes what is in hand, for at most `drain`. What is left waits in the
-journal for the next start. SIGHUP has it read the INI file again, as `watchman reload` does.
-"""
+HELP, DESCRIPTION = shell.texts(__doc__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,22 +1,7 @@
-"""The command `watchman-send`: resubmits files by hand."""
+"""The command `watchman-send`: resubmits files by hand.
 
-import argparse
-import itertools
-import os
-import sys
-from collections.abc import Iterator, Sequence
-from typing import NoReturn
+Send the task of files that lie below a watch, again or for the first time.
 
-from watchman import __version__
-from watchman.commands.shared import client, shell, utf8
-from watchman.config import inifile
-from watchman.errors import SocketUnavailable
-from watchman.uploads.text import printable
-from watchman.uploads.upload import Answer, Outcome
-
-PROGRAM = "watchman-send"
-
-EPILOG = f"""\
 examples:
   watchman-send /srv/ftp/incoming/a.csv
   find /srv/ftp -name '*.csv' -mmin -60 -print0 | watchman-send -0 -
@@ -25,12 +10,28 @@ Each path becomes a new upload with a new id, whether or not its task was sent b
 where `exclude` would pass it over. It is answered once it is safe on disk: `OK ID PATH`. With
 --same-id it keeps the id of its last upload, for workers that mind repeats; that upload must be
 done, and still in the history. What waits or has failed is tried again with `watchman retry`.
-
-{shell.EXIT_CODES}
 """
+
+import argparse
+import itertools
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import NoReturn
+
+from watchman.commands.shared import client, shell, utf8
+from watchman.config import inifile
+from watchman.errors import SocketUnavailable
+from watchman.uploads.text import printable
+from watchman.uploads.upload import Outcome
+
+PROGRAM = "watchman-send"
 
 #: Paths between two looks of a terminal at the progress.
 PROGRESS = 100
+
+#: Takes away what a terminal shows of it, see console_codes(4).
+CLEARED = "\x1b[K"
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -40,15 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = shell.Parser(
-        prog=PROGRAM,
-        description="Send the task of files that lie below a watch, again or for the first time.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    shell.add_config(parser)
-    parser.add_argument("--version", action="version", version=f"watchman {__version__}")
+    parser = shell.program(PROGRAM, __doc__)
     parser.add_argument(
         "-0",
         "--null",
@@ -85,20 +78,16 @@ def _send(given: argparse.Namespace) -> int:
                     print(answer.outcome, answer.detail, printable(path))
                 else:
                     refused += 1
-                    _clear_progress()
-                    shell.complain(PROGRAM, f"{path!r}: {_reason(answer)}")
+                    _show_progress(CLEARED)
+                    shell.complain(PROGRAM, f"{path!r}: {answer.detail or answer.outcome.lower()}")
                 if (sent + refused) % PROGRESS == 0:
-                    _show_progress(sent, refused)
+                    _show_progress(f"{sent} sent, {refused} refused")
     except SocketUnavailable as error:
         done = f"; {sent} sent before that" if sent else ""
         raise SocketUnavailable(f"{error}{shell.hint(error, settings)}{done}") from error
     finally:
-        _clear_progress()
+        _show_progress(CLEARED)
     return shell.REFUSED if refused else shell.DONE
-
-
-def _reason(answer: Answer) -> str:
-    return answer.detail or answer.outcome.lower()
 
 
 def _absolute(path: str) -> str:
@@ -124,15 +113,10 @@ def _piped(end: bytes) -> Iterator[list[str]]:
         yield [os.fsdecode(rest)]
 
 
-def _show_progress(sent: int, refused: int) -> None:
+def _show_progress(text: str) -> None:
     """On a terminal whose user sees nothing else happen."""
     if sys.stderr.isatty() and not sys.stdout.isatty():
-        print(f"\r{sent} sent, {refused} refused", end="", file=sys.stderr, flush=True)
-
-
-def _clear_progress() -> None:
-    if sys.stderr.isatty() and not sys.stdout.isatty():
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        print(f"\r{text}", end="", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,21 @@
-"""`watchman status`: is it healthy, and if not, why."""
+"""`watchman status`: healthy or not and why: sources, watches, brokers, queue sizes.
 
-import argparse
-import time
-from collections.abc import Iterator, Mapping
-from typing import Any
-
-from watchman.commands.shared import shell
-from watchman.commands.shared.table import ago, clock, count, table, until
-from watchman.config.settings import Settings
-from watchman.uploads.text import printable
-
-HELP = "healthy or not and why: sources, watches, brokers, queue sizes"
-DESCRIPTION = """\
 Ask the daemon whether it is healthy, and print why not first, after what is paused: that is no
 problem, for somebody wanted it so. A warning tells of a source that should have spoken and did
 not; it may be wrong, and does not count as a problem. Exit code 0 says healthy, 1 not, 3 that no
 daemon answers.
 """
+
+import argparse
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from watchman.commands.shared import client, shell
+from watchman.commands.shared.table import Columns, ago, clock, count, table, until
+from watchman.config.settings import Settings
+from watchman.uploads.text import printable
+
+HELP, DESCRIPTION = shell.texts(__doc__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,18 +23,51 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(settings: Settings, arguments: argparse.Namespace) -> int:
-    [found] = shell.ask(settings, "status")
-    if arguments.json:
-        shell.print_json(found)
-    else:
-        print("\n".join(_report(found, time.time())))
+    [found] = client.request(settings.socket, "status")
+    shell.show([found], _report(found), as_json=arguments.json)
     return shell.DONE if found["healthy"] else shell.REFUSED
 
 
-def _report(found: Mapping[str, Any], now: float) -> Iterator[str]:
+#: What is shown of brokers and moves alike.
+SINKS: Columns = {
+    "SINCE": lambda sink: ago(sink.get("since")),
+    "WAITING": "waiting",
+    "ATTEMPTS": "attempts",
+    "NEXT TRY": lambda sink: until(sink.get("next_try")),
+}
+
+BROKERS: Columns = {
+    "BROKER": "name",
+    "STATE": lambda broker: f"{broker['state']}{', paused' if broker.get('paused') else ''}",
+    **SINKS,
+    "ERROR": "error",
+}
+
+MOVES: Columns = {"MOVE": "name", "STATE": "state", **SINKS, "DESTINATION": "destination"}
+
+WATCHES: Columns = {
+    "WATCH": "name",
+    "STATE": "state",
+    "DIRECTORIES": "directories",
+    "UNWATCHED": "unwatched",
+    "UNMATCHED": "unmatched",
+    "EXCLUDED": "excluded",
+    "SCANNED": lambda watch: "now" if watch.get("scanning") else _before(watch.get("last_scan")),
+    "PATH": "path",
+}
+
+SOURCES: Columns = {
+    "SOURCE": "name",
+    "HEARD": "heard",
+    "LAST": lambda source: _before(source.get("last")),
+    "SAID": lambda source: ", ".join(f"{n} {kind}" for kind, n in source.get("said", {}).items()),
+}
+
+
+def _report(found: Mapping[str, Any]) -> Iterator[str]:
     for pause in found.get("paused", ()):
         waiting = f"; {count(pause['waiting'], 'upload')} held back" if pause["waiting"] else ""
-        yield f"PAUSED {pause['name']} since {ago(pause['since'], now)}{waiting}"
+        yield f"PAUSED {pause['name']} since {ago(pause['since'])}{waiting}"
     yield "healthy" if found["healthy"] else "NOT HEALTHY"
     for problem in found.get("problems", ()):
         yield f"  - {printable(problem)}"
@@ -43,70 +75,26 @@ def _report(found: Mapping[str, Any], now: float) -> Iterator[str]:
         yield f"  warning: {printable(warning)}"
     yield (
         f"watchman {found['version']}, pid {found['pid']}, runs since {clock(found['since'])}"
-        f" ({ago(found['since'], now)}) with {printable(found['config'])}"
+        f" ({ago(found['since'])}) with {printable(found['config'])}"
     )
     yield ""
-    uploads = found["uploads"]
-    yield ", ".join(f"{number} {state}" for state, number in uploads.items())
+    yield ", ".join(f"{number} {state}" for state, number in found["uploads"].items())
     if found.get("oldest_waiting") is not None:
-        yield f"oldest waiting since {ago(found['oldest_waiting'], now)}"
+        yield f"oldest waiting since {ago(found['oldest_waiting'])}"
     yield ""
-    yield from table(
-        ("BROKER", "STATE", "SINCE", "WAITING", "ATTEMPTS", "NEXT TRY", "ERROR"),
-        (
-            (
-                name,
-                f"{broker['state']}, paused" if broker.get("paused") else broker["state"],
-                ago(broker.get("since"), now),
-                broker.get("waiting"),
-                broker.get("attempts"),
-                until(broker.get("next_try"), now),
-                broker.get("error"),
-            )
-            for name, broker in found["brokers"].items()
-        ),
-    )
+    yield from _table(BROKERS, found["brokers"])
     for name, broker in found["brokers"].items():
         for held in broker.get("held_up", ()):
             yield (
                 f"  {name}: {count(held['uploads'], 'upload')} held up by"
                 f" {printable(held['what'])}, tried {count(held['attempts'], 'time')},"
-                f" next in {until(held['next_try'], now)}: {printable(held['reason'])}"
+                f" next in {until(held['next_try'])}: {printable(held['reason'])}"
             )
     yield ""
     if found.get("moves"):
-        yield from table(
-            ("MOVE", "STATE", "SINCE", "WAITING", "ATTEMPTS", "NEXT TRY", "DESTINATION"),
-            (
-                (
-                    name,
-                    move["state"],
-                    ago(move.get("since"), now),
-                    move.get("waiting"),
-                    move.get("attempts"),
-                    until(move.get("next_try"), now),
-                    move.get("destination"),
-                )
-                for name, move in found["moves"].items()
-            ),
-        )
+        yield from _table(MOVES, found["moves"])
         yield ""
-    yield from table(
-        ("WATCH", "STATE", "DIRECTORIES", "UNWATCHED", "UNMATCHED", "EXCLUDED", "SCANNED", "PATH"),
-        (
-            (
-                name,
-                watch["state"],
-                watch.get("directories"),
-                watch.get("unwatched"),
-                watch.get("unmatched"),
-                watch.get("excluded"),
-                "now" if watch.get("scanning") else _before(watch.get("last_scan"), now),
-                watch["path"],
-            )
-            for name, watch in found["watches"].items()
-        ),
-    )
+    yield from _table(WATCHES, found["watches"])
     for name, watch in found["watches"].items():
         if watch.get("error"):
             yield f"  {name}: {printable(watch['error'])}"
@@ -115,17 +103,7 @@ def _report(found: Mapping[str, Any], now: float) -> Iterator[str]:
             words = ", ".join(f"{number} by {source}" for source, number in told.items())
             yield f"  {name}: ProFTPD told of {words}; {count(unconfirmed, 'upload')} unconfirmed"
     yield ""
-    yield from table(
-        ("SOURCE", "HEARD", "LAST", "SAID"),
-        (
-            (name, source.get("heard"), _before(source.get("last"), now), _said(source))
-            for name, source in found["sources"].items()
-        ),
-    )
-    yield from _logs(found, now)
-
-
-def _logs(found: Mapping[str, Any], now: float) -> Iterator[str]:
+    yield from _table(SOURCES, found["sources"])
     for path, log in found.get("transfer_logs", {}).items():
         refused = f", {count(log['refused'], 'refused line')}" if log["refused"] else ""
         if log.get("ambiguous"):
@@ -133,13 +111,13 @@ def _logs(found: Mapping[str, Any], now: float) -> Iterator[str]:
         problem = f"; {printable(log['error'])}" if log["error"] else ""
         yield (
             f"  {printable(path)}: {count(log['records'], 'line')}{refused},"
-            f" last {_before(log['last'], now)}{problem}"
+            f" last {_before(log['last'])}{problem}"
         )
 
 
-def _said(source: Mapping[str, Any]) -> str:
-    return ", ".join(f"{number} {kind}" for kind, number in source.get("said", {}).items())
+def _table(columns: Columns, named: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    return table(columns, ({"name": name, **one} for name, one in named.items()))
 
 
-def _before(epoch: float | None, now: float) -> str:
-    return "never" if epoch is None else f"{ago(epoch, now)} ago"
+def _before(epoch: float | None) -> str:
+    return "never" if epoch is None else f"{ago(epoch)} ago"

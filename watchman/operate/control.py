@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from watchman.config.settings import Settings
-from watchman.dispatch.dispatcher import Dispatcher
 from watchman.errors import WatchmanError
-from watchman.operate.history import History
+from watchman.operate.history import tell
 from watchman.operate.interventions import Interventions
-from watchman.operate.overview import Overview
+from watchman.operate.overview import status
+from watchman.operate.parts import Parts
 from watchman.operate.queue_view import ORDER, QueueView, Selection
-from watchman.sinks.pauses import ALL, KINDS, Pauses
-from watchman.sinks.sinks import Movers, Publishers
-from watchman.sources.finders import Finders
-from watchman.store.journal import Journal
+from watchman.sinks.pauses import ALL, KINDS
 
 Rows = Iterable[Mapping[str, Any] | None]
 
@@ -24,54 +21,32 @@ Rows = Iterable[Mapping[str, Any] | None]
 class Control:
     """The daemon as seen from its socket. Called in the listener's thread for queries."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        *,
-        dispatcher: Dispatcher,
-        journal: Journal,
-        pauses: Pauses,
-        finders: Finders,
-        publishers: Publishers,
-        movers: Movers,
-        reload: Callable[[], list[str]],
-    ) -> None:
-        #: Replaced by a reload.
-        self.settings = settings
-        self._dispatcher = dispatcher
-        self._pauses = pauses
+    def __init__(self, parts: Parts, *, reload: Callable[[], list[str]]) -> None:
+        self._started = time.time()
+        self._parts = parts
         self._reload = reload
-        sinks: dict[str, Publishers | Movers] = {"broker": publishers, "move": movers}
-        queue_view = QueueView(
-            dispatcher.pipeline,
-            journal=journal,
-            sinks=lambda: {kind: one.status() for kind, one in sinks.items()},
-        )
+        queue_view = QueueView(parts.dispatcher.pipeline, journal=parts.journal, sinks=parts.sinks)
         self._queue_view = queue_view
-        self._history = History(
-            journal=journal, queue_view=queue_view, hold_queue=dispatcher.hold_queue
-        )
         self._interventions = Interventions(
-            queue_view, dispatcher=dispatcher, hurry=lambda kind, name: sinks[kind].hurry(name)
-        )
-        self._overview = Overview(
-            dispatcher=dispatcher,
-            queue_view=queue_view,
-            pauses=pauses,
-            finders=finders,
-            publishers=publishers,
-            movers=movers,
+            queue_view, dispatcher=parts.dispatcher, hurry=parts.hurry
         )
 
     def query(self, event: str, fields: Mapping[str, str]) -> Rows:
         """Answer one query, or raise WatchmanError: now or while the answer is iterated over."""
+        dispatcher = self._parts.dispatcher
         match event:
             case "status":
-                return [self._overview.status(self.settings)]
+                return [status(self._parts, self._queue_view, self._started)]
             case "queue":
-                return self._queue(fields.get("limit", ""))
+                rows = itertools.chain(self._queue_view.rows(), dispatcher.hold_queue.rows())
+                return itertools.islice(rows, int(fields["limit"]) if "limit" in fields else None)
             case "explain":
-                return self._history.tell(fields.get("path") or fields.get("id", ""))
+                return tell(
+                    fields.get("path") or fields["id"],
+                    journal=self._parts.journal,
+                    queue_view=self._queue_view,
+                    hold_queue=dispatcher.hold_queue,
+                )
             case "retry":
                 return self._intervene(self._interventions.retry, fields)
             case "drop":
@@ -84,49 +59,46 @@ class Control:
                 return [{"changed": self._reload()}]
         raise WatchmanError(f"unknown query {event!r}")
 
-    def _queue(self, limit: str) -> Iterator[Mapping[str, Any]]:
-        rows = itertools.chain(self._queue_view.rows(), self._dispatcher.hold_queue.rows())
-        return itertools.islice(rows, int(limit) if limit else None)
-
     def _intervene(
         self, act: Callable[[Mapping[str, str]], Rows], fields: Mapping[str, str]
     ) -> Iterator[Mapping[str, Any] | None]:
         """Act on uploads, unless they are those for a broker that is unknown."""
-        broker = fields.get("broker", "")
-        if broker and broker not in self.settings.brokers:
+        broker, brokers = fields.get("broker", ""), self._parts.settings.brokers
+        if broker and broker not in brokers:
             of_it = Selection(states=frozenset(ORDER), broker=broker)
             for found in self._queue_view.select(of_it):
                 if found is not None:
                     break
                 yield None
             else:
-                known = ", ".join(self.settings.brokers) or "none"
+                known = ", ".join(brokers) or "none"
                 raise WatchmanError(f"no broker is called {broker}; there are: {known}")
         yield from act(fields)
 
     def _pause(self, name: str) -> Rows:
-        kind, _, section = name.partition(":")
+        settings = self._parts.settings
         sections = {
-            "watch": list(self.settings.watches),
-            "task": [task.name for task in self.settings.tasks],
-            "broker": list(self.settings.brokers),
+            "watch": settings.watches,
+            "task": [task.name for task in settings.tasks],
+            "broker": settings.brokers,
         }
-        if name != ALL and section not in sections.get(kind, []):
-            known = ", ".join(f"{kind}:{one}" for kind in KINDS for one in sections[kind])
-            raise WatchmanError(f"nothing is called {name}; what can be paused is {known}")
-        self._pauses.pause(name)
+        known = [f"{kind}:{one}" for kind in KINDS for one in sections[kind]]
+        if name not in (ALL, *known):
+            what = ", ".join(known)
+            raise WatchmanError(f"nothing is called {name}; what can be paused is {what}")
+        self._parts.pauses.pause(name)
         return self._apply_pauses()
 
     def _resume(self, name: str) -> Rows:
-        paused = self._pauses.since()
+        paused = self._parts.pauses.since()
         if name not in paused and (name != ALL or not paused):
             known = f"what is paused is {', '.join(paused)}" if paused else "nothing is paused"
             raise WatchmanError(f"{name} is not paused; {known}")
-        self._pauses.resume(name)
+        self._parts.pauses.resume(name)
         return self._apply_pauses()
 
     def _apply_pauses(self) -> Rows:
         """Have them take effect; they are durable."""
-        paused = self._pauses.since()
-        self._dispatcher.call(lambda: self._dispatcher.pipeline.pause(paused))
+        dispatcher, paused = self._parts.dispatcher, self._parts.pauses.since()
+        dispatcher.call(lambda: dispatcher.pipeline.pause(paused))
         return [{"name": name, "since": since} for name, since in paused.items()]

@@ -24,47 +24,36 @@ SETTLED = frozenset(
 Numbered = tuple[int, dict[str, Any]]
 
 
-class History:
-    """Reads up what has happened. Called in the thread of queries."""
+def tell(
+    subject: str, *, journal: Journal, queue_view: QueueView, hold_queue: HoldQueue
+) -> Iterator[dict[str, Any] | None]:
+    """Yield the story of a path or an upload's id, and None now and then before it.
 
-    def __init__(self, *, journal: Journal, queue_view: QueueView, hold_queue: HoldQueue) -> None:
-        self._journal = journal
-        self._queue_view = queue_view
-        self._hold_queue = hold_queue
-
-    def tell(self, subject: str) -> Iterator[dict[str, Any] | None]:
-        """Yield the story of a path or an upload's id, and None now and then before it.
-
-        `story` has the records, oldest first, of `LATEST` uploads, and `earlier` counts those
-        before them; `now` is how what is not settled stands, as `watchman queue` has it.
-        """
-        loose: deque[Numbered] = deque(maxlen=LATEST)
-        uploads: OrderedDict[str, list[Numbered]] = OrderedDict()
-        earlier = 0
-        # An upload's later records name its id alone.
-        for number, record in enumerate(self._journal.records({subject}, uploads)):
-            if record is None:
-                yield None
-            elif "id" not in record:
-                loose.append((number, record))
-            else:
-                uploads.setdefault(record["id"], []).append((number, record))
-                if len(uploads) > LATEST:
-                    uploads.popitem(last=False)
-                    earlier += 1
-        numbered = [*loose, *(record for records in uploads.values() for record in records)]
-        story = [record for _, record in sorted(numbered, key=itemgetter(0))]
-        open_ids = {i for i, records in uploads.items() if records[-1][1]["event"] not in SETTLED}
-        now: list[dict[str, Any]] = []
-        for row in self._rows(subject, open_ids):
-            if row is None:
+    `story` has the records, oldest first, of `LATEST` uploads, and `earlier` counts those
+    before them; `now` is how what is not settled stands, as `watchman queue` has it.
+    """
+    loose: deque[Numbered] = deque(maxlen=LATEST)
+    uploads: OrderedDict[str, list[Numbered]] = OrderedDict()
+    earlier = 0
+    # An upload's later records name its id alone.
+    for number, record in enumerate(journal.records({subject}, uploads)):
+        if record is None:
+            yield None
+        elif "id" not in record:
+            loose.append((number, record))
+        else:
+            uploads.setdefault(record["id"], []).append((number, record))
+            if len(uploads) > LATEST:
+                uploads.popitem(last=False)
+                earlier += 1
+    numbered = [*loose, *(record for records in uploads.values() for record in records)]
+    story = [record for _, record in sorted(numbered, key=itemgetter(0))]
+    now = [row for row in hold_queue.rows() if subject in (row["path"], row["id"])]
+    open_ids = {i for i, records in uploads.items() if records[-1][1]["event"] not in SETTLED}
+    if open_ids:
+        for found in queue_view.select(Selection(frozenset(open_ids))):
+            if found is None:
                 yield None
             else:
-                now.append(row)
-        yield {"path": subject, "story": story, "earlier": earlier, "now": now}
-
-    def _rows(self, subject: str, ids: set[str]) -> Iterator[dict[str, Any] | None]:
-        yield from (row for row in self._hold_queue.rows() if subject in (row["path"], row["id"]))
-        if ids:
-            for found in self._queue_view.select(Selection(frozenset(ids))):
-                yield found.row() if found is not None else None
+                now.append(found.row())
+    yield {"path": subject, "story": story, "earlier": earlier, "now": now}

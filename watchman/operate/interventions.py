@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from watchman.dispatch.dispatcher import Dispatcher
 from watchman.errors import JournalUnwritable, WatchmanError
 from watchman.operate.queue_view import Found, QueueView, Selection
-from watchman.uploads.upload import State, Upload
+from watchman.sinks.pipeline import Group
+from watchman.uploads.upload import State
 
 #: Seconds for which an upload that a publisher has in hand is waited for.
 IN_HAND = 10.0
@@ -37,34 +39,15 @@ class Interventions:
 
     def retry(self, fields: Mapping[str, str]) -> Rows:
         """Have failed uploads wait again, and open the lanes that deferred ones wait in."""
-        selection = Selection.of(fields, RETRIED)
         opened: set[tuple[str, str]] = set()
-        failed: list[Found] = []
-        missing = set(selection.ids)
-        for found in self._queue_view.select(selection):
-            if found is None:
-                yield None
-                continue
-            missing.discard(found.upload.id)
-            if found.group.state == State.FAILED.value:
-                failed.append(found)
-                if len(failed) == LOT:
-                    yield from self._retry_failed(failed)
-                    failed = []
-            elif found.group.paused:
-                yield _refusal(found.upload, f"{found.group.paused} is paused; resume that")
-            else:
-                where = (found.group.place, found.group.lane)
-                if where not in opened:
-                    opened.add(where)
-                    self._open(*where)
-                yield _row(found.upload, "waiting")
-        yield from self._retry_failed(failed)
-        yield from _unknown(missing)
+        return self._in_lots(Selection.of(fields, RETRIED), partial(self._retry, opened))
 
     def drop(self, fields: Mapping[str, str]) -> Rows:
         """Settle uploads for good: no task will be sent."""
-        selection = Selection.of(fields, DROPPED)
+        return self._in_lots(Selection.of(fields, DROPPED), self._drop)
+
+    def _in_lots(self, selection: Selection, act: Callable[[list[Found]], Rows]) -> Rows:
+        """Act on lots of the uploads that are meant, each of one place."""
         lot: list[Found] = []
         missing = set(selection.ids)
         for found in self._queue_view.select(selection):
@@ -72,46 +55,49 @@ class Interventions:
                 yield None
                 continue
             missing.discard(found.upload.id)
-            # A lot is of one place, which it is withdrawn from.
             if lot and (len(lot) == LOT or lot[0].group.place != found.group.place):
-                yield from self._drop(lot)
+                yield from act(lot)
                 lot = []
             lot.append(found)
-        yield from self._drop(lot)
-        yield from _unknown(missing)
+        if lot:
+            yield from act(lot)
+        for upload_id in sorted(missing):
+            why = f"nothing of that id waits or has failed; watchman explain {upload_id} says more"
+            yield _row(upload_id, None, why)
 
-    def _open(self, place: str, lane: str) -> None:
-        # The publisher first: it would put back what it still backs off from.
-        kind, _, name = place.partition(":")
-        self._hurry(kind, name)
-        self._dispatcher.pipeline.open(place, lane)
-
-    def _retry_failed(self, lot: list[Found]) -> Rows:
-        if not lot:
-            return
-        retry = self._dispatcher.pipeline.retry_failed
-        refused = self._durably(lambda: [retry(found.upload) for found in lot], "tried again")
+    def _retry(self, opened: set[tuple[str, str]], lot: list[Found]) -> Rows:
+        if _has_failed(lot):
+            retry = self._dispatcher.pipeline.retry_failed
+            refused = self._durably(lambda: [retry(found.upload) for found in lot], "tried again")
+        else:
+            refused = [self._open(opened, found.group) for found in lot]
         for found, reason in zip(lot, refused, strict=True):
-            if reason:
-                yield _refusal(found.upload, reason)
-            else:
-                yield _row(found.upload, "waiting")
+            yield _row(found.upload.id, found.upload.path, reason, "waiting")
+
+    def _open(self, opened: set[tuple[str, str]], group: Group) -> str:
+        """Have what is held up with a group tried at once; return why it cannot be."""
+        if group.paused:
+            return f"{group.paused} is paused; resume that"
+        if (group.place, group.lane) not in opened:
+            opened.add((group.place, group.lane))
+            # The publisher first: it would put back what it still backs off from.
+            kind, _, name = group.place.partition(":")
+            self._hurry(kind, name)
+            self._dispatcher.pipeline.open(group.place, group.lane)
+        return ""
 
     def _drop(self, lot: list[Found]) -> Rows:
-        if not lot:
-            return
-        pipeline, place = self._dispatcher.pipeline, lot[0].group.place
+        pipeline = self._dispatcher.pipeline
         by_position = {found.upload.position: found.upload for found in lot}
-        if lot[0].group.state == State.FAILED.value:
+        if _has_failed(lot):
             drop, dropped = pipeline.failures.drop, set(by_position)
         else:
+            place = lot[0].group.place
             drop, dropped = pipeline.drop, pipeline.withdraw(place, by_position, IN_HAND)
         self._durably(lambda: [drop(by_position[position]) for position in dropped], "dropped")
+        sent = "its task has been sent, or is being sent at this moment"
         for position, upload in by_position.items():
-            if position in dropped:
-                yield _row(upload, State.DROPPED.value)
-            else:
-                yield _refusal(upload, "its task has been sent, or is being sent at this moment")
+            yield _row(upload.id, upload.path, "" if position in dropped else sent, "dropped")
 
     def _durably(self, work: Callable[[], list[Any]], what: str) -> list[Any]:
         try:
@@ -120,15 +106,12 @@ class Interventions:
             raise WatchmanError(f"{e}; what was named will be {what} once it can") from e
 
 
-def _row(upload: Upload, state: str) -> dict[str, Any]:
-    return {"id": upload.id, "path": upload.path, "state": state, "refused": None}
+def _has_failed(lot: list[Found]) -> bool:
+    """Whether a lot is of failed uploads: they are in a place of their own."""
+    return lot[0].group.state == State.FAILED.value
 
 
-def _refusal(upload: Upload, reason: str) -> dict[str, Any]:
-    return {"id": upload.id, "path": upload.path, "state": None, "refused": reason}
-
-
-def _unknown(ids: set[str]) -> Rows:
-    for upload_id in sorted(ids):
-        reason = f"nothing of that id waits or has failed; watchman explain {upload_id} says more"
-        yield {"id": upload_id, "path": None, "state": None, "refused": reason}
+def _row(upload_id: str, path: str | None, refused: str, state: str = "") -> dict[str, Any]:
+    """Return what is told of an upload: its state now, or why nothing was done about it."""
+    state_now = None if refused else state
+    return {"id": upload_id, "path": path, "state": state_now, "refused": refused or None}

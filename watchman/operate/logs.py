@@ -10,7 +10,6 @@ import queue
 import select
 import threading
 import time
-from typing import Protocol
 
 from watchman.config.files import made_with
 from watchman.config.settings import Settings
@@ -60,17 +59,8 @@ class TextFormatter(logging.Formatter):
         return super().formatMessage(record)
 
 
-class Target(Protocol):
-    """Where lines are written to, by one thread."""
-
-    def write(self, text: bytes) -> int:
-        """Write some of it, and return how many bytes; raises OSError if it is lost."""
-
-    def close(self) -> None: ...
-
-
 class Stderr:
-    """Standard error: a pipe of supervisor or systemd, or a terminal."""
+    """Standard error: a pipe of supervisor or systemd, or a terminal. One thread writes to it."""
 
     def __init__(self, ending: threading.Event) -> None:
         self._ending = ending
@@ -78,18 +68,16 @@ class Stderr:
         self._poll.register(STDERR, select.POLLOUT)
 
     def write(self, text: bytes) -> int:
+        """Write some of it, and return how many bytes; raises OSError if it is lost."""
         # write(2) to a full pipe would wait for its reader, and nothing could end that.
         while not self._poll.poll(1000 * AGAIN):
             if self._ending.is_set():
                 raise BlockingIOError
         return os.write(STDERR, text[:PIPE_BUF])
 
-    def close(self) -> None:
-        """It stays open."""
-
 
 class LogFile:
-    """A file that logrotate may rename: what its path names then is opened anew."""
+    """A file that logrotate may rename: what its path names then is opened anew. As Stderr."""
 
     def __init__(self, path: str) -> None:
         """Raises OSError."""
@@ -133,7 +121,7 @@ class Writer(logging.Handler):
         super().__init__()
         self._ending = threading.Event()
         self._name = settings.log_file
-        self._target: Target = LogFile(self._name) if self._name else Stderr(self._ending)
+        self._target = LogFile(self._name) if self._name else Stderr(self._ending)
         text = TextFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
         self.setFormatter(JsonFormatter() if settings.log_format == "json" else text)
         self._records: queue.SimpleQueue[logging.LogRecord | None] = queue.SimpleQueue()
@@ -175,11 +163,14 @@ class Writer(logging.Handler):
                 records.append(self._records.get())
             is_last = None in records or self._ending.is_set()
             self._write([record for record in records if record is not None])
-        self._target.close()
+        if isinstance(self._target, LogFile):
+            self._target.close()
 
     def _write(self, records: list[logging.LogRecord]) -> None:
         if lost := self._lost:
-            if self._lose([_record("Log is written again; %d lines were lost.", lost)]):
+            text = "Log is written again; %d lines were lost."
+            word = logging.LogRecord(__name__, logging.WARNING, __file__, 0, text, (lost,), None)
+            if self._lose([word]):
                 self._count(len(records))
                 return
             self._count(-lost)
@@ -221,10 +212,6 @@ class Writer(logging.Handler):
             with contextlib.suppress(OSError):
                 if select.select([], [STDERR], [], 0)[1]:
                     os.write(STDERR, text.encode(errors="backslashreplace"))
-
-
-def _record(text: str, *arguments: object) -> logging.LogRecord:
-    return logging.LogRecord(__name__, logging.WARNING, __file__, 0, text, arguments, None)
 
 
 def log_to(settings: Settings) -> None:

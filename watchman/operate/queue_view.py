@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Self
 
@@ -54,7 +54,7 @@ class Selection:
     pattern: re.Pattern[str] = field(default=re.compile(""))
 
     @classmethod
-    def of(cls, fields: Mapping[str, str], states: Iterator[str] | tuple[str, ...]) -> Self:
+    def of(cls, fields: Mapping[str, str], states: Iterable[str]) -> Self:
         """Read a request's fields; `states` are meant where none is named."""
         named = [s for s in (State.FAILED.value, State.DEFERRED.value) if fields.get(s) == "yes"]
         ids = frozenset(fields.get("ids", "").split())
@@ -68,13 +68,6 @@ class Selection:
             broker=fields.get("broker", ""),
             pattern=compiled(fields.get("pattern", "*")),
         )
-
-    def group_matches(self, group: Group) -> bool:
-        return bool(self.ids) or group.state in self.states
-
-    def may_match(self, line: bytes) -> bool:
-        """Whether a record's line may be of an upload that is meant; cheaper than to read it."""
-        return not self.ids or id_of(line) in self.ids
 
     def matches(self, upload: Upload) -> bool:
         if self.ids:
@@ -126,7 +119,7 @@ class QueueView:
         missing = set(selection.ids)
         looked = 0
         for group in self.groups():
-            if not selection.group_matches(group):
+            if not selection.ids and group.state not in selection.states:
                 continue
             for position in sorted(group.positions):
                 looked += 1
@@ -134,7 +127,7 @@ class QueueView:
                     yield None
                 found = None
                 with contextlib.suppress(OSError):
-                    found = self._read(position, group, selection.may_match)
+                    found = self._read(position, group, selection.ids)
                 if found is None or not selection.matches(found.upload):
                     continue
                 yield found
@@ -170,17 +163,15 @@ class QueueView:
             found = self._read(min(waiting), groups[0]) if waiting else None
         return found.upload.accepted if found else None
 
-    def _read(
-        self, position: int, group: Group, wanted: Callable[[bytes], bool] = bool
-    ) -> Found | None:
-        """Return an upload, or None if it is not `wanted` or gone; or raise OSError."""
+    def _read(self, position: int, group: Group, ids: Collection[str] = ()) -> Found | None:
+        """Return an upload, or None if it is gone, or none of `ids`; or raise OSError."""
         try:
             line = self._journal.line(position)
-            record = decode(line) if wanted(line) else None
+            if ids and id_of(line) not in ids:
+                return None  # without a look at the rest: there may be a million of them
+            record = decode(line)
         except (JournalCorrupt, FileNotFoundError):
             return None  # settled and retired while we looked
-        if record is None:
-            return None
         return Found(Upload.decode(record, position), group, record.get("reason", ""))
 
 

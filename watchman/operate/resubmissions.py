@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from watchman.dispatch.dispatcher import Dispatcher
 from watchman.operate.history import SETTLED
 from watchman.store.journal import Journal
 from watchman.uploads.upload import Answer, Notification, Outcome, Respond, Source, State
@@ -36,18 +36,9 @@ class Resubmissions:
     id is given twice.
     """
 
-    def __init__(
-        self,
-        *,
-        journal: Journal,
-        submit: Callable[[Notification, Respond], None],
-        was_moved: Callable[[str], object],
-    ) -> None:
-        #: `was_moved` says whether a path is below a move's destination: the history knows as what
-        #: it was uploaded.
-        self._was_moved = was_moved
+    def __init__(self, *, journal: Journal, dispatcher: Dispatcher) -> None:
         self._journal = journal
-        self._submit = submit
+        self._dispatcher = dispatcher
         self._asked: queue.SimpleQueue[Asked | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="resubmissions")
 
@@ -62,11 +53,13 @@ class Resubmissions:
 
     def submit(self, notification: Notification, answer: Respond) -> None:
         """As the dispatcher's, from any thread."""
-        was_moved = notification.source is Source.RESUBMIT and self._was_moved(notification.path)
-        if notification.same_id or (was_moved and not notification.resubmit_as):
+        # What was moved, the history knows as what it was uploaded.
+        by_hand = notification.source is Source.RESUBMIT and not notification.resubmit_as
+        was_moved = by_hand and self._dispatcher.rules.moved_by(notification.path)
+        if notification.same_id or was_moved:
             self._asked.put((notification, answer))
         else:
-            self._submit(notification, answer)
+            self._dispatcher.submit(notification, answer)
 
     def _run(self) -> None:
         while (first := self._asked.get()) is not None:
@@ -90,9 +83,10 @@ class Resubmissions:
         submitted = 0
         for notification, answer in batch:
             past = pasts.get(notification.path)
+            original = notification.resubmit_as or (past.original if past else "")
+            known = replace(notification, resubmit_as=original)
             if not notification.same_id:
-                original = past.original if past is not None else ""
-                self._submit(replace(notification, resubmit_as=original), answer)
+                self._dispatcher.submit(known, answer)
             elif past is None:
                 answer(Answer(Outcome.ERROR, "no upload of it is in the history: leave --same-id"))
             elif past.event not in SETTLED:
@@ -106,8 +100,7 @@ class Resubmissions:
                     answer(outcome)
                     decided.release()
 
-                original = notification.resubmit_as or past.original
-                self._submit(replace(notification, old_id=past.id, resubmit_as=original), tell)
+                self._dispatcher.submit(replace(known, old_id=past.id), tell)
         for _ in range(submitted):
             decided.acquire()
 

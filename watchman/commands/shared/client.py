@@ -1,5 +1,6 @@
 """Talks to the daemon on its socket, for the commands."""
 
+import itertools
 import json
 import socket
 import tempfile
@@ -21,9 +22,9 @@ COMMIT_TIMEOUT = 30.0
 #: Bytes of an answer that are kept in memory; the rest is in a temporary file.
 IN_MEMORY = 1 << 20
 
-#: Bytes of requests sent before their answers are read. They fit into the socket's buffer, so
-#: the daemon never waits for us to read while we wait for it to.
-WINDOW = 64 * 1024
+#: Requests sent before their answers are read. These fit into the socket's buffer, so the daemon
+#: never waits for us to read while we wait for it to.
+WINDOW = 64
 
 
 def request(
@@ -31,21 +32,12 @@ def request(
     event: str,
     fields: Mapping[str, str] | None = None,
     timeout: float = TIMEOUT,
-) -> list[dict[str, Any]]:
-    """Ask a query; raises SocketUnavailable, or RequestRefused with the daemon's reason."""
-    return list(stream(socket_path, event, fields, timeout))
-
-
-def stream(
-    socket_path: str,
-    event: str,
-    fields: Mapping[str, str] | None = None,
-    timeout: float = TIMEOUT,
 ) -> Iterator[dict[str, Any]]:
-    """As `request`, for any number of lines: they need not fit into memory.
+    """Ask a query; raises SocketUnavailable, or RequestRefused with the daemon's reason.
 
-    All of them are read before the first is yielded, as fast as the daemon tells them: it would
-    give up a peer that looks at each for as long as somebody at a pager does.
+    All lines are read before the first is yielded, as fast as the daemon tells them: it would
+    give up a peer that looks at each for as long as somebody at a pager does. They need not fit
+    into memory.
     """
     count = 0
     with tempfile.SpooledTemporaryFile(IN_MEMORY) as found:
@@ -64,45 +56,27 @@ def stream(
 
 
 def resubmit(
-    socket_path: str,
-    paths: Iterable[str],
-    fields: Mapping[str, str] | None = None,
-    timeout: float = COMMIT_TIMEOUT,
+    socket_path: str, paths: Iterable[str], fields: Mapping[str, str] | None = None
 ) -> Iterator[tuple[str, Answer]]:
     """Resubmit paths, each answered once it is durable; raises SocketUnavailable.
 
     `fields` are sent along with each of them.
     """
-    for window in _windows(paths, fields or {}):
-        requests = b"".join(encoded for _, encoded in window if isinstance(encoded, bytes))
-        with _conversation(socket_path, requests, timeout) as answers:
-            for path, encoded in window:
-                if isinstance(encoded, Answer):
-                    yield path, encoded
-                else:
-                    yield path, _answer(_next(answers, socket_path))
+    following = iter(paths)
+    while window := list(itertools.islice(following, WINDOW)):
+        requests = [_resubmission({"path": path, **(fields or {})}) for path in window]
+        sent = b"".join(one for one in requests if isinstance(one, bytes))
+        with _conversation(socket_path, sent, COMMIT_TIMEOUT) as answers:
+            for path, one in zip(window, requests, strict=True):
+                yield path, one if isinstance(one, Answer) else _answer(_next(answers, socket_path))
 
 
-def _windows(
-    paths: Iterable[str], fields: Mapping[str, str]
-) -> Iterator[list[tuple[str, bytes | Answer]]]:
-    """Paths with their requests, or with the answer where no request can be made."""
-    window: list[tuple[str, bytes | Answer]] = []
-    size = 0
-    for path in paths:
-        encoded: bytes | Answer
-        try:
-            encoded = encode("resubmit", {"path": path, **fields})
-            length = len(encoded)
-        except RequestRefused as refusal:
-            encoded, length = Answer(Outcome.ERROR, str(refusal)), 0
-        if window and size + length > WINDOW:
-            yield window
-            window, size = [], 0
-        window.append((path, encoded))
-        size += length
-    if window:
-        yield window
+def _resubmission(fields: Mapping[str, str]) -> bytes | Answer:
+    """A request, or the answer where none can be made."""
+    try:
+        return encode("resubmit", fields)
+    except RequestRefused as refusal:
+        return Answer(Outcome.ERROR, str(refusal))
 
 
 def _answer(text: str) -> Answer:

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Iterator
 
-from watchman.commands.shared import shell
+from watchman.commands.shared import client, shell
 from watchman.config.settings import Settings
 from watchman.uploads.text import printable
 
@@ -34,7 +34,7 @@ def carry_out(settings: Settings, event: str, done: str, arguments: argparse.Nam
     """Have the daemon do it, and tell of each upload; `done` is the word for it."""
     acted = refused = 0
     for fields in _requests(arguments):
-        for row in shell.stream(settings, event, fields, TIMEOUT):
+        for row in client.request(settings.socket, event, fields, TIMEOUT):
             if row["refused"]:
                 refused += 1
                 shell.complain(f"watchman {event}", f"{row['id']}: {row['refused']}")
@@ -60,8 +60,7 @@ def _requests(arguments: argparse.Namespace) -> Iterator[dict[str, str]]:
     filters |= {"pattern": arguments.path} if arguments.path else {}
     if bool(filters) == bool(arguments.ids):
         options = "--all, " if hasattr(arguments, "all") else ""
-        what = f"give either ids or {options}--failed, --deferred, --broker, --path"
-        raise shell.Misused(what)
+        raise shell.Misused(f"give either ids or {options}--failed, --deferred, --broker, --path")
     if filters:
         yield filters
     for start in range(0, len(arguments.ids), IDS):

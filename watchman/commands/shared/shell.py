@@ -1,14 +1,14 @@
-"""What the commands share: exit codes, one line per problem, the daemon's answers."""
+"""What the commands share: exit codes, one line per problem, how an answer is printed."""
 
 import argparse
 import io
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
-from watchman.commands.shared import client
+from watchman import __version__
 from watchman.config import inifile
 from watchman.config.settings import Settings
 from watchman.errors import (
@@ -48,12 +48,42 @@ class Misused(WatchmanError):
     """Arguments that do not go together."""
 
 
+#: Exit codes of what goes wrong and is not REFUSED.
+CODES: Mapping[type[WatchmanError], int] = {
+    ConfigError: USAGE,
+    Misused: USAGE,
+    JournalTooNew: USAGE,
+    SocketUnavailable: UNREACHABLE,
+    SpoolLocked: LOCKED,
+}
+
+
 class Parser(argparse.ArgumentParser):
     """Tells wrong usage in one line, as everything else."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(
+            formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options
+        )
 
     def error(self, message: str) -> NoReturn:
         complain(self.prog, f"{message}; see {self.prog} --help")
         sys.exit(USAGE)
+
+
+def texts(doc: str | None) -> tuple[str, str]:
+    """What a command says of itself, in a line and at length: its module's docstring."""
+    title, _, description = (doc or "").partition("\n\n")
+    return title.partition(": ")[2].removesuffix("."), description
+
+
+def program(name: str, doc: str | None) -> Parser:
+    """The parser of a program, whose docstring says what it is for and, after a line, the rest."""
+    description, _, more = texts(doc)[1].partition("\n\n")
+    parser = Parser(prog=name, description=description, epilog=f"{more}\n{EXIT_CODES}")
+    add_config(parser)
+    parser.add_argument("--version", action="version", version=f"watchman {__version__}")
+    return parser
 
 
 def add_config(parser: argparse.ArgumentParser, **options: Any) -> None:
@@ -78,7 +108,7 @@ def leave(program: str, command: Callable[[], int]) -> NoReturn:
         problems = error.problems if isinstance(error, ConfigError) else [str(error)]
         for problem in problems:
             complain(program, problem)
-        code = _code(error)
+        code = CODES.get(type(error), REFUSED)
     except KeyboardInterrupt:
         code = INTERRUPTED
     except BrokenPipeError:
@@ -91,39 +121,8 @@ def leave(program: str, command: Callable[[], int]) -> NoReturn:
     sys.exit(code)
 
 
-def _code(error: WatchmanError) -> int:
-    match error:
-        case ConfigError() | Misused() | JournalTooNew():
-            return USAGE
-        case SocketUnavailable():
-            return UNREACHABLE
-        case SpoolLocked():
-            return LOCKED
-    return REFUSED
-
-
 def complain(program: str, problem: str) -> None:
     print(f"{program}: {printable(problem)}", file=sys.stderr)
-
-
-def ask(
-    settings: Settings, event: str, fields: Mapping[str, str] | None = None
-) -> list[dict[str, Any]]:
-    """The daemon's answer; raises SocketUnavailable, which says what to do."""
-    return list(stream(settings, event, fields))
-
-
-def stream(
-    settings: Settings,
-    event: str,
-    fields: Mapping[str, str] | None = None,
-    timeout: float = client.TIMEOUT,
-) -> Iterator[dict[str, Any]]:
-    """As `ask`, for answers that need not fit into memory."""
-    try:
-        yield from client.stream(settings.socket, event, fields, timeout)
-    except SocketUnavailable as error:
-        raise SocketUnavailable(f"{error}{hint(error, settings)}") from error
 
 
 def hint(error: SocketUnavailable, settings: Settings) -> str:
@@ -131,6 +130,12 @@ def hint(error: SocketUnavailable, settings: Settings) -> str:
     if isinstance(error.__cause__, FileNotFoundError | ConnectionRefusedError):
         return f"; is it running? Start it with: watchman -c {settings.file} run"
     return ""
+
+
+def show(rows: Iterable[Mapping[str, Any]], lines: Iterable[str], *, as_json: bool) -> None:
+    """Print the daemon's answer: a JSON object a line, or the lines that a view makes of it."""
+    for line in map(json.dumps, rows) if as_json else lines:
+        print(line)
 
 
 def print_json(values: Any) -> None:

@@ -1,26 +1,27 @@
 """What a terminal shows at night: aligned columns, ages, times."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from watchman.uploads.text import printable
 
+#: By each column's header: the field of a row that it shows, or what makes its text of the row.
+Columns = Mapping[str, str | Callable[[Mapping[str, Any]], Any]]
 
-def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
+
+def table(columns: Columns, rows: Iterable[Mapping[str, Any]]) -> list[str]:
     """Lines of aligned columns, the last as wide as it comes; numbers to the right."""
-    cells = [[_cell(value) for value in row] for row in rows]
-    right = [False] * len(header)
-    for row in cells:
-        right = [old or cell.isdecimal() for old, cell in zip(right, row, strict=True)]
-    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
-    return [
-        "  ".join(
-            cell.rjust(width) if to_right else cell.ljust(width)
-            for cell, width, to_right in zip(row, widths, right, strict=True)
-        ).rstrip()
-        for row in (list(header), *cells)
+    shown = [
+        [_cell(row.get(what) if isinstance(what, str) else what(row)) for what in columns.values()]
+        for row in rows
     ]
+    aligned = []
+    for column in zip(columns, *shown, strict=True):
+        width = max(map(len, column))
+        align = str.rjust if any(map(str.isdecimal, column)) else str.ljust
+        aligned.append([align(cell, width) for cell in column])
+    return ["  ".join(line).rstrip() for line in zip(*aligned, strict=True)]
 
 
 def _cell(value: Any) -> str:
@@ -35,12 +36,12 @@ def age(seconds: float) -> str:
     return f"{max(0.0, seconds):.0f}s"
 
 
-def ago(epoch: float | None, now: float) -> str:
-    return "-" if epoch is None else age(now - epoch)
+def ago(epoch: float | None) -> str:
+    return "-" if epoch is None else age(time.time() - epoch)
 
 
-def until(epoch: float | None, now: float) -> str:
-    return "-" if epoch is None else age(epoch - now)
+def until(epoch: float | None) -> str:
+    return "-" if epoch is None else age(epoch - time.time())
 
 
 def clock(epoch: float) -> str:

@@ -1,0 +1,37 @@
+"""What the running daemon is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from watchman.config.settings import Settings
+from watchman.dispatch.dispatcher import Dispatcher
+from watchman.sinks.pauses import Pauses
+from watchman.sinks.sinks import Movers, Publishers
+from watchman.sources.finders import Finders
+from watchman.store.journal import Journal
+from watchman.store.ledger import Ledger
+
+
+@dataclass(slots=True)
+class Parts:
+    """All that an operator asks about or changes; a reload replaces `settings` and `ledgers`."""
+
+    settings: Settings
+    ledgers: Mapping[str, Ledger]
+    journal: Journal
+    pauses: Pauses
+    dispatcher: Dispatcher
+    publishers: Publishers
+    movers: Movers
+    finders: Finders
+
+    def sinks(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """Return the status of each mover and publisher, by kind of section and name."""
+        return {"move": self.movers.status(), "broker": self.publishers.status()}
+
+    def hurry(self, kind: str, name: str) -> None:
+        """Have a broker or a move tried at once."""
+        (self.movers if kind == "move" else self.publishers).hurry(name)
