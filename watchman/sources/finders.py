@@ -7,7 +7,8 @@ from typing import Any
 
 from watchman.config.settings import Settings, WatchSettings
 from watchman.sources.inotify.watcher import Watcher
-from watchman.sources.scan.scanner import Ledger, Scanner
+from watchman.sources.scan.scan import Ledger
+from watchman.sources.scan.scanner import Scanner
 from watchman.sources.transferlog.follower import Submit, TransferLog
 from watchman.uploads.upload import Notification
 
