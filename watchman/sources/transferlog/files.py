@@ -11,10 +11,9 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import islice
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from watchman.sources.transferlog.tail import Position, Tail, head_of
 
@@ -34,29 +33,21 @@ HEADS = 500
 SEARCHED = 20_000
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
+class Mark(NamedTuple):
     """Where the files of a log were read to, when that was, and when ProFTPD wrote the latest line
     of them by its own clock (epoch); the heads of all files that were read or are none of ours to
     read, and the directories where renamed files were.
     """
 
     at: float
-    positions: tuple[Position, ...]
+    files: tuple[Position, ...]
     last: int = 0
     heads: tuple[str, ...] = ()
     places: tuple[str, ...] = ()
 
-    def encode(self) -> dict[str, Any]:
-        files = [position.encode() for position in self.positions]
-        values = {"at": self.at, "files": files, "last": self.last}
-        return values | {"heads": self.heads, "places": self.places}
-
     @classmethod
-    def decode(cls, values: dict[str, Any]) -> Self:
-        positions = tuple(Position.decode(values) for values in values["files"])
-        heads, places = (tuple(values.get(name, ())) for name in ("heads", "places"))
-        return cls(values["at"], positions, values.get("last", 0), heads, places)
+    def decode(cls, values: Mapping[str, Any]) -> Self:
+        return cls(**{**values, "files": tuple(Position(*file) for file in values["files"])})
 
 
 class LogFiles:
@@ -104,7 +95,7 @@ class LogFiles:
         self.last = mark.last
         self._heads = dict.fromkeys(mark.heads)
         self._places |= dict.fromkeys(mark.places)
-        for position in mark.positions:
+        for position in mark.files:
             tail = self._find(position)
             if tail is not None:
                 self._tails.append(tail)
@@ -123,13 +114,14 @@ class LogFiles:
         """Open what the path names, should it be another file now."""
         try:
             status = os.stat(self.path, follow_symlinks=False)
-            if not self._is_current(status):
+            current = self._tails[-1] if self._tails else None
+            if current is None or current.identity != (status.st_dev, status.st_ino):
                 self._change()
-            elif not self._tails[-1].is_intact():
-                self._begin_again(self._tails[-1])
-            elif not self._tails[-1].offset:
+            elif not current.is_intact():
+                self._begin_again(current)
+            elif not current.offset:
                 # It does not show whether it was truncated.
-                self._tails[-1:-1] = self._passed(self._tails[-1])
+                self._tails[-1:-1] = self._passed(current)
             self.problem = None
         except OSError as e:
             self.problem = e
@@ -149,12 +141,6 @@ class LogFiles:
                 self._remember([tail.head])
                 self._tails.remove(tail)
                 tail.close()
-
-    def _is_current(self, status: os.stat_result) -> bool:
-        if not self._tails:
-            return False
-        current = self._tails[-1]
-        return (current.inode, current.device) == (status.st_ino, status.st_dev)
 
     def _change(self) -> None:
         tail = Tail(self.path)
@@ -177,7 +163,7 @@ class LogFiles:
             tail.since, self._since = self._since, 0
             tail.idle_since = self._clock()
         for known in self._tails:
-            if known.inode == tail.inode and known.device == tail.device:
+            if known.identity == tail.identity:
                 self._tails.remove(known)  # renamed there and back
                 self._tails.append(known)
                 tail.close()
@@ -187,7 +173,7 @@ class LogFiles:
     def _passed(self, current: Tail) -> list[Tail]:
         """Return files that the path named for a while without our seeing it."""
         self._remember_read()
-        opened = {(tail.device, tail.inode) for tail in [*self._tails, current]}
+        opened = {tail.identity for tail in [*self._tails, current]}
         files = (f for f in self._near() if (f[1].st_dev, f[1].st_ino) not in opened)
         found = []
         for path, head in self._heads_of(files):
@@ -217,27 +203,25 @@ class LogFiles:
         )
 
     def _find(self, position: Position) -> Tail | None:
-        """Return the file that was read to a position: by its inode, else by what it holds."""
-        for files in (self._near, self._far):
-            # Of nothing every file begins with it.
-            ways = (self._with_inode, self._with_head) if position.offset else (self._with_inode,)
-            for way in ways:
-                for path in way(files(), position):
-                    with contextlib.suppress(OSError):
-                        tail = Tail(path)
-                        if tail.holds(position):
-                            tail.seek(position.offset)
-                            tail.idle_since = self._clock()
-                            self._places[os.path.dirname(path)] = None
-                            return tail
-                        tail.close()
+        """Return the file that was read to a position."""
+        for path in self._candidates(position):
+            with contextlib.suppress(OSError):
+                tail = Tail(path)
+                if tail.holds(position):
+                    tail.seek(position.offset)
+                    tail.idle_since = self._clock()
+                    self._places[os.path.dirname(path)] = None
+                    return tail
+                tail.close()
         return None
 
-    def _with_inode(self, files: Iterable[_File], position: Position) -> Iterator[str]:
-        return (path for path, status in files if status.st_ino == position.inode)
-
-    def _with_head(self, files: Iterable[_File], position: Position) -> Iterator[str]:
-        return (path for path, head in self._heads_of(files) if head == position.head)
+    def _candidates(self, position: Position) -> Iterator[str]:
+        """Yield files that may be it: by inode, else by what they hold."""
+        for look in (self._near, self._far):
+            files = look()
+            yield from (path for path, status in files if status.st_ino == position.inode)
+            if position.offset:  # of nothing every file begins with it
+                yield from (path for path, head in self._heads_of(files) if head == position.head)
 
     def _heads_of(self, files: Iterable[_File]) -> Iterator[tuple[str, str]]:
         """Yield files that begin with our token, and the hash of their first line."""

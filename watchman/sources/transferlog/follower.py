@@ -53,7 +53,7 @@ class Log:
         self.files = LogFiles(path, self._token, others, clock=clock)
         #: What was submitted last.
         self._marked: Mark | None = None
-        self._reported: set[str] = set()
+        #: Of records, of refused lines, and of these by why.
         self._counts: Counter[str] = Counter()
         self._last: float | None = None
 
@@ -73,16 +73,16 @@ class Log:
     def mark(self) -> Any:
         """Return where all files were read to."""
         self._marked = self.files.mark()
-        return self._marked.encode() if self._marked is not None else None
+        return self._marked._asdict() if self._marked is not None else None
 
     def is_marked(self) -> bool:
         """Whether it would do no harm to go on from the last mark."""
         now, then = self.files.mark(), self._marked
         if now is None or then is None:
             return now is then
-        if [p.inode for p in now.positions] != [p.inode for p in then.positions]:
+        if [p.inode for p in now.files] != [p.inode for p in then.files]:
             return False
-        both = zip(now.positions, then.positions, strict=True)
+        both = zip(now.files, then.files, strict=True)
         return all(0 <= a.offset - b.offset < UNMARKED for a, b in both)
 
     def status(self) -> dict[str, Any]:
@@ -130,10 +130,10 @@ class Log:
         return self._interpreter.notification(record, path)
 
     def _refuse(self, why: str, piece: bytes, lines: int) -> None:
+        is_first = not self._counts[why]
         self._counts["refused"] += lines
         self._counts[why] += lines
-        if why not in self._reported:
-            self._reported.add(why)
+        if is_first:
             # What stands first may be the token that another file has.
             shown = piece.partition(b"|")[2] or piece
             logger.warning(
