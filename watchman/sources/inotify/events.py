@@ -95,9 +95,6 @@ class Inotify:
         if beside >= 0:
             self._poll.register(beside, select.POLLPRI)
 
-    def fileno(self) -> int:
-        return self._fd
-
     def close(self) -> None:
         """Close it, unless it is; nobody may be waiting."""
         with self._wake_lock:
