@@ -171,7 +171,9 @@ class Watcher:
         if place is None:
             return  # on the way to somewhere else; when it arrives it is listed anew
         root, subpath = place[0], join(place[1], name)
-        if mask & events.ISDIR:
+        if mask & events.MOVED_FROM:
+            self._remember(event, node, root.settings, subpath)
+        elif mask & events.ISDIR:
             self._handle_directory(event, node, root, subpath)
         else:
             self._handle_file(event, root.settings, subpath)
@@ -186,16 +188,21 @@ class Watcher:
         elif mask & events.MOVE_SELF and node.root is not None:
             self._coverage.look()
 
+    def _remember(self, event: Event, node: Node, watch: WatchSettings, subpath: str) -> None:
+        """Half a rename, as it seems."""
+        child = node.children.get(event.name) if event.mask & events.ISDIR else None
+        if child is not None:
+            child.detach()
+        path, excluded = below(watch.path, subpath), bool(self._excluded(watch, subpath))
+        until = self._clock() + MOVE_WAIT
+        self._moves[event.cookie] = Move(path, excluded, child, self._turn, until)
+
     def _handle_file(self, event: Event, watch: WatchSettings, subpath: str) -> None:
         _, mask, cookie, _ = event
-        path = below(watch.path, subpath)
-        excluded = bool(self._excluded(watch, subpath))
-        if mask & events.MOVED_FROM:
-            self._remember(cookie, path, excluded=excluded, node=None)
-            return
         move = self._moves.pop(cookie, None) if mask & events.MOVED_TO else None
-        if excluded:
+        if self._excluded(watch, subpath):
             return
+        path = below(watch.path, subpath)
         if move is None or move.excluded:
             # link(2) sends CREATE alone, open(2) a CLOSE_WRITE later: the file itself tells.
             appeared, closed = bool(mask & events.CREATE), bool(mask & events.CLOSE_WRITE)
@@ -209,13 +216,6 @@ class Watcher:
         _, mask, cookie, name = event
         if mask & events.CREATE:
             self._coverage.appeared(node, name, moved=False)
-        elif mask & events.MOVED_FROM:
-            child = node.children.get(name)
-            if child is not None:
-                child.detach()
-            excluded = bool(self._excluded(root.settings, subpath))
-            path = below(root.settings.path, subpath)
-            self._remember(cookie, path, excluded=excluded, node=child)
         elif mask & events.MOVED_TO:
             move = self._moves.pop(cookie, None)
             if move is not None:
@@ -227,13 +227,10 @@ class Watcher:
     ) -> None:
         """A directory was renamed within the watches: it goes on with its watches."""
         if not move.excluded and not self._excluded(root.settings, subpath):
+            path = below(root.settings.path, subpath)
             self._submit(
                 Notification(
-                    Kind.RENAMED,
-                    below(root.settings.path, subpath),
-                    Source.INOTIFY,
-                    old_path=move.path,
-                    is_directory=True,
+                    Kind.RENAMED, path, Source.INOTIFY, old_path=move.path, is_directory=True
                 )
             )
         if move.node is None or not move.node.is_adrift():
@@ -242,10 +239,6 @@ class Watcher:
             self._watched.place(move.node, parent, name)
         else:
             self._watched.forget(move.node)
-
-    def _remember(self, cookie: int, path: str, *, excluded: bool, node: Node | None) -> None:
-        until = self._clock() + MOVE_WAIT
-        self._moves[cookie] = Move(path, excluded, node, self._turn, until)
 
 
 def _worth_a_look(read: list[Event]) -> list[Event]:
