@@ -146,7 +146,7 @@ class LogFiles:
         tail = Tail(self.path)
         if self._first_sight:
             tail.seek(tail.size)
-            self._remember(head for _, head in self._heads_of(self._near()))
+            self._remember(head for _, head in self._heads_of(_files(self._places)))
             # Also when the only word of where it was read to has been lost with the journal.
             logger.info(
                 "Nothing is known of log %r. Reading it on from its end, at byte %d.",
@@ -174,7 +174,7 @@ class LogFiles:
         """Return files that the path named for a while without our seeing it."""
         self._remember_read()
         opened = {tail.identity for tail in [*self._tails, current]}
-        files = (f for f in self._near() if (f[1].st_dev, f[1].st_ino) not in opened)
+        files = (f for f in _files(self._places) if (f[1].st_dev, f[1].st_ino) not in opened)
         found = []
         for path, head in self._heads_of(files):
             if head not in self._heads and head != current.head and self._is_ours(path):
@@ -216,9 +216,14 @@ class LogFiles:
         return None
 
     def _candidates(self, position: Position) -> Iterator[str]:
-        """Yield files that may be it: by inode, else by what they hold."""
-        for look in (self._near, self._far):
-            files = look()
+        """Yield files that may be it, by inode, else by what they hold: of those where the log is
+        and where renamed ones were; then of those below its directory and beside it, as of
+        logrotate's olddir.
+        """
+        here = os.path.dirname(self.path)
+        around = (path for above in (here, os.path.dirname(here)) for path in _directories(above))
+        for directories in (self._places, around):
+            files = _files(directories)
             yield from (path for path, status in files if status.st_ino == position.inode)
             if position.offset:  # of nothing every file begins with it
                 yield from (path for path, head in self._heads_of(files) if head == position.head)
@@ -229,17 +234,6 @@ class LogFiles:
             with contextlib.suppress(OSError):
                 if head := head_of(path, self._token):
                     yield path, head
-
-    def _near(self) -> list[_File]:
-        """Return the files where the log is, and where renamed ones were, the oldest first."""
-        return _files(self._places)
-
-    def _far(self) -> list[_File]:
-        """Return the files below the directory of the log and beside it, as of logrotate's olddir;
-        the oldest first.
-        """
-        here = os.path.dirname(self.path)
-        return _files([*_directories(here), *_directories(os.path.dirname(here))])
 
     def _is_ours(self, path: str) -> bool:
         """Whether a file's name is more like that of this log than like another's."""
@@ -276,6 +270,7 @@ _File = tuple[str, os.stat_result]
 
 
 def _files(directories: Iterable[str]) -> list[_File]:
+    """Return the regular files in directories, the oldest first."""
     found: list[_File] = []
     for directory in dict.fromkeys(directories):
         with contextlib.suppress(OSError), os.scandir(directory) as entries:
