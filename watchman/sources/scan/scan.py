@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from watchman.config.settings import WatchSettings
+from watchman.sources.scan.schedule import Request
 from watchman.sources.scan.walk import (
     BARRED,
     GONE,
@@ -79,9 +80,7 @@ class Scan:
     retry: Callable[[str], None]
     #: Has the watch scanned again once more of an owner's files are taken.
     come_back: Callable[[int], None]
-    #: Whether nobody waits for it.
-    gentle: bool
-    whole: bool
+    request: Request
     began: float
     files: int = 0
     found: int = 0

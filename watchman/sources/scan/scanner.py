@@ -216,8 +216,7 @@ class Scanner:
             foreign=frozenset(filter(None, (found(other) for other in watches if other != watch))),
             retry=lambda subpath: self._schedule.postpone(watch.name, subpath, RETRY),
             come_back=lambda owner: self.request_later(watch.name, {owner}),
-            gentle=request.periodic,
-            whole=not request.subpath,
+            request=request,
             began=self._clock(),
         )
 
@@ -229,15 +228,16 @@ class Scanner:
         """In the middle of a scan: stop, rest, say how far it is, serve what is in a hurry."""
         if self._stopping.is_set():
             raise _Stopped
-        if not scan.whole:
+        if scan.request.subpath:
             return
-        self._progress[scan.watch.name].files = scan.files
+        name = scan.watch.name
+        self._progress[name].files = scan.files
         now = self._clock()
         if now - scan.said >= PROGRESS:
             scan.said = now
             logger.info(
                 "Scanning watch %s: %d files seen, %d per second.",
-                scan.watch.name,
+                name,
                 scan.files,
                 scan.files / (now - scan.began),
             )
@@ -248,7 +248,7 @@ class Scanner:
             self._serve(request)
             if self._stopping.is_set():
                 raise _Stopped
-        if scan.gentle and now - scan.rested >= WORK:
-            scan.gentle = not self._schedule.is_waiting(scan.watch.name)
+        has_worked = scan.request.periodic and now - scan.rested >= WORK
+        if has_worked and not self._schedule.is_waiting(name):
             self._stopping.wait(REST)
             scan.rested = self._clock()

@@ -3,6 +3,7 @@
 import socket
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 from selectors import EVENT_READ, EVENT_WRITE
 
 from watchman.errors import RequestRefused
@@ -30,20 +31,18 @@ LINGER = 2.0
 Parts = Iterator[tuple[bytes, bool]]
 
 
+@dataclass(slots=True, eq=False)
 class Due:
     """An answer's place in its connection's order; `text` is None until it is known.
 
     A long one comes in parts: `rest` gives the next, once the peer has read this one.
     """
 
-    __slots__ = ("connection", "is_share", "rest", "text")
-
-    def __init__(self, connection: "Connection") -> None:
-        self.connection = connection
-        self.text: bytes | None = None
-        self.rest: Parts | None = None
-        #: Whether it is one of those that its user may be owed at once.
-        self.is_share = False
+    connection: "Connection"
+    text: bytes | None = None
+    rest: Parts | None = None
+    #: Whether it is one of those that its user may be owed at once.
+    is_share: bool = False
 
     @property
     def is_whole(self) -> bool:
