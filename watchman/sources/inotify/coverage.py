@@ -95,7 +95,7 @@ class Coverage:
         """If it is time, try what could not be watched again; until it can be, it is scanned."""
         if not self._refusals.are_due(now):
             return
-        for node in self._refusals.nodes():
+        for node in list(self._refusals):
             if node.root is not None:
                 self._cover_soon(node.root)
             elif node.parent is not None:
@@ -222,7 +222,7 @@ class Coverage:
         place = node.locate()
         if place is None:
             return
-        self._refusals.discard(node)
+        self._refusals.pop(node, None)
         root, subpath = place
         if not root.settings.rec:
             return

@@ -25,11 +25,10 @@ _ADVICE = {
 }
 
 
-class Refusals:
+class Refusals(dict[Node, OSError]):
     """What could not be watched, and why."""
 
     def __init__(self) -> None:
-        self._errors: dict[Node, OSError] = {}
         #: By watch, until all of it is watched: errno of what has been said, and sub-paths of what
         #: was refused already.
         self._said: defaultdict[Root, set[int | None]] = defaultdict(set)
@@ -38,17 +37,11 @@ class Refusals:
         self._is_new = False
         self._next_retry, self._retry_in = 0.0, RETRY
 
-    def __contains__(self, node: Node) -> bool:
-        return node in self._errors
-
-    def nodes(self) -> list[Node]:
-        return list(self._errors)
-
     def add(self, node: Node, error: OSError) -> None:
         place = node.locate()
         if place is None:
             return
-        self._errors[node] = error
+        self[node] = error
         root, subpath = place
         self._is_new |= subpath not in self._tried[root]
         self._tried[root].add(subpath)
@@ -78,9 +71,6 @@ class Refusals:
         self._next_retry = now + self._retry_in
         return True
 
-    def discard(self, node: Node) -> None:
-        self._errors.pop(node, None)
-
     def forgive(self) -> None:
         """Say which watches have none any more."""
         for root in list(self._said):
@@ -91,7 +81,7 @@ class Refusals:
     def of(self, root: Root) -> list[str]:
         """What cannot be watched in a watch, and why; from any thread."""
         found = []
-        for node, error in list(self._errors.items()):
+        for node, error in list(self.items()):
             place = node.locate()
             if place is not None and place[0] is root:
                 found.append(f"{below(root.settings.path, place[1])!r}: {error.strerror}")

@@ -102,7 +102,7 @@ class Watched:
                 yield
 
     def _drop(self, node: Node) -> None:
-        self._refusals.discard(node)
+        self._refusals.pop(node, None)
         wd = node.wd
         self._set_wd(node, UNWATCHED)
         if wd != UNWATCHED:

@@ -23,14 +23,14 @@ CONNECTIONS = 1024
 ACCEPT_LIMIT = 64
 
 
-class Connections:
-    """For the listener's thread, all but `rouse`."""
+class Connections(dict[Connection, int]):
+    """Who is in, each with the selector's events that it waits for. For the listener's thread, all
+    but `rouse`.
+    """
 
     def __init__(self, path: str) -> None:
         self._file = SocketFile(path)
         self._limit = min(CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
-        #: Each with the selector's events that it waits for.
-        self._events: dict[Connection, int] = {}
         #: Guards `_wake`, which any thread writes to, against being closed and used again.
         self._wake_lock = threading.Lock()
         self._wake = -1
@@ -52,7 +52,7 @@ class Connections:
 
     def close(self) -> None:
         self.refuse()
-        for connection in self.all():
+        for connection in list(self):
             self.drop(connection)
         self._selector.close()
         with self._wake_lock:
@@ -65,23 +65,17 @@ class Connections:
             if self._wake >= 0:
                 os.eventfd_write(self._wake, 1)
 
-    def __contains__(self, connection: Connection) -> bool:
-        return connection in self._events
-
-    def all(self) -> list[Connection]:
-        return list(self._events)
-
     def wait(self, timeout: float | None) -> Iterator[tuple[Connection | None, int]]:
         """Wait until there is something to do; yield who is ready and for which of the selector's
         events, None for those who are to be let in.
         """
         # In the order in which they became ready, see epoll(7).
-        for key, events in self._selector.select(timeout if self._events else None):
+        for key, events in self._selector.select(timeout if self else None):
             if key.fileobj is self._server:
                 yield None, events
             elif key.fileobj == self._wake:
                 os.eventfd_read(self._wake)
-            elif key.data in self._events:  # not displaced in this very turn
+            elif key.data in self:  # not displaced in this very turn
                 yield key.data, events
 
     def accept(self) -> Iterator[Connection]:
@@ -97,16 +91,16 @@ class Connections:
                     logger.warning("No file descriptor is left for a peer: %s.", error.strerror)
                     self._displace()
                 return
-            if len(self._events) >= self._limit:
+            if len(self) >= self._limit:
                 self._displace()
             connected.setblocking(False)
             connection = Connection(connected, time.monotonic())
-            self._events[connection] = 0
+            self[connection] = 0
             yield connection
 
     def expect(self, connection: Connection, events: int) -> None:
         """Wait for these of the selector's events."""
-        known = self._events[connection]
+        known = self[connection]
         if events == known:
             return
         # Not with a mask of 0: epoll would report a peer that hung up again and again.
@@ -116,22 +110,22 @@ class Connections:
             self._selector.register(connection.socket, events, connection)
         else:
             self._selector.modify(connection.socket, events, connection)
-        self._events[connection] = events
+        self[connection] = events
 
     def drop(self, connection: Connection) -> None:
-        if self._events.pop(connection, 0):
+        if self.pop(connection, 0):
             self._selector.unregister(connection.socket)
         connection.socket.close()
 
     def _displace(self) -> None:
         """Close the oldest idle connection of the user who has most of them."""
-        if not self._events:
+        if not self:
             time.sleep(0.1)  # or the waiting peer would make the loop spin
             return
-        users = Counter(connection.peer.uid for connection in self._events)
+        users = Counter(connection.peer.uid for connection in self)
         [(greediest, _)] = users.most_common(1)
         victim = min(
-            (one for one in self._events if one.peer.uid == greediest),
+            (one for one in self if one.peer.uid == greediest),
             key=lambda one: (bool(one.pending), one.progress),
         )
         logger.debug("Closing a connection of uid %d to make room.", greediest)

@@ -166,7 +166,7 @@ class Listener:
         now = time.monotonic()
         if now >= self._next_sweep:
             self._next_sweep = now + SWEEP
-            for connection in self._connections.all():
+            for connection in list(self._connections):
                 connection.expire(now)
                 self._serve(connection)
 
@@ -262,9 +262,9 @@ class Listener:
         self._connections.rouse()
 
     def _finish(self, deadline: float) -> None:
-        for connection in self._connections.all():
+        for connection in list(self._connections):
             connection.finish()
             self._serve(connection)
         self._connections.refuse()
-        while self._connections.all() and (left := deadline - time.monotonic()) > 0:
+        while self._connections and (left := deadline - time.monotonic()) > 0:
             self._turn(left)

@@ -29,6 +29,9 @@ OLD = 50
 #: First lines of files that are remembered, so that none of them is taken for a new one.
 HEADS = 500
 
+#: Bytes that are read again at most because what they say needed no decision.
+UNMARKED = 1 << 20
+
 #: Files that are looked at, at most, where a file is searched for that has gone.
 SEARCHED = 20_000
 
@@ -47,7 +50,8 @@ class Mark(NamedTuple):
 
     @classmethod
     def decode(cls, values: Mapping[str, Any]) -> Self:
-        return cls(**{**values, "files": tuple(Position(*file) for file in values["files"])})
+        known = {name: values[name] for name in cls._fields if name in values}
+        return cls(**known | {"files": tuple(Position(*file) for file in values["files"])})
 
 
 class LogFiles:
@@ -73,6 +77,8 @@ class LogFiles:
         self._tails: list[Tail] = []
         #: Whether we begin: what is there now is not ours to read.
         self._first_sight = True
+        #: What was marked last.
+        self._marked: Mark | None = None
         #: In order of sight.
         self._heads: dict[str, None] = {}
         self._places: dict[str, None] = {os.path.dirname(path): None}
@@ -89,9 +95,10 @@ class LogFiles:
         while self._tails:
             self._tails.pop().close()
 
-    def resume(self, mark: Mark) -> None:
-        """Go on where the last run stopped."""
+    def resume(self, values: Mapping[str, Any]) -> None:
+        """Go on where the last run stopped, by its last mark."""
         self._first_sight = False
+        self._marked = mark = Mark.decode(values)
         self.last = mark.last
         self._heads = dict.fromkeys(mark.heads)
         self._places |= dict.fromkeys(mark.places)
@@ -102,8 +109,22 @@ class LogFiles:
             elif position.offset:
                 self._miss(mark.at)
 
-    def mark(self) -> Mark | None:
+    def mark(self) -> dict[str, Any] | None:
         """Return where all files were read to; None before the first could be looked at."""
+        self._marked = self._mark()
+        return self._marked and self._marked._asdict()
+
+    def is_marked(self) -> bool:
+        """Whether it would do no harm to go on from the last mark."""
+        now, then = self._mark(), self._marked
+        if now is None or then is None:
+            return now is then
+        if [p.inode for p in now.files] != [p.inode for p in then.files]:
+            return False
+        both = zip(now.files, then.files, strict=True)
+        return all(0 <= a.offset - b.offset < UNMARKED for a, b in both)
+
+    def _mark(self) -> Mark | None:
         if self._first_sight:
             return None
         self._remember_read()
