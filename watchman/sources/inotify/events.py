@@ -100,7 +100,6 @@ class Inotify:
         with self._wake_lock:
             for fd in (self._fd, self._wake):
                 if fd >= 0:
-                    self._poll.unregister(fd)
                     os.close(fd)
             self._fd = self._wake = -1
 

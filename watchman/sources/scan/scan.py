@@ -7,7 +7,7 @@ import logging
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -119,18 +119,15 @@ class Scan:
             if not number % STEP:
                 yield
 
-    def failed(self, subpath: str, error: OSError) -> None:
-        """Something could not be looked at; go on with the rest."""
-        # A directory that has gone elsewhere is requested there.
-        if error.errno not in GONE:
-            self.fail(below(self.watch.path, subpath), error)
-            if error.errno not in BARRED:
-                self.retry(subpath)
-
-    def fail(self, path: str, error: OSError) -> None:
-        """Count what could not be looked at; the first is said aloud."""
+    def failed(self, subpath: str, error: OSError, *, passed: Collection[int] = GONE) -> None:
+        """Something could not be looked at; go on with the rest. `passed` are errors that say
+        nothing: a directory that has gone elsewhere is requested there.
+        """
+        if error.errno in passed:
+            return
         self.errors += 1
         if self.error is None:
+            path = below(self.watch.path, subpath)
             self.error = f"{path!r}: {error.strerror}"
             logger.warning(
                 "Watch %s: %r cannot be scanned: %s. Further errors of this scan are counted.",
@@ -138,6 +135,8 @@ class Scan:
                 path,
                 error.strerror,
             )
+        if error.errno not in GONE | BARRED:
+            self.retry(subpath)
 
     def _look(self, directory: Directory[str]) -> Iterator[None]:
         """Look at each file in a directory, and note its subdirectories."""

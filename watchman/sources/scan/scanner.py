@@ -15,7 +15,7 @@ from watchman.config.settings import WatchSettings
 from watchman.sources.scan.roots import found, identify, inner_roots
 from watchman.sources.scan.scan import Ledger, Scan, Sweep
 from watchman.sources.scan.schedule import Request, Schedule
-from watchman.sources.scan.walk import BARRED, GONE, Identity, identity, open_below
+from watchman.sources.scan.walk import Identity, identity, open_below
 from watchman.uploads.upload import FileState, Notification
 
 logger = logging.getLogger(__name__)
@@ -182,9 +182,7 @@ class Scanner:
             identify(watch)
             fd = open_below(path, "")
         except OSError as e:
-            scan.fail(path, e)
-            if e.errno not in GONE | BARRED:
-                scan.retry("")
+            scan.failed("", e, passed=())
             return False
         root = identity(fd)
         if not sweep.is_of(root[1]):

@@ -42,6 +42,7 @@ class Connections(dict[Connection, int]):
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._server, selectors.EVENT_READ)
         self._selector.register(self._wake, selectors.EVENT_READ)
+        logger.info("Listening on %r.", self._file.path)
 
     def refuse(self) -> None:
         """Let nobody in any more."""

@@ -60,7 +60,6 @@ class Listener:
     def __init__(
         self, path: str, *, submit: Submit, query: Query, admins: Collection[str] = ()
     ) -> None:
-        self._path = path
         self._connections = Connections(path)
         self._submit = submit
         self._query = query
@@ -85,7 +84,6 @@ class Listener:
         self._connections.open()
         for thread in self._threads:
             thread.start()
-        logger.info("Listening on %r.", self._path)
 
     def stop(self) -> None:
         """Take no more requests; answers that are owed are sent if they come soon."""
