@@ -66,7 +66,7 @@ class Connections(dict[Connection, int]):
             if self._wake >= 0:
                 os.eventfd_write(self._wake, 1)
 
-    def wait(self, timeout: float | None) -> Iterator[tuple[Connection | None, int]]:
+    def wait(self, timeout: float) -> Iterator[tuple[Connection | None, int]]:
         """Wait until there is something to do; yield who is ready and for which of the selector's
         events, None for those who are to be let in.
         """
