@@ -41,7 +41,7 @@ from tests.support.model import (
 )
 from watchman.config.settings import ProftpdSettings, WatchSettings
 from watchman.errors import JournalUnwritable
-from watchman.sources.scan.scanner import FRESH
+from watchman.sources.scan.scan import FRESH
 from watchman.store.groupcommit import RETRY
 from watchman.uploads.upload import Kind, Outcome, Report, Source, State, Upload
 

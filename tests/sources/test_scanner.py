@@ -17,8 +17,9 @@ from tests.support.deadline import eventually
 from tests.support.users import BOB
 from tests.support.watching import Clock, Heard, MemoryLedger, excluded, tree_too_deep
 from watchman.config.settings import WatchSettings
-from watchman.sources.scan import scanner
-from watchman.sources.scan.scanner import FRESH, FULL, PROGRESS, STEP, Scanner
+from watchman.sources.scan import scan, scanner
+from watchman.sources.scan.scan import FRESH, STEP
+from watchman.sources.scan.scanner import FULL, PROGRESS, Scanner
 from watchman.uploads.upload import FileState, Kind, Notification, Source
 
 
@@ -515,8 +516,8 @@ def test_a_scan_passes_by_the_files_of_whom_too_many_wait_and_comes_back(
 def test_a_scan_submits_the_rest_of_whoever_has_many_files_once_all_others_were_seen(
     start: Start, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scanner, "FIRST", 10)
-    monkeypatch.setattr(scanner, "MOST", 40)
+    monkeypatch.setattr(scan, "FIRST", 10)
+    monkeypatch.setattr(scan, "MOST", 40)
     for n in range(50):
         (root / f"{n}").touch()
     others = root / "others"

@@ -245,7 +245,7 @@ def test_a_directory_moved_out_is_not_watched_any_more(
 
 def watches_of(watching: Watching) -> int:
     """How many watches the kernel holds for the watcher."""
-    fd = watching.watcher._inotify.fileno()
+    fd = watching.watcher._inotify._fd
     return Path(f"/proc/self/fdinfo/{fd}").read_text().count("inotify wd:")
 
 
@@ -719,5 +719,5 @@ def test_the_inotify_descriptor_is_not_inherited_and_pyinotify_keeps_silent(
     start: Start, root: Path
 ) -> None:
     watching = start(WatchSettings("in", str(root)))
-    assert not os.get_inheritable(watching.watcher._inotify.fileno())
+    assert not os.get_inheritable(watching.watcher._inotify._fd)
     assert pyinotify.log.handlers == []

@@ -80,12 +80,6 @@ class MemorySweep:
         self._seen[subpath] = state
         return True
 
-    def doubts(self, _subpath: str, _state: FileState) -> bool:
-        return False
-
-    def holds(self, _subpath: str, _state: FileState, _sample: int) -> bool:
-        return False
-
     def finish(self, *, complete: bool) -> None:
         self._ledger.sweeps[self._number] = complete
         if complete:

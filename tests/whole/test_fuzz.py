@@ -104,8 +104,8 @@ requests = st.lists(
 def test_a_request(request: bytes) -> None:
     with counted("requests"), contextlib.suppress(RequestRefused):
         found = Request.decode(request)
-        if found.event.notification is not None:
-            notification = found.event.notification(found.fields)
+        notification = found.notification()
+        if notification is not None:
             assert notification.size is None or 0 <= notification.size < 2**63
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from watchman.config.settings import Settings, WatchSettings
 from watchman.sources.inotify.watcher import Watcher
-from watchman.sources.scan.scanner import Ledger, Scanner
+from watchman.sources.scan.scan import Ledger
+from watchman.sources.scan.scanner import Scanner
 from watchman.sources.transferlog.follower import Submit, TransferLog
 from watchman.uploads.upload import Notification
 
@@ -28,18 +30,16 @@ class Finders:
         submit_lines: Submit,
         marked: Callable[[], Mapping[str, Any]],
         caught_up: Callable[[float], None],
-        mounts_changed: Callable[[], None] = lambda: None,
+        mounts_changed: Callable[[], None],
     ) -> None:
         """`submit_lines`, `marked` and `caught_up` are the transfer log's, see there; `submit_find`
         and `takes_finds` the scanner's, `submit_event` and `mounts_changed` the watcher's.
         """
-        self._submit_event = submit_event
-        self._submit_find = submit_find
-        self._takes_finds = takes_finds
-        self._submit_lines = submit_lines
-        self._marked = marked
-        self._caught_up = caught_up
-        self._mounts_changed = mounts_changed
+        self._make_log = partial(
+            TransferLog, submit=submit_lines, marked=marked, caught_up=caught_up
+        )
+        self._make_scanner = partial(Scanner, submit=submit_find, takes=takes_finds)
+        self._make_watcher = partial(Watcher, submit=submit_event, mounts_changed=mounts_changed)
 
     def look(
         self,
@@ -49,56 +49,37 @@ class Finders:
         ledgers: Mapping[str, Ledger],
     ) -> None:
         """Say what to look at; while stopped."""
-        watches = settings.watches.values()
-        self._names = frozenset(settings.watches)
-        self._scanner = Scanner(
-            watches,
-            submit=self._submit_find,
-            takes=self._takes_finds,
-            excluded=excluded,
-            ledgers=ledgers,
-        )
-        self._watcher = Watcher(
-            watches,
-            submit=self._submit_event,
-            rescan=self._scanner.request,
-            excluded=excluded,
-            mounts_changed=self._mounts_changed,
-        )
-        paths, token = settings.proftpd.transfer_log, settings.proftpd.token
-        self._has_log = bool(paths)
-        self._log = TransferLog(
-            paths,
-            token,
-            submit=self._submit_lines,
-            marked=self._marked,
-            caught_up=self._caught_up,
-        )
+        self._watches, paths = settings.watches, settings.proftpd.transfer_log
+        watches = self._watches.values()
+        self._log = self._make_log(paths, settings.proftpd.token)
+        self._scanner = self._make_scanner(watches, excluded=excluded, ledgers=ledgers)
+        self._watcher = self._make_watcher(watches, rescan=self._scanner.request, excluded=excluded)
+        # The log is read to its end before a scan decides about what it tells of.
+        self._sources: list[TransferLog | Watcher | Scanner] = [self._watcher, self._scanner]
+        if paths:
+            self._sources.insert(0, self._log)
 
     def start(self) -> None:
         """Begin; raises InotifyUnavailable."""
-        # The log is read to its end before a scan decides about what it tells of.
-        if self._has_log:
-            self._log.start()
-        self._watcher.start()
-        self._scanner.start()
+        for source in self._sources:
+            source.start()
 
     def stop(self) -> None:
-        for source in (self._watcher, self._scanner, self._log):
+        for source in self._sources:
             source.stop()
 
     def join(self) -> None:
-        for source in (self._watcher, self._scanner, self._log):
+        for source in self._sources:
             source.join()
 
     def request(self, watch: str, subpath: str) -> None:
         """Have a subtree scanned as soon as possible; never blocks, from any thread."""
-        if watch in self._names:  # else its section has left the INI file
+        if watch in self._watches:  # else its section has left the INI file
             self._scanner.request(watch, subpath)
 
     def request_later(self, watch: str, owner: int) -> None:
         """Have a watch scanned once more of an owner's files are taken, as `request` does."""
-        if watch in self._names:
+        if watch in self._watches:
             self._scanner.request_later(watch, {owner})
 
     def read_log(self) -> None:

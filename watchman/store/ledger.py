@@ -420,12 +420,6 @@ class Sweep:
             self.existing[wanted[0]] += pack(wanted, decision)
         return True
 
-    def doubts(self, subpath: str, state: FileState) -> bool:
-        return self._ledger.doubts(subpath, state)
-
-    def holds(self, subpath: str, state: FileState, sample: int) -> bool:
-        return self._ledger.holds(subpath, state, sample)
-
     def finish(self, *, complete: bool) -> None:
         """Drop the decisions about files that a complete scan did not see."""
         if complete:

@@ -95,15 +95,11 @@ class Inotify:
         if beside >= 0:
             self._poll.register(beside, select.POLLPRI)
 
-    def fileno(self) -> int:
-        return self._fd
-
     def close(self) -> None:
         """Close it, unless it is; nobody may be waiting."""
         with self._wake_lock:
             for fd in (self._fd, self._wake):
                 if fd >= 0:
-                    self._poll.unregister(fd)
                     os.close(fd)
             self._fd = self._wake = -1
 

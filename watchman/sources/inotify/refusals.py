@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import logging
+from collections import defaultdict
 
-from watchman.sources.inotify.tree import Node, Tree
+from watchman.sources.inotify.tree import Node, Root
 from watchman.sources.scan.walk import below
 
 logger = logging.getLogger(__name__)
@@ -24,67 +25,64 @@ _ADVICE = {
 }
 
 
-class Refusals:
-    """What could not be watched, and why; `paths` are those of the watches."""
+class Refusals(dict[Node, OSError]):
+    """What could not be watched, and why."""
 
-    def __init__(self, tree: Tree, paths: dict[str, str]) -> None:
-        self._tree = tree
-        self._paths = paths
-        self._errors: dict[Node, OSError] = {}
-        #: Watch and errno of what has been said, until all of the watch is watched.
-        self._said: set[tuple[str, int | None]] = set()
-        #: Watch and sub-path of what was refused already, until all of the watch is watched.
-        self._tried: set[tuple[str, str]] = set()
+    def __init__(self) -> None:
+        #: By watch, until all of it is watched: errno of what has been said, and sub-paths of what
+        #: was refused already.
+        self._said: defaultdict[Root, set[int | None]] = defaultdict(set)
+        self._tried: defaultdict[Root, set[str]] = defaultdict(set)
+        #: Whether anything was refused for the first time since it was asked whether they are due.
         self._is_new = False
-
-    def __contains__(self, node: Node) -> bool:
-        return node in self._errors
-
-    def nodes(self) -> list[Node]:
-        return list(self._errors)
+        self._next_retry, self._retry_in = 0.0, RETRY
 
     def add(self, node: Node, error: OSError) -> None:
-        place = self._tree.locate(node)
+        place = node.locate()
         if place is None:
             return
-        self._errors[node] = error
-        watch, subpath = place
-        self._is_new |= place not in self._tried
-        self._tried.add(place)
-        if (watch, error.errno) in self._said:
+        self[node] = error
+        root, subpath = place
+        self._is_new |= subpath not in self._tried[root]
+        self._tried[root].add(subpath)
+        if error.errno in self._said[root]:
             return
-        self._said.add((watch, error.errno))
+        self._said[root].add(error.errno)
         logger.error(
             "Watch %s: %r cannot be watched: %s.%s Trying again every %d seconds; more like it are"
             " only counted in the status.",
-            watch,
-            below(self._paths[watch], subpath),
+            root.settings.name,
+            below(root.settings.path, subpath),
             error.strerror,
             _ADVICE.get(error.errno or 0, ""),
             RETRY,
         )
 
-    def take_new(self) -> bool:
-        """Whether anything has been refused for the first time since the last call."""
-        is_new, self._is_new = self._is_new, False
-        return is_new
-
-    def discard(self, node: Node) -> None:
-        self._errors.pop(node, None)
+    def are_due(self, now: float) -> bool:
+        """Whether to try again: soon after something was refused for the first time, and then less
+        and less often.
+        """
+        if self._is_new:
+            self._is_new, self._retry_in = False, RETRY_SOON
+            self._next_retry = min(self._next_retry, now + RETRY_SOON)
+        if now < self._next_retry:
+            return False
+        self._retry_in = min(2 * self._retry_in, RETRY)
+        self._next_retry = now + self._retry_in
+        return True
 
     def forgive(self) -> None:
         """Say which watches have none any more."""
-        for watch in {watch for watch, _ in self._said}:
-            if not self.of(watch):
-                self._said = {said for said in self._said if said[0] != watch}
-                self._tried = {tried for tried in self._tried if tried[0] != watch}
-                logger.info("Watch %s: all of it is watched now.", watch)
+        for root in list(self._said):
+            if not self.of(root):
+                del self._said[root], self._tried[root]
+                logger.info("Watch %s: all of it is watched now.", root.settings.name)
 
-    def of(self, watch: str) -> list[str]:
+    def of(self, root: Root) -> list[str]:
         """What cannot be watched in a watch, and why; from any thread."""
         found = []
-        for node, error in list(self._errors.items()):
-            place = self._tree.locate(node)
-            if place is not None and place[0] == watch:
-                found.append(f"{below(self._paths[watch], place[1])!r}: {error.strerror}")
+        for node, error in list(self.items()):
+            place = node.locate()
+            if place is not None and place[0] is root:
+                found.append(f"{below(root.settings.path, place[1])!r}: {error.strerror}")
         return found

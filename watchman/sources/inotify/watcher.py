@@ -15,8 +15,7 @@ from watchman.sources.inotify import events
 from watchman.sources.inotify.coverage import Coverage
 from watchman.sources.inotify.events import Event, Inotify
 from watchman.sources.inotify.mountpoints import MountPoints
-from watchman.sources.inotify.refusals import RETRY, RETRY_SOON
-from watchman.sources.inotify.tree import Node
+from watchman.sources.inotify.tree import Node, Root
 from watchman.sources.scan.walk import below, join
 from watchman.uploads.beneath import is_below
 from watchman.uploads.upload import Kind, Notification, Source
@@ -71,12 +70,11 @@ class Watcher:
         self._excluded = excluded
         self._inotify = Inotify()
         self._coverage = Coverage(watches, inotify=self._inotify, rescan=rescan, excluded=excluded)
-        self._tree = self._coverage.tree
+        self._watched = self._coverage.watched
         self._moves: dict[int, Move] = {}
         #: Counts the reads: a move may only lapse after a read that could have brought its end.
         self._turn = 0
-        self._next_look = self._next_retry = 0.0
-        self._retry_in = RETRY
+        self._next_look = 0.0
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
 
@@ -102,7 +100,6 @@ class Watcher:
         return self._coverage.status()
 
     def _run(self) -> None:
-        self._next_retry = self._clock() + RETRY
         while not self._stopping.is_set():
             try:
                 if self._inotify.wait(self._patience()):
@@ -132,13 +129,7 @@ class Watcher:
         if now >= self._next_look:
             self._next_look = now + LOOK
             self._coverage.look()
-        if self._coverage.refused_anew():
-            self._retry_in = RETRY_SOON
-            self._next_retry = min(self._next_retry, now + RETRY_SOON)
-        if now >= self._next_retry:
-            self._retry_in = min(2 * self._retry_in, RETRY)
-            self._next_retry = now + self._retry_in
-            self._coverage.retry()
+        self._coverage.retry(now)
         self._coverage.work(time.monotonic() + SLICE)
 
     def _remount(self) -> None:
@@ -147,12 +138,12 @@ class Watcher:
         if points:
             self._mounts_changed()
             self._coverage.look()
-        for root in self._coverage.roots.values():
+        for root in self._coverage.roots:
             # As mounts have it, without the symlinks that the INI file's path may lead over.
             real = os.path.realpath(root.settings.path)
             for point in points:
                 if root.node is not None and point != real and is_below(point, real):
-                    parent, name = self._tree.nearest(root.node, os.path.relpath(point, real))
+                    parent, name = root.node.nearest(os.path.relpath(point, real))
                     self._coverage.appeared(parent, name, moved=True)
 
     def _let_moves_lapse(self, now: float) -> None:
@@ -161,8 +152,8 @@ class Watcher:
             if now < move.until or move.turn == self._turn:
                 break
             del self._moves[cookie]
-            if move.node is not None and self._tree.is_adrift(move.node):
-                self._coverage.forget(move.node)
+            if move.node is not None and move.node.is_adrift():
+                self._watched.forget(move.node)
 
     def _handle(self, event: Event) -> None:
         wd, mask, _, name = event
@@ -170,21 +161,22 @@ class Watcher:
             logger.warning("inotify lost events: its queue overflowed. Rescanning every watch.")
             self._coverage.distrust()
             return
-        node = self._tree.watched.get(wd)
+        node = self._watched.by_wd.get(wd)
         if node is None:
             return
         if not name:
             self._handle_self(node, mask)
             return
-        place = self._tree.locate(node)
+        place = node.locate()
         if place is None:
             return  # on the way to somewhere else; when it arrives it is listed anew
-        watch = self._coverage.roots[place[0]].settings
-        subpath = join(place[1], name)
-        if mask & events.ISDIR:
-            self._handle_directory(event, node, watch, subpath)
+        root, subpath = place[0], join(place[1], name)
+        if mask & events.MOVED_FROM:
+            self._remember(event, node, root.settings, subpath)
+        elif mask & events.ISDIR:
+            self._handle_directory(event, node, root, subpath)
         else:
-            self._handle_file(event, watch, subpath)
+            self._handle_file(event, root.settings, subpath)
 
     def _handle_self(self, node: Node, mask: int) -> None:
         """An event of a watched directory itself; its parent tells the rest."""
@@ -193,19 +185,24 @@ class Watcher:
         elif mask & events.UNMOUNT and node.parent is not None:
             # Below the mount point there may be a directory again.
             self._coverage.appeared(node.parent, node.name, moved=True)
-        elif mask & events.MOVE_SELF and node in self._tree.roots:
+        elif mask & events.MOVE_SELF and node.root is not None:
             self._coverage.look()
+
+    def _remember(self, event: Event, node: Node, watch: WatchSettings, subpath: str) -> None:
+        """Half a rename, as it seems."""
+        child = node.children.get(event.name) if event.mask & events.ISDIR else None
+        if child is not None:
+            child.detach()
+        path, excluded = below(watch.path, subpath), bool(self._excluded(watch, subpath))
+        until = self._clock() + MOVE_WAIT
+        self._moves[event.cookie] = Move(path, excluded, child, self._turn, until)
 
     def _handle_file(self, event: Event, watch: WatchSettings, subpath: str) -> None:
         _, mask, cookie, _ = event
-        path = below(watch.path, subpath)
-        excluded = bool(self._excluded(watch, subpath))
-        if mask & events.MOVED_FROM:
-            self._remember(cookie, path, excluded=excluded, node=None)
-            return
         move = self._moves.pop(cookie, None) if mask & events.MOVED_TO else None
-        if excluded:
+        if self._excluded(watch, subpath):
             return
+        path = below(watch.path, subpath)
         if move is None or move.excluded:
             # link(2) sends CREATE alone, open(2) a CLOSE_WRITE later: the file itself tells.
             appeared, closed = bool(mask & events.CREATE), bool(mask & events.CLOSE_WRITE)
@@ -215,48 +212,33 @@ class Watcher:
         else:
             self._submit(Notification(Kind.RENAMED, path, Source.INOTIFY, old_path=move.path))
 
-    def _handle_directory(
-        self, event: Event, node: Node, watch: WatchSettings, subpath: str
-    ) -> None:
+    def _handle_directory(self, event: Event, node: Node, root: Root, subpath: str) -> None:
         _, mask, cookie, name = event
         if mask & events.CREATE:
             self._coverage.appeared(node, name, moved=False)
-        elif mask & events.MOVED_FROM:
-            child = node.children.get(name)
-            if child is not None:
-                self._tree.detach(child)
-            excluded = bool(self._excluded(watch, subpath))
-            self._remember(cookie, below(watch.path, subpath), excluded=excluded, node=child)
         elif mask & events.MOVED_TO:
             move = self._moves.pop(cookie, None)
             if move is not None:
-                self._move_directory(move, node, name, watch, subpath)
+                self._move_directory(move, node, name, root, subpath)
             self._coverage.appeared(node, name, moved=True)
 
     def _move_directory(
-        self, move: Move, parent: Node, name: str, watch: WatchSettings, subpath: str
+        self, move: Move, parent: Node, name: str, root: Root, subpath: str
     ) -> None:
         """A directory was renamed within the watches: it goes on with its watches."""
-        if not move.excluded and not self._excluded(watch, subpath):
+        if not move.excluded and not self._excluded(root.settings, subpath):
+            path = below(root.settings.path, subpath)
             self._submit(
                 Notification(
-                    Kind.RENAMED,
-                    below(watch.path, subpath),
-                    Source.INOTIFY,
-                    old_path=move.path,
-                    is_directory=True,
+                    Kind.RENAMED, path, Source.INOTIFY, old_path=move.path, is_directory=True
                 )
             )
-        if move.node is None or not self._tree.is_adrift(move.node):
+        if move.node is None or not move.node.is_adrift():
             return
-        takes = self._coverage.takes(watch.name, subpath)
-        displaced = self._tree.place(move.node, parent, name) if takes else move.node
-        if displaced is not None:
-            self._coverage.forget(displaced)
-
-    def _remember(self, cookie: int, path: str, *, excluded: bool, node: Node | None) -> None:
-        until = self._clock() + MOVE_WAIT
-        self._moves[cookie] = Move(path, excluded, node, self._turn, until)
+        if self._coverage.takes(root, subpath):
+            self._watched.place(move.node, parent, name)
+        else:
+            self._watched.forget(move.node)
 
 
 def _worth_a_look(read: list[Event]) -> list[Event]:

@@ -7,11 +7,12 @@ import os
 from collections.abc import Iterable
 
 from watchman.config.settings import WatchSettings
+from watchman.sources.scan.walk import Identity, identity
 from watchman.uploads import mounts
 
 
-def identify(watch: WatchSettings) -> tuple[int, int]:
-    """Device and inode of a watch's directory, or of that to which a symlink leads.
+def identify(watch: WatchSettings) -> Identity:
+    """What a watch's directory is, or that to which a symlink leads.
 
     Raises OSError also where it must be a mount and is none.
     """
@@ -19,10 +20,17 @@ def identify(watch: WatchSettings) -> tuple[int, int]:
     try:
         if watch.mounted and not mounts.is_mount(fd):
             raise OSError(errno.ENODEV, "not mounted", watch.path)
-        status = os.fstat(fd)
+        return identity(fd)
     finally:
         os.close(fd)
-    return status.st_dev, status.st_ino
+
+
+def found(watch: WatchSettings) -> Identity | None:
+    """As `identify`, None where it is not there."""
+    try:
+        return identify(watch)
+    except OSError:
+        return None
 
 
 def inner_roots(watch: WatchSettings, watches: Iterable[WatchSettings]) -> frozenset[str]:

@@ -12,6 +12,9 @@ from watchman.uploads import beneath
 
 T = TypeVar("T")
 
+#: Device and inode.
+Identity = tuple[int, int]
+
 #: Bytes of a path with its closing NUL, the kernel's PATH_MAX: a longer one cannot be opened.
 PATH_MAX = 4096
 
@@ -42,8 +45,13 @@ class Directory(Generic[T]):
         self.above = above
         self.here = here
         self.names: list[str] = []
-        stat = os.fstat(fd)
-        self.identity = (stat.st_dev, stat.st_ino)
+        self.identity = identity(fd)
+
+
+def identity(fd: int) -> Identity:
+    """What an open directory is."""
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
 
 
 def join(above: str, name: str) -> str:
@@ -92,7 +100,10 @@ def walk(fd: int, here: T, failed: Callable[[T, str, OSError], None]) -> Iterato
                     if chain and chain[-1].fd < 0:
                         _reopen(chain[-1], directory.fd)
                 except OSError as e:
-                    _give_up(chain, e, failed)
+                    for lost in chain:
+                        if lost.names:
+                            assert lost.here is not None
+                            failed(lost.here, "", e)
                     return
                 finally:
                     os.close(directory.fd)
@@ -118,17 +129,7 @@ def walk(fd: int, here: T, failed: Callable[[T, str, OSError], None]) -> Iterato
 def _reopen(directory: Directory[T], inner: int) -> None:
     """Open a directory of the way again from one in it, unless that was moved elsewhere."""
     fd = os.open("..", _FLAGS, dir_fd=inner)
-    stat = os.fstat(fd)
-    if (stat.st_dev, stat.st_ino) != directory.identity:
+    if identity(fd) != directory.identity:
         os.close(fd)
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
     directory.fd = fd
-
-
-def _give_up(
-    chain: list[Directory[T]], error: OSError, failed: Callable[[T, str, OSError], None]
-) -> None:
-    for directory in chain:
-        if directory.names:
-            assert directory.here is not None
-            failed(directory.here, "", error)

@@ -3,6 +3,7 @@
 import socket
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 from selectors import EVENT_READ, EVENT_WRITE
 
 from watchman.errors import RequestRefused
@@ -26,20 +27,22 @@ IDLE = 30.0
 LINGER = 2.0
 
 
+#: An answer in parts, each with whether it is the last.
+Parts = Iterator[tuple[bytes, bool]]
+
+
+@dataclass(slots=True, eq=False)
 class Due:
     """An answer's place in its connection's order; `text` is None until it is known.
 
-    A long one comes in parts: `rest` is whoever knows the next, once the peer has read this one.
+    A long one comes in parts: `rest` gives the next, once the peer has read this one.
     """
 
-    __slots__ = ("connection", "is_share", "rest", "text")
-
-    def __init__(self, connection: "Connection") -> None:
-        self.connection = connection
-        self.text: bytes | None = None
-        self.rest: object = None
-        #: Whether it is one of those that its user may be owed at once.
-        self.is_share = False
+    connection: "Connection"
+    text: bytes | None = None
+    rest: Parts | None = None
+    #: Whether it is one of those that its user may be owed at once.
+    is_share: bool = False
 
     @property
     def is_whole(self) -> bool:
@@ -112,13 +115,13 @@ class Connection:
         if self._lost and not self._owed():
             self.socket.shutdown(socket.SHUT_WR)
 
-    def continues(self) -> object:
-        """Whoever knows the next part of an answer whose last part is nearly sent; once."""
+    def continues(self) -> tuple[Due, Parts] | None:
+        """An answer whose last part is nearly sent, and what gives the next one; once."""
         due = self.pending[0] if self.pending else None
         if due is None or due.text is not None or len(self._output) >= SEND_LIMIT:
             return None
         rest, due.rest = due.rest, None
-        return rest
+        return None if rest is None else (due, rest)
 
     def expire(self, now: float) -> None:
         """Tell a peer that has been silent in the middle of a request."""

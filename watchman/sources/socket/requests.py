@@ -18,35 +18,6 @@ PATH_LIMIT = 4095
 SIZE_LIMIT = 2**63 - 1
 
 
-def _resubmit(fields: Mapping[str, str]) -> Notification:
-    return Notification(
-        Kind.COMPLETED,
-        fields["path"],
-        Source.RESUBMIT,
-        resubmit_as=fields.get("as", ""),
-        same_id=fields.get("same_id") == "yes",
-    )
-
-
-def _announce(kind: Kind) -> Callable[[Mapping[str, str]], Notification]:
-    def notification(fields: Mapping[str, str]) -> Notification:
-        size = fields.get("size")
-        return Notification(
-            kind,
-            fields.get("path", ""),
-            Source.HOOK,
-            old_path=fields.get("from", ""),
-            user=fields.get("user", ""),
-            client=fields.get("client", ""),
-            protocol=fields.get("protocol", ""),
-            size=None if size is None else int(size),
-            reason=fields.get("reason", ""),
-            session=session_in(fields.get("session", "")),
-        )
-
-    return notification
-
-
 Read = Callable[[str, str], str]
 
 
@@ -104,18 +75,18 @@ ABOUT = ("user", "client", "protocol")
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A row of the table: without `notification` it is a query."""
+    """A row of the table: without `kind`, that of a notification, it is a query."""
 
     required: tuple[str, ...] = ()
     #: One of these at least.
     either: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     admins_only: bool = True
-    notification: Callable[[Mapping[str, str]], Notification] | None = None
+    kind: Kind | None = None
 
 
 def _upload(kind: Kind, *, required: tuple[str, ...] = (), optional: tuple[str, ...] = ()) -> Event:
-    return Event(required, optional=optional, admins_only=False, notification=_announce(kind))
+    return Event(required, optional=optional, admins_only=False, kind=kind)
 
 
 #: Which uploads are meant: ids with blanks between, or all that every filter lets pass.
@@ -130,7 +101,7 @@ EVENTS: Mapping[str, Event] = {
     "failed": _upload(Kind.FAILED, optional=("path", "reason", *ABOUT)),
     "renamed": _upload(Kind.RENAMED, required=("from", "path"), optional=ABOUT),
     "ended": _upload(Kind.ENDED, optional=ABOUT),
-    "resubmit": Event(required=("path",), optional=("as", "same_id"), notification=_resubmit),
+    "resubmit": Event(required=("path",), optional=("as", "same_id"), kind=Kind.COMPLETED),
     "status": Event(),
     "queue": Event(optional=("limit",)),
     "explain": Event(either=("path", "id")),
@@ -174,3 +145,24 @@ class Request:
         if event.either and not fields.keys() & set(event.either):
             raise RequestRefused(f"{name} needs a field {' or '.join(event.either)}")
         return cls(name, event, fields)
+
+    def notification(self) -> Notification | None:
+        """What it says of a file; None for a query."""
+        if self.event.kind is None:
+            return None
+        get = self.fields.get
+        size = get("size")
+        return Notification(
+            self.event.kind,
+            get("path", ""),
+            Source.RESUBMIT if self.event.admins_only else Source.HOOK,
+            old_path=get("from", ""),
+            user=get("user", ""),
+            client=get("client", ""),
+            protocol=get("protocol", ""),
+            size=None if size is None else int(size),
+            reason=get("reason", ""),
+            session=session_in(get("session", "")),
+            resubmit_as=get("as", ""),
+            same_id=get("same_id") == "yes",
+        )

@@ -1,5 +1,6 @@
 """The listener's socket as a file: made for every FTP user, taken over only from the dead."""
 
+import contextlib
 import errno
 import logging
 import os
@@ -14,6 +15,9 @@ logger = logging.getLogger(__name__)
 #: Permission bits of the socket, so that every FTP user may connect.
 SOCKET_MODE = 0o666
 
+#: Peers that may wait to be let in.
+BACKLOG = 1024
+
 #: Permission bits of the directories made for it: FTP users pass through, only we write.
 DIRECTORY_MODE = 0o755
 
@@ -23,27 +27,37 @@ class SocketFile:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._bound: tuple[int, int] | None = None
+        self._bound: os.stat_result | None = None
 
-    def bind(self, server: socket.socket) -> None:
-        """Raises SocketUnavailable, which says what to do."""
-        try:
-            _make_directories(Path(self.path).parent)
-            self._clear()
-            server.bind(self.path)
-            # Before listen(2), so that the umask never refuses anyone.
-            os.chmod(self.path, SOCKET_MODE)
-            self._bound = _identity(self.path)
-        except OSError as error:
-            raise SocketUnavailable(
-                f"cannot make the socket {self.path!r}: {error.strerror or error};"
-                " the daemon's user must be able to write its directory, or set another `socket`"
-            ) from error
+    def listen(self) -> socket.socket:
+        """Return a socket that peers can connect to; raises SocketUnavailable, which says what to
+        do.
+        """
+        with contextlib.ExitStack() as failed:
+            server = failed.enter_context(socket.socket(socket.AF_UNIX))
+            failed.callback(self.remove)
+            try:
+                _make_directories(Path(self.path).parent)
+                self._clear()
+                server.bind(self.path)
+                # Before listen(2), so that the umask never refuses anyone.
+                os.chmod(self.path, SOCKET_MODE)
+                self._bound = os.lstat(self.path)
+                server.listen(BACKLOG)
+            except OSError as error:
+                raise SocketUnavailable(
+                    f"cannot make the socket {self.path!r}: {error.strerror or error};"
+                    " the daemon's user must be able to write its directory, or set another"
+                    " `socket`"
+                ) from error
+            server.setblocking(False)
+            failed.pop_all()
+        return server
 
     def remove(self) -> None:
         """Call it before the socket is closed: until then nobody else can have its inode."""
         try:
-            if self._bound is not None and _identity(self.path) == self._bound:
+            if self._bound and os.path.samestat(os.lstat(self.path), self._bound):
                 os.unlink(self.path)
         except FileNotFoundError:
             pass  # gone already, with its directory perhaps
@@ -81,8 +95,3 @@ def _make_directories(directory: Path) -> None:
     _make_directories(directory.parent)
     directory.mkdir(exist_ok=True)
     directory.chmod(DIRECTORY_MODE)  # whatever the umask; /run is empty after a boot
-
-
-def _identity(path: str) -> tuple[int, int]:
-    found = os.lstat(path)
-    return found.st_dev, found.st_ino

@@ -80,9 +80,6 @@ class Splitter:
         """Whether the last request has begun and not ended."""
         return bool(self._buffer)
 
-    def __len__(self) -> int:
-        return len(self._buffer)
-
 
 def line(word: str, text: str = "") -> bytes:
     """One answer; what could break the line or garble a terminal is escaped."""

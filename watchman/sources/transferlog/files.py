@@ -11,10 +11,9 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import islice
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from watchman.sources.transferlog.tail import Position, Tail, head_of
 
@@ -30,33 +29,29 @@ OLD = 50
 #: First lines of files that are remembered, so that none of them is taken for a new one.
 HEADS = 500
 
+#: Bytes that are read again at most because what they say needed no decision.
+UNMARKED = 1 << 20
+
 #: Files that are looked at, at most, where a file is searched for that has gone.
 SEARCHED = 20_000
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
+class Mark(NamedTuple):
     """Where the files of a log were read to, when that was, and when ProFTPD wrote the latest line
     of them by its own clock (epoch); the heads of all files that were read or are none of ours to
     read, and the directories where renamed files were.
     """
 
     at: float
-    positions: tuple[Position, ...]
+    files: tuple[Position, ...]
     last: int = 0
     heads: tuple[str, ...] = ()
     places: tuple[str, ...] = ()
 
-    def encode(self) -> dict[str, Any]:
-        files = [position.encode() for position in self.positions]
-        values = {"at": self.at, "files": files, "last": self.last}
-        return values | {"heads": self.heads, "places": self.places}
-
     @classmethod
-    def decode(cls, values: dict[str, Any]) -> Self:
-        positions = tuple(Position.decode(values) for values in values["files"])
-        heads, places = (tuple(values.get(name, ())) for name in ("heads", "places"))
-        return cls(values["at"], positions, values.get("last", 0), heads, places)
+    def decode(cls, values: Mapping[str, Any]) -> Self:
+        known = {name: values[name] for name in cls._fields if name in values}
+        return cls(**known | {"files": tuple(Position(*file) for file in values["files"])})
 
 
 class LogFiles:
@@ -82,6 +77,8 @@ class LogFiles:
         self._tails: list[Tail] = []
         #: Whether we begin: what is there now is not ours to read.
         self._first_sight = True
+        #: What was marked last.
+        self._marked: Mark | None = None
         #: In order of sight.
         self._heads: dict[str, None] = {}
         self._places: dict[str, None] = {os.path.dirname(path): None}
@@ -98,21 +95,36 @@ class LogFiles:
         while self._tails:
             self._tails.pop().close()
 
-    def resume(self, mark: Mark) -> None:
-        """Go on where the last run stopped."""
+    def resume(self, values: Mapping[str, Any]) -> None:
+        """Go on where the last run stopped, by its last mark."""
         self._first_sight = False
+        self._marked = mark = Mark.decode(values)
         self.last = mark.last
         self._heads = dict.fromkeys(mark.heads)
         self._places |= dict.fromkeys(mark.places)
-        for position in mark.positions:
+        for position in mark.files:
             tail = self._find(position)
             if tail is not None:
                 self._tails.append(tail)
             elif position.offset:
                 self._miss(mark.at)
 
-    def mark(self) -> Mark | None:
+    def mark(self) -> dict[str, Any] | None:
         """Return where all files were read to; None before the first could be looked at."""
+        self._marked = self._mark()
+        return self._marked and self._marked._asdict()
+
+    def is_marked(self) -> bool:
+        """Whether it would do no harm to go on from the last mark."""
+        now, then = self._mark(), self._marked
+        if now is None or then is None:
+            return now is then
+        if [p.inode for p in now.files] != [p.inode for p in then.files]:
+            return False
+        both = zip(now.files, then.files, strict=True)
+        return all(0 <= a.offset - b.offset < UNMARKED for a, b in both)
+
+    def _mark(self) -> Mark | None:
         if self._first_sight:
             return None
         self._remember_read()
@@ -123,13 +135,14 @@ class LogFiles:
         """Open what the path names, should it be another file now."""
         try:
             status = os.stat(self.path, follow_symlinks=False)
-            if not self._is_current(status):
+            current = self._tails[-1] if self._tails else None
+            if current is None or current.identity != (status.st_dev, status.st_ino):
                 self._change()
-            elif not self._tails[-1].is_intact():
-                self._begin_again(self._tails[-1])
-            elif not self._tails[-1].offset:
+            elif not current.is_intact():
+                self._begin_again(current)
+            elif not current.offset:
                 # It does not show whether it was truncated.
-                self._tails[-1:-1] = self._passed(self._tails[-1])
+                self._tails[-1:-1] = self._passed(current)
             self.problem = None
         except OSError as e:
             self.problem = e
@@ -150,17 +163,11 @@ class LogFiles:
                 self._tails.remove(tail)
                 tail.close()
 
-    def _is_current(self, status: os.stat_result) -> bool:
-        if not self._tails:
-            return False
-        current = self._tails[-1]
-        return (current.inode, current.device) == (status.st_ino, status.st_dev)
-
     def _change(self) -> None:
         tail = Tail(self.path)
         if self._first_sight:
             tail.seek(tail.size)
-            self._remember(head for _, head in self._heads_of(self._near()))
+            self._remember(head for _, head in self._heads_of(_files(self._places)))
             # Also when the only word of where it was read to has been lost with the journal.
             logger.info(
                 "Nothing is known of log %r. Reading it on from its end, at byte %d.",
@@ -177,7 +184,7 @@ class LogFiles:
             tail.since, self._since = self._since, 0
             tail.idle_since = self._clock()
         for known in self._tails:
-            if known.inode == tail.inode and known.device == tail.device:
+            if known.identity == tail.identity:
                 self._tails.remove(known)  # renamed there and back
                 self._tails.append(known)
                 tail.close()
@@ -187,8 +194,8 @@ class LogFiles:
     def _passed(self, current: Tail) -> list[Tail]:
         """Return files that the path named for a while without our seeing it."""
         self._remember_read()
-        opened = {(tail.device, tail.inode) for tail in [*self._tails, current]}
-        files = (f for f in self._near() if (f[1].st_dev, f[1].st_ino) not in opened)
+        opened = {tail.identity for tail in [*self._tails, current]}
+        files = (f for f in _files(self._places) if (f[1].st_dev, f[1].st_ino) not in opened)
         found = []
         for path, head in self._heads_of(files):
             if head not in self._heads and head != current.head and self._is_ours(path):
@@ -217,27 +224,30 @@ class LogFiles:
         )
 
     def _find(self, position: Position) -> Tail | None:
-        """Return the file that was read to a position: by its inode, else by what it holds."""
-        for files in (self._near, self._far):
-            # Of nothing every file begins with it.
-            ways = (self._with_inode, self._with_head) if position.offset else (self._with_inode,)
-            for way in ways:
-                for path in way(files(), position):
-                    with contextlib.suppress(OSError):
-                        tail = Tail(path)
-                        if tail.holds(position):
-                            tail.seek(position.offset)
-                            tail.idle_since = self._clock()
-                            self._places[os.path.dirname(path)] = None
-                            return tail
-                        tail.close()
+        """Return the file that was read to a position."""
+        for path in self._candidates(position):
+            with contextlib.suppress(OSError):
+                tail = Tail(path)
+                if tail.holds(position):
+                    tail.seek(position.offset)
+                    tail.idle_since = self._clock()
+                    self._places[os.path.dirname(path)] = None
+                    return tail
+                tail.close()
         return None
 
-    def _with_inode(self, files: Iterable[_File], position: Position) -> Iterator[str]:
-        return (path for path, status in files if status.st_ino == position.inode)
-
-    def _with_head(self, files: Iterable[_File], position: Position) -> Iterator[str]:
-        return (path for path, head in self._heads_of(files) if head == position.head)
+    def _candidates(self, position: Position) -> Iterator[str]:
+        """Yield files that may be it, by inode, else by what they hold: of those where the log is
+        and where renamed ones were; then of those below its directory and beside it, as of
+        logrotate's olddir.
+        """
+        here = os.path.dirname(self.path)
+        around = (path for above in (here, os.path.dirname(here)) for path in _directories(above))
+        for directories in (self._places, around):
+            files = _files(directories)
+            yield from (path for path, status in files if status.st_ino == position.inode)
+            if position.offset:  # of nothing every file begins with it
+                yield from (path for path, head in self._heads_of(files) if head == position.head)
 
     def _heads_of(self, files: Iterable[_File]) -> Iterator[tuple[str, str]]:
         """Yield files that begin with our token, and the hash of their first line."""
@@ -245,17 +255,6 @@ class LogFiles:
             with contextlib.suppress(OSError):
                 if head := head_of(path, self._token):
                     yield path, head
-
-    def _near(self) -> list[_File]:
-        """Return the files where the log is, and where renamed ones were, the oldest first."""
-        return _files(self._places)
-
-    def _far(self) -> list[_File]:
-        """Return the files below the directory of the log and beside it, as of logrotate's olddir;
-        the oldest first.
-        """
-        here = os.path.dirname(self.path)
-        return _files([*_directories(here), *_directories(os.path.dirname(here))])
 
     def _is_ours(self, path: str) -> bool:
         """Whether a file's name is more like that of this log than like another's."""
@@ -292,6 +291,7 @@ _File = tuple[str, os.stat_result]
 
 
 def _files(directories: Iterable[str]) -> list[_File]:
+    """Return the regular files in directories, the oldest first."""
     found: list[_File] = []
     for directory in dict.fromkeys(directories):
         with contextlib.suppress(OSError), os.scandir(directory) as entries:

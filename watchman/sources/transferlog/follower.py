@@ -14,7 +14,7 @@ from typing import Any
 from watchman.errors import ForeignRecord
 from watchman.sources.inotify import events
 from watchman.sources.inotify.events import Inotify
-from watchman.sources.transferlog.files import LogFiles, Mark
+from watchman.sources.transferlog.files import LogFiles
 from watchman.sources.transferlog.lines import AMBIGUOUS, Interpreter, check, parse, whole
 from watchman.uploads.upload import Notification
 
@@ -25,9 +25,6 @@ MASK = events.MODIFY | events.CREATE | events.MOVED_TO
 
 #: Seconds between looks when nothing wakes us, and between tries to make durable what was read.
 LOOK = 1.0
-
-#: Bytes that are read again at most because what they say needed no decision.
-UNMARKED = 1 << 20
 
 #: Bytes of a refused line that are shown.
 SHOWN = 120
@@ -51,39 +48,17 @@ class Log:
         self._token = os.fsencode(token) + b"|"
         self._interpreter = Interpreter()
         self.files = LogFiles(path, self._token, others, clock=clock)
-        #: What was submitted last.
-        self._marked: Mark | None = None
-        self._reported: set[str] = set()
+        #: Of records, of refused lines, and of these by why.
         self._counts: Counter[str] = Counter()
         self._last: float | None = None
 
-    def resume(self, values: Any) -> None:
-        """Go on where the last run stopped."""
-        self._marked = Mark.decode(values)
-        self.files.resume(self._marked)
-
     def read(self) -> Iterator[list[Notification]]:
-        """Yield what was written since, in parts; `mark` tells how far that is."""
+        """Yield what was written since, in parts; the files' mark tells how far that is."""
         self.files.follow()
         for tail in self.files.tails():
             while pieces := tail.read(self._token):
                 found = [self._understand(piece, tail.since) for piece in pieces]
                 yield [notification for notification in found if notification is not None]
-
-    def mark(self) -> Any:
-        """Return where all files were read to."""
-        self._marked = self.files.mark()
-        return self._marked.encode() if self._marked is not None else None
-
-    def is_marked(self) -> bool:
-        """Whether it would do no harm to go on from the last mark."""
-        now, then = self.files.mark(), self._marked
-        if now is None or then is None:
-            return now is then
-        if [p.inode for p in now.positions] != [p.inode for p in then.positions]:
-            return False
-        both = zip(now.positions, then.positions, strict=True)
-        return all(0 <= a.offset - b.offset < UNMARKED for a, b in both)
 
     def status(self) -> dict[str, Any]:
         return {
@@ -130,10 +105,10 @@ class Log:
         return self._interpreter.notification(record, path)
 
     def _refuse(self, why: str, piece: bytes, lines: int) -> None:
+        is_first = not self._counts[why]
         self._counts["refused"] += lines
         self._counts[why] += lines
-        if why not in self._reported:
-            self._reported.add(why)
+        if is_first:
             # What stands first may be the token that another file has.
             shown = piece.partition(b"|")[2] or piece
             logger.warning(
@@ -176,7 +151,7 @@ class TransferLog:
         marked = self._marked()
         for log in self._logs:
             if log.path in marked:
-                log.resume(marked[log.path])
+                log.files.resume(marked[log.path])
         self._inotify.open()
         self._thread.start()
         self._begun.wait()
@@ -228,11 +203,11 @@ class TransferLog:
         for notifications in log.read():
             if notifications and not self._bring(log, notifications):
                 return False
-        return log.is_marked() or self._bring(log, [])
+        return log.files.is_marked() or self._bring(log, [])
 
     def _bring(self, log: Log, notifications: Sequence[Notification]) -> bool:
         """Submit until it is durable; False if we stop before."""
-        mark = log.mark()
+        mark = log.files.mark()
         while not self._stopping.is_set():
             if self._submit(log.path, notifications, mark):
                 return True

@@ -14,8 +14,7 @@ import stat
 import tempfile
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import IO, Any, Self
+from typing import IO, Any, NamedTuple
 
 from watchman.sources.transferlog.lines import LONGEST, cut
 from watchman.uploads.local import is_local
@@ -39,8 +38,7 @@ _BROKEN = (EOFError, zlib.error, lzma.LZMAError, OSError, ValueError)
 BEFORE = 256
 
 
-@dataclass(frozen=True, slots=True)
-class Position:
+class Position(NamedTuple):
     """Where a file was read to: its inode, the offset, a hash of the bytes before that, and one of
     its first line, "" before there is one.
     """
@@ -50,13 +48,6 @@ class Position:
     digest: str
     head: str = ""
 
-    def encode(self) -> list[Any]:
-        return [self.inode, self.offset, self.digest, self.head]
-
-    @classmethod
-    def decode(cls, values: list[Any]) -> Self:
-        return cls(*values)
-
 
 class Tail:
     """An open log file, which may be a compressed one that nobody writes any more."""
@@ -65,7 +56,9 @@ class Tail:
         """Raises OSError."""
         self._fd = _unpacked(_open(path), path)
         status = os.fstat(self._fd)
-        self.inode, self.device, self.size = status.st_ino, status.st_dev, status.st_size
+        #: Device and inode.
+        self.identity = status.st_dev, status.st_ino
+        self.size = status.st_size
         self.offset = 0
         #: The bytes before the offset.
         self._before = b""
@@ -80,7 +73,7 @@ class Tail:
 
     @property
     def position(self) -> Position:
-        return Position(self.inode, self.offset, _digest(self._before), self.head)
+        return Position(self.identity[1], self.offset, _digest(self._before), self.head)
 
     @property
     def head(self) -> str:

@@ -1,0 +1,128 @@
+"""Which directories are watched: each with its watch descriptor, where the disk has it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+
+from watchman.sources.inotify.events import Inotify
+from watchman.sources.inotify.refusals import Refusals
+from watchman.sources.inotify.tree import UNWATCHED, Node, Root
+from watchman.sources.scan.walk import below, join, too_long
+
+
+class Watched:
+    """Sets and removes watches. `later` has something done in small steps."""
+
+    def __init__(
+        self, inotify: Inotify, refusals: Refusals, later: Callable[[Iterator[None]], None]
+    ) -> None:
+        self._inotify = inotify
+        self._refusals = refusals
+        self._later = later
+        #: The kernel does not use a watch descriptor twice.
+        self.by_wd: dict[int, Node] = {}
+
+    def enter_root(self, root: Root, fd: int) -> Node:
+        """Watch the open directory of a root."""
+        ours = root.node
+        assert ours is not None
+        wd = self._inotify.watch(fd)
+        node = self.by_wd.get(wd)
+        if node is None:
+            self._set_wd(ours, wd)
+            return ours
+        if node is ours:
+            return node
+        if node.root is not None:
+            other = node.root.settings.name
+            raise OSError(errno.EEXIST, f"it is the directory of watch {other} too")
+        # A directory of another watch until now: moved to here, or reached by a symlink.
+        node.detach()
+        root.move_to(node)
+        self.forget(ours)
+        return node
+
+    def enter(self, fd: int, parent: Node, name: str) -> Node | None:
+        """Watch an open directory and put it where it was found, None if it belongs elsewhere."""
+        place = parent.locate()
+        if place is None:
+            return None
+        if too_long(below(place[0].settings.path, join(place[1], name))):
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        wd = self._inotify.watch(fd)
+        node = self.by_wd.get(wd)
+        if node is not None and node is parent.children.get(name):
+            return node
+        if node is None:
+            node = Node()
+        elif node.root is not None:
+            if node.root.is_there():
+                return None  # reached by a symlink or a second mount there
+            self.lose(node.root, "moved away")
+        elif parent.is_below(node) or _is_still(node, fd):
+            return None  # a mount inside itself, or of what is watched in its own place
+        self.place(node, parent, name)
+        self._set_wd(node, wd)
+        return node
+
+    def place(self, node: Node, parent: Node, name: str) -> None:
+        """Put a directory where it is now."""
+        displaced = node.place(parent, name)
+        if displaced is not None:
+            self.forget(displaced)
+
+    def lose(self, root: Root, reason: str) -> None:
+        """A root is not there any more."""
+        node = root.node
+        root.leave(reason)
+        if node is not None:
+            self.forget(node)
+
+    def forget(self, node: Node) -> None:
+        """A directory has left with all below it."""
+        node.detach()
+        if node.children:
+            self._later(self._drop_all(node))
+        else:
+            self._drop(node)
+
+    def _drop_all(self, node: Node) -> Iterator[None]:
+        """Remove the watches of a subtree, but for what has been placed again meanwhile."""
+        stack = [node]
+        while stack:
+            node = stack.pop()
+            if node.is_adrift():
+                for child in node.children.values():
+                    child.parent = None
+                    stack.append(child)
+                node.children = {}
+                self._drop(node)
+                yield
+
+    def _drop(self, node: Node) -> None:
+        self._refusals.pop(node, None)
+        wd = node.wd
+        self._set_wd(node, UNWATCHED)
+        if wd != UNWATCHED:
+            self._inotify.unwatch(wd)
+
+    def _set_wd(self, node: Node, wd: int) -> None:
+        if self.by_wd.get(node.wd) is node:
+            del self.by_wd[node.wd]
+        node.wd = wd
+        if wd != UNWATCHED:
+            self.by_wd[wd] = node
+
+
+def _is_still(node: Node, fd: int) -> bool:
+    """Whether an open directory is, too, where the map has it."""
+    place = node.locate()
+    if place is None:
+        return False
+    try:
+        there = os.lstat(below(place[0].settings.path, place[1]))
+    except OSError:
+        return False
+    return os.path.samestat(there, os.fstat(fd))
