@@ -29,7 +29,7 @@ class Connections(dict[Connection, int]):
     """
 
     def __init__(self, path: str) -> None:
-        self._file = SocketFile(path)
+        self._path = path
         self._limit = min(CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
         #: Guards `_wake`, which any thread writes to, against being closed and used again.
         self._wake_lock = threading.Lock()
@@ -37,19 +37,18 @@ class Connections(dict[Connection, int]):
 
     def open(self) -> None:
         """Have peers connect from now on; raises SocketUnavailable, which says what to do."""
-        self._server = self._file.listen()
+        self._server = SocketFile(self._path)
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._server, selectors.EVENT_READ)
         self._selector.register(self._wake, selectors.EVENT_READ)
-        logger.info("Listening on %r.", self._file.path)
+        logger.info("Listening on %r.", self._path)
 
     def refuse(self) -> None:
         """Let nobody in any more."""
         if self._server.fileno() >= 0:
             self._selector.unregister(self._server)
-            self._file.remove()
-            self._server.close()
+            self._server.server_close()
 
     def close(self) -> None:
         self.refuse()
@@ -83,7 +82,7 @@ class Connections(dict[Connection, int]):
         """Let peers in."""
         for _ in range(ACCEPT_LIMIT):
             try:
-                connected, _address = self._server.accept()
+                connected, _address = self._server.get_request()
             except BlockingIOError:
                 return
             except OSError as error:

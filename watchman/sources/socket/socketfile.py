@@ -1,10 +1,10 @@
 """The listener's socket as a file: made for every FTP user, taken over only from the dead."""
 
-import contextlib
 import errno
 import logging
 import os
 import socket
+import socketserver
 import stat
 from pathlib import Path
 
@@ -22,40 +22,38 @@ BACKLOG = 1024
 DIRECTORY_MODE = 0o755
 
 
-class SocketFile:
-    """A path bound to a socket, remembered by inode so that only our own is ever removed."""
+class SocketFile(socketserver.UnixStreamServer):
+    """A socket bound to a path, remembered by inode so that only our own is ever removed.
+
+    Peers can connect once it is made. Of socketserver's class it binds, listens and accepts; its
+    loop and its mix-ins would make a thread or a process for each connection.
+    """
+
+    request_queue_size = BACKLOG
 
     def __init__(self, path: str) -> None:
+        """Raises SocketUnavailable, which says what to do."""
         self.path = path
         self._bound: os.stat_result | None = None
+        try:
+            super().__init__(path, socketserver.BaseRequestHandler)
+        except OSError as error:
+            raise SocketUnavailable(
+                f"cannot make the socket {path!r}: {error.strerror or error}; the daemon's user"
+                " must be able to write its directory, or set another `socket`"
+            ) from error
+        self.socket.setblocking(False)
 
-    def listen(self) -> socket.socket:
-        """Return a socket that peers can connect to; raises SocketUnavailable, which says what to
-        do.
-        """
-        with contextlib.ExitStack() as failed:
-            server = failed.enter_context(socket.socket(socket.AF_UNIX))
-            failed.callback(self.remove)
-            try:
-                _make_directories(Path(self.path).parent)
-                self._clear()
-                server.bind(self.path)
-                # Before listen(2), so that the umask never refuses anyone.
-                os.chmod(self.path, SOCKET_MODE)
-                self._bound = os.lstat(self.path)
-                server.listen(BACKLOG)
-            except OSError as error:
-                raise SocketUnavailable(
-                    f"cannot make the socket {self.path!r}: {error.strerror or error};"
-                    " the daemon's user must be able to write its directory, or set another"
-                    " `socket`"
-                ) from error
-            server.setblocking(False)
-            failed.pop_all()
-        return server
+    def server_bind(self) -> None:
+        _make_directories(Path(self.path).parent)
+        self._clear()
+        super().server_bind()
+        # Before listen(2), so that the umask never refuses anyone.
+        os.chmod(self.path, SOCKET_MODE)
+        self._bound = os.lstat(self.path)
 
-    def remove(self) -> None:
-        """Call it before the socket is closed: until then nobody else can have its inode."""
+    def server_close(self) -> None:
+        """Remove the file, and close: until then nobody else can have its inode."""
         try:
             if self._bound and os.path.samestat(os.lstat(self.path), self._bound):
                 os.unlink(self.path)
@@ -64,6 +62,7 @@ class SocketFile:
         except OSError as error:
             logger.warning("Could not remove %r: %s.", self.path, error.strerror)
         self._bound = None
+        super().server_close()
 
     def _clear(self) -> None:
         """Remove what a daemon that was killed left behind, and nothing else."""
