@@ -8,7 +8,7 @@ from watchman.config.settings import WatchSettings
 from watchman.sources.scan.roots import found
 from watchman.sources.scan.walk import Identity
 
-logger = logging.getLogger("watchman.sources.inotify.root")
+logger = logging.getLogger(__name__)
 
 #: The watch descriptor of a directory that has none.
 UNWATCHED = -1

@@ -28,7 +28,7 @@ from watchman.uploads.sample import sample_of
 from watchman.uploads.upload import FileState, Kind, Notification, Source
 
 # Scanner and scan speak as one.
-logger = logging.getLogger("watchman.sources.scan.scanner")
+logger = logging.getLogger(__name__)
 
 #: Seconds for which word of a file that was found may be on its way, as that it was renamed.
 FRESH = 1.0

@@ -13,8 +13,7 @@ from collections.abc import Iterator
 from watchman.sources.socket.connection import Connection
 from watchman.sources.socket.socketfile import SocketFile
 
-# The listener and what it has speak as one.
-logger = logging.getLogger("watchman.sources.socket.listener")
+logger = logging.getLogger(__name__)
 
 #: Peers at once, if the limit on file descriptors allows; half of those are left to the others.
 CONNECTIONS = 1024
