@@ -27,7 +27,6 @@ from watchman.uploads.ownership import owner_of
 from watchman.uploads.sample import sample_of
 from watchman.uploads.upload import FileState, Kind, Notification, Source
 
-# Scanner and scan speak as one.
 logger = logging.getLogger(__name__)
 
 #: Seconds for which word of a file that was found may be on its way, as that it was renamed.
