@@ -101,7 +101,7 @@ class Daemon:
             )
             inside.callback(dispatcher.close)
             pipeline = dispatcher.pipeline
-            pipeline.pause(pauses.since())
+            pipeline.backlogs.pause(pauses.since())
             publishers = Sinks(
                 settings.brokers,
                 lambda broker: Publisher(
@@ -112,9 +112,8 @@ class Daemon:
                 moves_of(settings),
                 lambda section: Mover(
                     *section,
-                    take=partial(pipeline.take_moves, section[0].name),
+                    take=partial(pipeline.take_at, f"move:{section[0].name}"),
                     look=pipeline.file_tracker.look,
-                    refill=pipeline.refill,
                     write=pipeline.write,
                     report=pipeline.report_move,
                 ),
@@ -246,11 +245,10 @@ class Daemon:
         self._stopping = False
         deadline = time.monotonic() + self._settings.drain
         while time.monotonic() < deadline and not self._stopping:
-            sinks = [(pipeline.moves[name], status) for name, status in movers.status().items()]
-            sinks += [
-                (pipeline.backlogs[name], status) for name, status in publishers.status().items()
-            ]
-            if not any(b.in_hand() for b, status in sinks if status["state"] not in DOWN):
+            places = {f"move:{name}": status for name, status in movers.status().items()}
+            places |= {f"broker:{name}": status for name, status in publishers.status().items()}
+            up = [place for place, status in places.items() if status["state"] not in DOWN]
+            if not any(pipeline.backlogs[place].in_hand() for place in up):
                 return
             self._wait(DRAIN_POLL)
 

@@ -128,5 +128,5 @@ class Control:
     def _apply_pauses(self) -> Rows:
         """Have them take effect; they are durable."""
         paused = self._pauses.since()
-        self._dispatcher.call(lambda: self._dispatcher.pipeline.pause(paused))
+        self._dispatcher.call(lambda: self._dispatcher.pipeline.backlogs.pause(paused))
         return [{"name": name, "since": since} for name, since in paused.items()]

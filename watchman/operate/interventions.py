@@ -84,7 +84,7 @@ class Interventions:
         # The publisher first: it would put back what it still backs off from.
         kind, _, name = place.partition(":")
         self._hurry(kind, name)
-        self._dispatcher.pipeline.open(place, lane)
+        self._dispatcher.pipeline.backlogs[place].open(lane)
 
     def _retry_failed(self, lot: list[Found]) -> Rows:
         if not lot:
@@ -105,7 +105,8 @@ class Interventions:
         if lot[0].group.state == State.FAILED.value:
             drop, dropped = pipeline.failures.drop, set(by_position)
         else:
-            drop, dropped = pipeline.drop, pipeline.withdraw(place, by_position, IN_HAND)
+            dropped = pipeline.backlogs[place].withdraw(by_position, IN_HAND)
+            drop = pipeline.drop
         self._durably(lambda: [drop(by_position[position]) for position in dropped], "dropped")
         for position, upload in by_position.items():
             if position in dropped:

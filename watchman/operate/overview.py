@@ -12,8 +12,8 @@ from watchman import __version__
 from watchman.config.settings import Settings
 from watchman.dispatch.dispatcher import Dispatcher
 from watchman.operate.queue_view import DOWN, QueueView
+from watchman.sinks.backlogs import Group
 from watchman.sinks.pauses import ALL, Pauses
-from watchman.sinks.pipeline import Group
 from watchman.sinks.sinks import Movers, Publishers
 from watchman.sources.finders import Finders
 from watchman.uploads.upload import Source, State
@@ -116,8 +116,8 @@ class Overview:
                 f"nothing is decided for {stalled:.0f} seconds: a file system hangs, most likely;"
                 " the log's last lines may tell which"
             )
-        for name, backlog in list(self._dispatcher.pipeline.backlogs.items()):
-            broker, stalled = brokers.get(name, UNKNOWN), backlog.stalled()
+        for name, broker in brokers.items():
+            stalled = self._dispatcher.pipeline.backlogs[f"broker:{name}"].stalled()
             if stalled >= STALLED and broker["state"] not in (*DOWN, "unknown"):
                 yield (
                     f"none of the {broker['waiting']} uploads that wait for broker {name} was sent"

@@ -37,9 +37,8 @@ class Outcome:
 class Batch:
     """Moves uploads in order, in directories that are open for as long as the batch takes.
 
-    `write` makes uploads durable as they now are and waits for it, `refill` fills in their
-    arguments anew; `keep_on` is called now and then and may raise Stopped. A copy of more than
-    `largest` bytes is left: its outcome is TakesLong.
+    `write` makes uploads durable as they now are and waits for it; `keep_on` is called now and then
+    and may raise Stopped. A copy of more than `largest` bytes is left: its outcome is TakesLong.
     """
 
     def __init__(
@@ -49,7 +48,6 @@ class Batch:
         directories: Directories,
         *,
         largest: float,
-        refill: Callable[[Upload], Upload],
         write: Callable[[State, Sequence[Upload]], list[Upload]],
         keep_on: Callable[[], None],
     ) -> None:
@@ -57,7 +55,6 @@ class Batch:
         self._watches = watches
         self._directories = directories
         self._largest = largest
-        self._refill = refill
         self._write = write
         self._keep_on = keep_on
         self._outcomes: list[Outcome] = []
@@ -128,7 +125,7 @@ class Batch:
             if not self._leads_to_destination(upload):
                 milliseconds = int(upload.accepted * 1000)
                 destination = destination_of(self._settings, upload.path, milliseconds)
-            uploads.append(self._refill(replace(upload, destination=destination)))
+            uploads.append(replace(upload, destination=destination))
         if uploads:
             written = self._write(State.RENAMED, uploads)
             for move, upload in zip(moves, written, strict=True):

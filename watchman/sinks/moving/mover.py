@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from watchman.config.moves import ASIDE
 from watchman.config.settings import MoveSettings, WatchSettings
@@ -52,18 +52,12 @@ HUNG = 5.0
 WHOLE_FILESYSTEM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 
 
-class Take(Protocol):
-    """Gives uploads, oldest first: those put aside, or the others."""
-
-    def __call__(self, limit: int, timeout: float, *, aside: bool) -> Sequence[Upload]: ...
-
-
 class Mover:
     """One move's two threads, so that a filesystem that hangs holds up no other move.
 
     One moves files in order, the other copies those that take long. `take` gives both what to move;
     `look` tells what became of a file that is not where it was; `write` makes uploads durable as
-    they now are and waits for it, `refill` fills in their arguments. `report` hears of each upload
+    they now are and waits for it. `report` hears of each upload
     once.
     """
 
@@ -72,9 +66,8 @@ class Mover:
         move: MoveSettings,
         watches: Mapping[str, WatchSettings],
         *,
-        take: Take,
+        take: Callable[[int, float, bool], Sequence[Upload]],
         look: Callable[[Upload], Report | None],
-        refill: Callable[[Upload], Upload],
         write: Callable[[State, Sequence[Upload]], list[Upload]],
         report: Callable[[Report], None],
     ) -> None:
@@ -82,7 +75,6 @@ class Mover:
         self._watches = watches
         self._take = take
         self._look = look
-        self._refill = refill
         self._write = write
         self._report = report
         #: Guards back-offs and status, for both threads report.
@@ -128,7 +120,7 @@ class Mover:
         limit = 1 if aside else BATCH
         while not self._stopping.is_set():
             try:
-                self._move_all(self._take(limit, PATIENCE, aside=aside), aside)
+                self._move_all(self._take(limit, PATIENCE, aside), aside)
             except Stopped:
                 return
             # The thread must outlive whatever comes; the journal still has what was not reported.
@@ -148,7 +140,6 @@ class Mover:
                 self._watches,
                 directories,
                 largest=math.inf if aside else LARGEST,
-                refill=self._refill,
                 write=self._write,
                 keep_on=self._keep_on,
             )
