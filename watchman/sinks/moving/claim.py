@@ -172,10 +172,9 @@ class Claim:
         if self.source is None:
             return False
         try:
-            renaming.rename(self.held, self._hidden, self.source, self._name)
+            self.hand_over(self.source, self._name)
         except FileExistsError:
             return False
-        self.held = None
         self._restore()
         return True
 
@@ -231,10 +230,15 @@ def may_change(directory: int | None) -> bool:
 
 def state_of(directory: int | None, name: str) -> FileState | None:
     """Return the state of a regular file, None where there is none."""
+    status = status_of(directory, name)
+    return FileState.of(status) if status and stat.S_ISREG(status.st_mode) else None
+
+
+def status_of(directory: int | None, name: str) -> os.stat_result | None:
+    """Return the status of whatever has a name, None where nothing has."""
     if directory is None:
         return None
     try:
-        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        return os.stat(name, dir_fd=directory, follow_symlinks=False)
     except FileNotFoundError:
         return None
-    return FileState.of(status) if stat.S_ISREG(status.st_mode) else None

@@ -20,7 +20,7 @@ from watchman.config.moves import copy_name, unique_name
 from watchman.config.settings import MoveSettings
 from watchman.errors import BeingWritten, Superseded, TakesLong
 from watchman.sinks.moving import attributes, copying, lease
-from watchman.sinks.moving.claim import Claim, may_change, state_of
+from watchman.sinks.moving.claim import Claim, may_change, state_of, status_of
 from watchman.uploads import renaming
 from watchman.uploads.upload import FileState, Upload
 
@@ -111,13 +111,13 @@ class Move:
 
     def is_taken(self) -> bool:
         """Whether somebody else's file has the final name."""
-        return _exists(self.target, self._final)
+        return status_of(self.target, self._final) is not None
 
     def another_name(self) -> str:
         """Return a destination that is free."""
         directory = os.path.dirname(self.upload.destination)
         milliseconds = int(time.time() * 1000)
-        while _exists(self.target, name := unique_name(self._name, milliseconds)):
+        while status_of(self.target, name := unique_name(self._name, milliseconds)):
             milliseconds += 1
         return os.path.join(directory, name)
 
@@ -268,14 +268,3 @@ def _look_for_room(directory: int, status: os.stat_result) -> None:
     # Blocks as the file has them, which its holes have not; st_blocks counts 512 bytes each.
     if room.f_blocks and status.st_blocks * 512 > room.f_bfree * room.f_frsize:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def _exists(directory: int | None, name: str) -> bool:
-    """Whether there is anything of that name."""
-    if directory is None:
-        return False
-    try:
-        os.stat(name, dir_fd=directory, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return True
