@@ -123,7 +123,7 @@ class Publisher(Sink):
         if uploads and not messages:
             return
         try:
-            self._send_or_retry(messages)
+            self._send(messages)
         except Exception as e:
             if not isinstance(e, BrokerUnavailable) and self._status["state"] != "down":
                 # py-amqp is known to raise AttributeError for a lost connection, so we carry on.
@@ -145,19 +145,12 @@ class Publisher(Sink):
         if not self._stopping.is_set():
             self._roused.clear()
 
-    def _send_or_retry(self, messages: list[Message]) -> None:
-        """Send; once more at once over a new connection if the old one was stale."""
-        was_open, began = self._sender is not None, time.monotonic()
-        try:
-            self._send(messages)
-        except BrokerUnavailable:
-            quickly = time.monotonic() - began < AT_ONCE
-            if not (was_open and quickly) or self._stopping.is_set():
-                raise
-            self._send(messages)
-
     def _send(self, messages: list[Message]) -> None:
-        """Send and report, taking from `messages` what has been reported."""
+        """Send and report, taking from `messages` what has been reported.
+
+        Once more at once over a new connection if the old one was stale.
+        """
+        was_open, began = self._sender is not None, time.monotonic()
         try:
             if self._sender is None:
                 self._sender = self._connected()
@@ -168,11 +161,15 @@ class Publisher(Sink):
                 states.setdefault(str(sent.message.route), set()).add(sent.state)
             self._say("up")
             self._forgive(states)
-        except BaseException:
+        except BaseException as e:
             if self._sender is not None:
                 self._sender.discard()
                 self._sender = None
-            raise
+            quickly = time.monotonic() - began < AT_ONCE
+            is_stale = was_open and quickly and isinstance(e, BrokerUnavailable)
+            if not is_stale or self._stopping.is_set():
+                raise
+            self._send(messages)
 
     def _connected(self) -> Sender:
         driver = self._app.connection_for_write().transport.driver_type
