@@ -6,6 +6,7 @@ import contextlib
 import os
 import stat
 
+from watchman.config.files import fsync_directory
 from watchman.config.settings import MoveSettings
 from watchman.errors import NotBelowWatch, Obstructed
 from watchman.sinks.moving.attributes import SET_ID, owner_of, permit, set_owner
@@ -77,11 +78,7 @@ class Directories(contextlib.ExitStack):
             fd = self._changed.pop()
             # O_PATH cannot be synced. Where there is no right to read, nobody can.
             with contextlib.suppress(PermissionError):
-                readable = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
-                try:
-                    os.fsync(readable)
-                finally:
-                    os.close(readable)
+                fsync_directory(f"/proc/self/fd/{fd}")
 
     def _make_one(self, parent: int, path: str, like: str) -> None:
         """Make one directory with the INI file's mode and owner, or those of the one at `like`."""
