@@ -10,8 +10,8 @@ from typing import NoReturn
 from watchman.config.moves import claim_name
 from watchman.config.settings import MoveSettings
 from watchman.errors import BeingWritten, Refused, Superseded
-from watchman.sinks.moving import attributes, lease
-from watchman.uploads import beneath, renaming
+from watchman.sinks.moving import attributes
+from watchman.uploads import beneath, lease, renaming
 from watchman.uploads.ownership import Ownership
 from watchman.uploads.upload import FileState, Upload
 

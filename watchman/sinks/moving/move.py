@@ -19,9 +19,9 @@ from dataclasses import replace
 from watchman.config.moves import copy_name, unique_name
 from watchman.config.settings import MoveSettings
 from watchman.errors import BeingWritten, Superseded, TakesLong
-from watchman.sinks.moving import attributes, copying, lease
+from watchman.sinks.moving import attributes, copying
 from watchman.sinks.moving.claim import Claim, may_change, state_of, status_of
-from watchman.uploads import renaming
+from watchman.uploads import lease, renaming
 from watchman.uploads.upload import FileState, Upload
 
 #: Seconds after which a write sets other times than the one before it: the kernel counts them by
