@@ -172,11 +172,10 @@ class Daemon:
         """
         self._stopping = False
         deadline = time.monotonic() + self._settings.drain
-        pipeline = parts.dispatcher.pipeline
-        backlogs = {"move": pipeline.moves, "broker": pipeline.backlogs}
+        backlogs = parts.dispatcher.pipeline.backlogs
         while time.monotonic() < deadline and not self._stopping:
             if not any(
-                backlogs[kind][name].in_hand()
+                backlogs[f"{kind}:{name}"].in_hand()
                 for kind, sinks in parts.sinks().items()
                 for name, sink in sinks.items()
                 if sink["state"] not in DOWN
@@ -213,7 +212,7 @@ def _make_parts(settings: Settings, inside: contextlib.ExitStack) -> Parts:
         read_log=lambda: finders.read_log(),
     )
     inside.callback(dispatcher.close)
-    dispatcher.pipeline.pause(pauses.since())
+    dispatcher.pipeline.backlogs.pause(pauses.since())
     publishers, movers = _make_sinks(settings, dispatcher.pipeline)
     finders = Finders(
         submit_event=dispatcher.submit_event,
@@ -239,9 +238,8 @@ def _make_sinks(settings: Settings, pipeline: Pipeline) -> tuple[Publishers, Mov
         moves_of(settings),
         lambda section: Mover(
             *section,
-            take=partial(pipeline.take_moves, section[0].name),
+            take=partial(pipeline.take_at, f"move:{section[0].name}"),
             look=pipeline.file_tracker.look,
-            refill=pipeline.refill,
             write=pipeline.write,
             report=pipeline.report_move,
         ),

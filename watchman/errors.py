@@ -59,10 +59,6 @@ class ForeignRecord(WatchmanError):
     """A line of a transfer log that ProFTPD did not write in our LogFormat, or not whole."""
 
 
-class DestinationAway(WatchmanError):
-    """The directory that a move goes to is not there, or its filesystem is not mounted."""
-
-
 class Obstructed(WatchmanError):
     """A file cannot be moved as things are: somebody has to change them."""
 

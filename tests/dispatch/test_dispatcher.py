@@ -263,7 +263,7 @@ def test_what_becomes_of_an_older_write_leaves_the_newer_decision_as_it_is(
     path = house.write("a.csv")
     house.say(path)
     if is_moved:
-        (upload,) = house.pipeline.take_moves("all", 100, 0.0)
+        (upload,) = house.pipeline.take_at("move:all", 100, 0.0)
         copy = house.write("a.csv", watch="store")
         moved = replace(upload, path=str(copy), state=FileState.of(copy.lstat()))
         moved = replace(moved, moved_from=upload.path, source_state=upload.state)

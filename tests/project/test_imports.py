@@ -49,8 +49,8 @@ MAY_IMPORT = {
 
 #: Modules that others than their folder's neighbours may import, where these may not import all.
 ONLY = {
-    "sinks.moving": {"sinks": {"sinks.backoff"}},
-    "sinks.publishing": {"sinks": {"sinks.backoff"}},
+    "sinks.moving": {"sinks": {"sinks.sink"}},
+    "sinks.publishing": {"sinks": {"sinks.sink"}},
     "commands.shared": {"sources.socket": {"sources.socket.wire"}},
     "commands.check": {"sources.transferlog": {"sources.transferlog.lines"}},
     "sources.transferlog": {"sources.inotify": {"sources.inotify.events"}},

@@ -620,7 +620,8 @@ def test_a_moved_upload_that_is_dropped_leaves_its_backlog(yard: Yard) -> None:
     (group,) = yard.pipeline.groups()
     (found,) = yard.unsettled().select(Selection(states=frozenset({"waiting"})))
     assert found is not None
-    assert yard.pipeline.withdraw(group.place, group.positions, 1.0) == set(group.positions)
+    backlog = yard.pipeline.backlogs[group.place]
+    assert backlog.withdraw(group.positions, 1.0) == set(group.positions)
     yard.dispatcher.call(lambda: yard.pipeline.drop(found.upload))
     assert (yard.pipeline.waiting(), yard.rows()) == (0, [])
     assert files(yard.destination) == {"a.csv": "1,2,3\n"}

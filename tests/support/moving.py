@@ -50,9 +50,8 @@ class Yard(Inside):
             name: Mover(
                 move,
                 self.settings.watches,
-                take=partial(self.pipeline.take_moves, name),
+                take=partial(self.pipeline.take_at, f"move:{name}"),
                 look=self.pipeline.file_tracker.look,
-                refill=self.pipeline.refill,
                 write=self.pipeline.write,
                 report=self.pipeline.report_move,
             )

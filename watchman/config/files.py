@@ -1,4 +1,4 @@
-"""Our own files and directories, with the modes that they are to have whatever the umask is."""
+"""Our own files and directories: durable, and with modes that no umask changes."""
 
 from __future__ import annotations
 
@@ -34,3 +34,12 @@ def make_directory(path: str, mode: int) -> None:
         make_directory(os.path.dirname(path), ABOVE)
         os.mkdir(path, mode)
         os.chmod(path, mode)
+
+
+def fsync_directory(path: str) -> None:
+    """Make names just made or removed in a directory durable, see fsync(2)."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -100,5 +100,5 @@ class Control:
     def _apply_pauses(self) -> Rows:
         """Have them take effect; they are durable."""
         dispatcher, paused = self._parts.dispatcher, self._parts.pauses.since()
-        dispatcher.call(lambda: dispatcher.pipeline.pause(paused))
+        dispatcher.call(lambda: dispatcher.pipeline.backlogs.pause(paused))
         return [{"name": name, "since": since} for name, since in paused.items()]

@@ -9,7 +9,7 @@ from typing import Any
 from watchman.dispatch.dispatcher import Dispatcher
 from watchman.errors import JournalUnwritable, WatchmanError
 from watchman.operate.queue_view import Found, QueueView, Selection
-from watchman.sinks.pipeline import Group
+from watchman.sinks.backlogs import Group
 from watchman.uploads.upload import State
 
 #: Seconds for which an upload that a publisher has in hand is waited for.
@@ -83,7 +83,7 @@ class Interventions:
             # The publisher first: it would put back what it still backs off from.
             kind, _, name = group.place.partition(":")
             self._hurry(kind, name)
-            self._dispatcher.pipeline.open(group.place, group.lane)
+            self._dispatcher.pipeline.backlogs[group.place].open(group.lane)
         return ""
 
     def _drop(self, lot: list[Found]) -> Rows:
@@ -93,7 +93,7 @@ class Interventions:
             drop, dropped = pipeline.failures.drop, set(by_position)
         else:
             place = lot[0].group.place
-            drop, dropped = pipeline.drop, pipeline.withdraw(place, by_position, IN_HAND)
+            drop, dropped = pipeline.drop, pipeline.backlogs[place].withdraw(by_position, IN_HAND)
         self._durably(lambda: [drop(by_position[position]) for position in dropped], "dropped")
         sent = "its task has been sent, or is being sent at this moment"
         for position, upload in by_position.items():

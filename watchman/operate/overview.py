@@ -10,8 +10,8 @@ from typing import Any
 from watchman import __version__
 from watchman.operate.parts import Parts
 from watchman.operate.queue_view import DOWN, QueueView
+from watchman.sinks.backlogs import Group
 from watchman.sinks.pauses import ALL
-from watchman.sinks.pipeline import Group
 from watchman.uploads.upload import Source, State
 
 #: Seconds after which work that could go on, and does not, is a problem.
@@ -143,8 +143,8 @@ def _problems(parts: Parts, watches: Told, logs: Told, sinks: Mapping[str, Told]
             f"nothing is decided for {stalled:.0f} seconds: a file system hangs, most likely;"
             " the log's last lines may tell which"
         )
-    for name, backlog in list(dispatcher.pipeline.backlogs.items()):
-        broker, stalled = sinks["broker"].get(name, UNKNOWN), backlog.stalled()
+    for name, broker in sinks["broker"].items():
+        stalled = dispatcher.pipeline.backlogs[f"broker:{name}"].stalled()
         if stalled >= STALLED and broker["state"] not in (*DOWN, "unknown"):
             yield (
                 f"none of the {broker['waiting']} uploads that wait for broker {name} was sent"

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple, Self
 
 from watchman.config.rules import compiled
 from watchman.errors import JournalCorrupt, WatchmanError
-from watchman.sinks.pipeline import CANNOT_BE_READ, UNREADABLE, Group, Pipeline
+from watchman.sinks.backlogs import Group
+from watchman.sinks.pipeline import CANNOT_BE_READ, UNREADABLE, Pipeline
 from watchman.store.journal import Journal
 from watchman.store.records import decode, id_of
 from watchman.uploads.upload import State, Upload

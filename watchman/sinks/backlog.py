@@ -8,7 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from watchman.config.moves import ASIDE
 
@@ -50,13 +50,11 @@ class Lane:
         """Take away those of these positions that are here; return them with their owners."""
         removed: dict[int, int | None] = {}
         for owner, share in list(self.shares.items()):
-            found = positions.intersection(share)
-            if not found:
-                continue
-            removed |= dict.fromkeys(found, owner)
-            self.shares[owner] = [position for position in share if position not in found]
-            heapq.heapify(self.shares[owner])
-            if not self.shares[owner]:
+            if found := positions.intersection(share):
+                removed |= dict.fromkeys(found, owner)
+                share[:] = [position for position in share if position not in found]
+                heapq.heapify(share)
+            if not share:
                 del self.shares[owner]
         return removed
 
@@ -110,17 +108,14 @@ class Backlog:
                 if taken or now >= deadline:
                     self._taken.update(taken)
                     return [position for position, _ in taken]
-                self._changed.wait(min(deadline, self._next_opening(aside)) - now)
+                shut = [lane.until for lane, _ in self._filled(aside) if not self._paused]
+                self._changed.wait(min([deadline, *shut]) - now)
             return []
 
     def _filled(self, aside: bool) -> Iterator[tuple[Lane, str]]:
         for name, lane in self._lanes.items():
             if lane.shares and (name == ASIDE) is aside:
                 yield lane, name
-
-    def _next_opening(self, aside: bool) -> float:
-        shut = [lane.until for lane, _ in self._filled(aside)]
-        return math.inf if self._paused else min(shut, default=math.inf)
 
     def _pop(
         self, limit: int, now: float, aside: bool
@@ -234,19 +229,15 @@ class Backlog:
         """
         with self._changed:
             in_hand = self._taken.keys() & positions
-            mine = self._remove(set(positions) - in_hand)
+            mine: dict[int, int | None] = {}
+            for lane in self._lanes.values():
+                mine |= lane.remove(set(positions) - in_hand)
             self._taken |= {position: ("", owner) for position, owner in mine.items()}
             self._wanted |= in_hand
             self._changed.wait_for(lambda: not in_hand & self._wanted, timeout)
             late = in_hand & self._wanted
             self._wanted -= late
             return mine.keys() | ((in_hand - late) & self._taken.keys())
-
-    def _remove(self, positions: set[int]) -> dict[int, int | None]:
-        removed: dict[int, int | None] = {}
-        for lane in self._lanes.values():
-            removed |= lane.remove(positions)
-        return removed
 
     def close(self) -> None:
         """Give nothing any more."""
@@ -279,16 +270,9 @@ class Backlog:
         What is taken is in "", and so is what is aside: nothing holds that up. Owners are not told.
         """
         with self._changed:
-            return [
-                (
-                    "" if name == ASIDE else name,
-                    Lane(
-                        {None: [*lane.positions, *(() if name else self._taken)]},
-                        lane.until,
-                        lane.attempts,
-                        lane.reason,
-                        lane.paused,
-                    ),
-                )
-                for name, lane in self._lanes.items()
-            ]
+            lanes = []
+            for name, lane in self._lanes.items():
+                positions = lane.positions if name else [*lane.positions, *self._taken]
+                copy = replace(lane, shares={None: positions})
+                lanes.append(("" if name == ASIDE else name, copy))
+            return lanes

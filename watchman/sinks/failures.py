@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -26,25 +27,21 @@ AT_ONCE = 1_000
 class Failure:
     """Where a failed upload's file was found, since when (epoch), and where the journal keeps it.
 
-    Until that is durable, `position` is -1, and its record is here.
+    Until that is durable, `position` is -1.
     """
 
     path: str
     at: float
-    never_waited: bool
     position: int = -1
-    record: dict[str, Any] | None = None
 
 
 class Failures:
     """Failed uploads by id, the oldest first. Changed by the dispatcher's thread alone.
 
-    `settled` hears what became of those that are over.
+    `settled` counts what became of those that are over, by state.
     """
 
-    def __init__(
-        self, *, journal: Journal, commit: GroupCommit, settled: Callable[[State], None]
-    ) -> None:
+    def __init__(self, *, journal: Journal, commit: GroupCommit, settled: Counter[str]) -> None:
         self._journal = journal
         self._commit = commit
         self._settled = settled
@@ -72,12 +69,12 @@ class Failures:
         record = {"event": State.FAILED.value, "at": at, **upload.encode(), "reason": reason}
         if never_waited:
             record[NEVER_WAITED] = True
-        failure = Failure(upload.source_path, at, never_waited, record=record)
+        failure = Failure(upload.source_path, at)
         self._keep(upload.id, failure)
 
         def durable(position: int) -> None:
             self._journal.hold(position)
-            failure.position, failure.record = position, None
+            failure.position = position
             listed(position)
 
         # Nobody says it twice, and a scan would take the file for whole.
@@ -86,9 +83,17 @@ class Failures:
     def replay(self, upload: Upload, record: Mapping[str, Any]) -> None:
         """List an upload whose record stands in the journal."""
         self._journal.hold(upload.position)
-        never_waited = NEVER_WAITED in record
-        failure = Failure(upload.source_path, record["at"], never_waited, upload.position)
-        self._keep(upload.id, failure)
+        self._keep(upload.id, Failure(upload.source_path, record["at"], upload.position))
+
+    def unlist(self, upload_id: str) -> None:
+        """Take an upload off the list, as the journal says by what follows."""
+        if upload_id in self._failed:
+            self._journal.release(self._pop(upload_id).position)
+
+    def unlist_path(self, path: str) -> None:
+        """Take all uploads of a path off the list, as `unlist`."""
+        for upload_id in self._by_path.get(path, set()).copy():
+            self.unlist(upload_id)
 
     def _keep(self, upload_id: str, failure: Failure) -> None:
         self._failed[upload_id] = failure
@@ -133,7 +138,7 @@ class Failures:
         record = {"event": state.value, "at": time.time(), "id": upload_id}
         if reason:
             record["reason"] = reason
-        self.leave(upload_id, record, lambda _: self._settled(state))
+        self.leave(upload_id, record, lambda _: self._settled.update([state.value]))
 
     def _pop(self, upload_id: str) -> Failure:
         failure = self._failed.pop(upload_id)

@@ -8,9 +8,8 @@ import logging
 import os
 import time
 
-from watchman.config.files import made_with
+from watchman.config.files import fsync_directory, made_with
 from watchman.errors import PausesUnwritable
-from watchman.store.segments import fsync_directory
 
 logger = logging.getLogger(__name__)
 

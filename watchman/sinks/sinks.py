@@ -3,20 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from watchman.config.settings import BrokerSettings, MoveSettings, Settings, WatchSettings
-
-
-class Sink(Protocol):
-    """What publishers and movers have in common."""
-
-    def start(self) -> None: ...
-    def stop(self) -> None: ...
-    def join(self) -> None: ...
-    def hurry(self) -> None: ...
-    def status(self) -> dict[str, Any]: ...
-
+from watchman.sinks.sink import Sink
 
 S = TypeVar("S")
 

@@ -10,10 +10,11 @@ import os
 from collections.abc import Collection, Container, Iterator, Sequence
 from typing import Any
 
+from watchman.config.files import fsync_directory
 from watchman.errors import JournalCorrupt, JournalTooNew, JournalUnwritable
 from watchman.store.positions import Positions
 from watchman.store.records import decode, encode, id_of
-from watchman.store.segments import HEAD, OFFSET_BITS, VERSION, Segments, fsync_directory
+from watchman.store.segments import HEAD, OFFSET_BITS, VERSION, Segments
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any, BinaryIO
 
-from watchman.store.segments import fsync_directory
+from watchman.config.files import fsync_directory
 
 #: Key, size, ctime, sample, and the tag of the filesystem. Big-endian, so that bytes sort as keys.
 ENTRY = struct.Struct(">8sQqQ4s")

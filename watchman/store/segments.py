@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
-from watchman.config.files import made_with, make_directory
+from watchman.config.files import fsync_directory, made_with, make_directory
 from watchman.errors import JournalCorrupt
 from watchman.store.positions import Positions
 from watchman.store.records import decode, encode
@@ -218,15 +218,6 @@ class Segments:
                     with open(os.path.join(directory, name), "rb") as file:
                         yield from file
                     break
-
-
-def fsync_directory(path: str) -> None:
-    """Make names just made or removed in a directory durable, see fsync(2)."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _numbers(directory: str) -> list[int]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from watchman.errors import NotBelowWatch
-from watchman.uploads.local import is_local
+from watchman.uploads import lease
 from watchman.uploads.ownership import Ownership
 from watchman.uploads.sample import sample_of
 from watchman.uploads.upload import FileState
@@ -179,25 +178,14 @@ def _regular(status: os.stat_result) -> os.stat_result:
 def _look_open(fd: int, parent: int) -> Look:
     """Take the state of an open file, and whether anyone writes it, by asking for a read lease.
 
-    fcntl(2): the kernel refuses the lease with EAGAIN while there is a writer. It has no say for a
-    file that is not ours without CAP_LEASE (EACCES). Only on a local filesystem is it told of every
-    writer: FUSE grants leases on files that are written behind it. Whoever opens the file for
-    writing meanwhile sends us SIGIO, which the daemon ignores, and waits for the release. The state
-    is taken under the lease, so that the last writer's last byte is in it.
+    Whoever opens the file for writing meanwhile sends us SIGIO, which the daemon ignores, and waits
+    for the release. The state is taken under the lease, so that the last writer's last byte is in
+    it.
     """
-    if not is_local(fd):
-        return _looked(os.fstat(fd), None, parent)
-    writing: bool | None = False
-    try:
-        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-    except OSError as e:
-        writing = True if e.errno == errno.EAGAIN else None
+    held = lease.take(fd)
     status = os.fstat(fd)
-    if writing is False:
-        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-    return _looked(status, writing, parent)
-
-
-def _looked(status: os.stat_result, writing: bool | None, parent: int) -> Look:
+    if held:
+        lease.release(fd)
     ownership = Ownership.of(status, os.fstat(parent))
+    writing = None if held is None else not held
     return Look(FileState.of(_regular(status)), writing, ownership)

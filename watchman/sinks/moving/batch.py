@@ -8,13 +8,13 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from watchman.config.moves import claim_name, destination_of
 from watchman.config.settings import MoveSettings, WatchSettings
-from watchman.errors import NotBelowWatch, Obstructed, Superseded, WatchmanError
+from watchman.errors import NotBelowWatch, Obstructed, WatchmanError
 from watchman.sinks.moving.directories import Directories, subpath_of
-from watchman.sinks.moving.move import Move, Stage
+from watchman.sinks.moving.move import Move
 from watchman.uploads import mounts
 from watchman.uploads.beneath import is_below
 from watchman.uploads.upload import State, Upload
@@ -25,21 +25,12 @@ logger = logging.getLogger(__name__)
 SLICE = 0.2
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of an upload: it is moved, all done, or `error` came in the way at `place`."""
-
-    upload: Upload
-    error: Exception | None = None
-    place: str = ""
-
-
 class Batch:
     """Moves uploads in order, in directories that are open for as long as the batch takes.
 
-    `write` makes uploads durable as they now are and waits for it, `refill` fills in their
-    arguments anew; `keep_on` is called now and then and may raise Stopped. A copy of more than
-    `largest` bytes is left: its outcome is TakesLong.
+    `write` makes uploads durable as they now are and waits for it; `keep_on` is called now and then
+    and may raise Stopped. `settle` hears once of each: it is moved, all done, or what came in the
+    way, and at which place. A copy of more than `largest` bytes is left, with TakesLong.
     """
 
     def __init__(
@@ -49,50 +40,39 @@ class Batch:
         directories: Directories,
         *,
         largest: float,
-        refill: Callable[[Upload], Upload],
         write: Callable[[State, Sequence[Upload]], list[Upload]],
         keep_on: Callable[[], None],
+        settle: Callable[[Upload, Exception | None, str], None],
     ) -> None:
         self._settings = settings
         self._watches = watches
         self._directories = directories
         self._largest = largest
-        self._refill = refill
         self._write = write
         self._keep_on = keep_on
-        self._outcomes: list[Outcome] = []
+        self._settle = settle
 
-    def move(self, uploads: Sequence[Upload]) -> Iterator[Outcome]:
-        """Move uploads and yield the outcome of each, not long after it is known."""
+    def move(self, uploads: Sequence[Upload]) -> None:
+        """Move uploads, and tell of each not long after it is known what became of it."""
         with contextlib.ExitStack() as stack:
             waiting = deque(self._find(uploads, stack))
-            yield from self._tell()
-            self._redirect([t for t, stage in waiting if stage is not Stage.MOVED and t.is_taken()])
+            self._redirect([move for move in waiting if not move.arrived and move.is_taken()])
             while waiting:
                 self._move_some(waiting)
-                yield from self._tell()
-        yield from self._tell()
 
-    def _tell(self) -> list[Outcome]:
-        outcomes, self._outcomes = self._outcomes, []
-        return outcomes
-
-    def _find(
-        self, uploads: Sequence[Upload], stack: contextlib.ExitStack
-    ) -> Iterator[tuple[Move, Stage]]:
+    def _find(self, uploads: Sequence[Upload], stack: contextlib.ExitStack) -> Iterator[Move]:
         """Find out how far each file has come."""
         for upload in uploads:
             move = Move(upload, self._settings, largest=self._largest)
-            stack.callback(move.close)
+            stack.callback(move.claim.close)
             with self._guarded(move):
                 self._open_directories(move)
-                stage = Stage.MOVED if upload.source_state else move.find()
-                if stage is Stage.NOWHERE:
-                    raise Superseded("it is not where it was")
-                if stage is not Stage.MOVED and not self._leads_to_destination(upload):
+                if not move.arrived:
+                    move.find()
+                if not move.arrived and not self._leads_to_destination(upload):
                     self._redirect([move])
                     move.turn_back()
-                yield move, stage
+                yield move
 
     def _open_directories(self, move: Move) -> None:
         upload = move.upload
@@ -128,24 +108,24 @@ class Batch:
             if not self._leads_to_destination(upload):
                 milliseconds = int(upload.accepted * 1000)
                 destination = destination_of(self._settings, upload.path, milliseconds)
-            uploads.append(self._refill(replace(upload, destination=destination)))
+            uploads.append(replace(upload, destination=destination))
         if uploads:
             written = self._write(State.RENAMED, uploads)
             for move, upload in zip(moves, written, strict=True):
                 move.upload = upload
 
-    def _move_some(self, waiting: deque[tuple[Move, Stage]]) -> None:
+    def _move_some(self, waiting: deque[Move]) -> None:
         """Move files for a while; then make that durable, and let their tasks be sent."""
         moved = []
         began = time.monotonic()
         while waiting and time.monotonic() - began < SLICE:
-            move, stage = waiting.popleft()
+            move = waiting.popleft()
             with self._guarded(move):
                 self._keep_on()
-                if stage is not Stage.MOVED:
+                if not move.arrived:
                     self._advance(move)
                 moved.append(move)
-        self._settle(moved)
+        self._write_down(moved)
 
     def _advance(self, move: Move) -> None:
         subpath = subpath_of(os.path.dirname(move.upload.destination), self._settings.destination)
@@ -164,7 +144,7 @@ class Batch:
             else:
                 return
 
-    def _settle(self, moves: Sequence[Move]) -> None:
+    def _write_down(self, moves: Sequence[Move]) -> None:
         """Make moves durable and write them down, then remove what they left behind."""
         fresh, finished = [], []
         for move in self._synced(moves):
@@ -178,28 +158,22 @@ class Batch:
             for move, upload in zip(fresh, written, strict=True):
                 move.upload = upload
                 logger.info("Moved upload %s: %r to %r.", upload.id, upload.moved_from, upload.path)
-        self._clear_up(finished)
-
-    def _clear_up(self, moves: Sequence[Move]) -> None:
         removed = []
-        for move in moves:
+        for move in finished:
+            if not move.upload.is_copied:
+                self._settle(move.upload, None, "")
+                continue
             with self._guarded(move):
-                if move.upload.is_copied:
-                    move.finish()
-                    removed.append(move)
-                else:
-                    self._outcomes.append(Outcome(move.upload))
+                move.finish()
+                removed.append(move)
         for move in self._synced(removed):
-            self._outcomes.append(Outcome(move.upload))
+            self._settle(move.upload, None, "")
 
     def _synced(self, moves: Sequence[Move]) -> Sequence[Move]:
         """Sync the directories of moves, and return these; none if that fails."""
-        for move in moves:
-            for fd in (move.claim.source, move.target):
-                if fd is not None:
-                    self._directories.changed(fd)
+        fds = {fd for move in moves for fd in (move.claim.source, move.target) if fd is not None}
         try:
-            self._directories.sync()
+            self._directories.sync(fds)
         except OSError as e:
             for move in moves:
                 with self._guarded(move):
@@ -215,7 +189,6 @@ class Batch:
         except Exception as e:
             if not isinstance(e, WatchmanError | OSError):
                 logger.exception("Upload %s is stuck.", move.upload.id)
-            self._outcomes.append(Outcome(move.upload, e, move.place))
             try:
                 move.put_back()
             except OSError as failure:
@@ -226,3 +199,4 @@ class Batch:
                     claim_name(move.upload.id),
                     failure.strerror,
                 )
+            self._settle(move.upload, e, move.place)

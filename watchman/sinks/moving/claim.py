@@ -5,13 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
 from typing import NoReturn
 
 from watchman.config.moves import claim_name
+from watchman.config.settings import MoveSettings
 from watchman.errors import BeingWritten, Refused, Superseded
-from watchman.sinks.moving import attributes, lease
-from watchman.uploads import beneath, renaming
+from watchman.sinks.moving import attributes
+from watchman.uploads import beneath, lease, renaming
 from watchman.uploads.ownership import Ownership
 from watchman.uploads.upload import FileState, Upload
 
@@ -53,10 +53,6 @@ class Claim:
             and found.inode == old.inode
             and not found.rewritten_since(old.size, old.ctime)
         )
-
-    def may_leave(self) -> bool:
-        """Whether files may be renamed away from their directory, as far as that says."""
-        return may_change(self.source)
 
     def open(self) -> None:
         """Open the file under the name that it has.
@@ -109,12 +105,11 @@ class Claim:
         self._accepted = now
 
     def take(
-        self, into: int, *, change: Callable[[], None], unchanged: FileState | None = None
+        self, into: int, *, change: MoveSettings | None = None, unchanged: FileState | None = None
     ) -> None:
-        """Give the file its hidden name in `into`, once `change` has changed what it wants to.
+        """Give the file its hidden name in `into`, once it has what the settings `change`.
 
-        Raises BeingWritten or Superseded, also if it is not `unchanged`, or what `change` raises;
-        then it stays.
+        Raises BeingWritten or Superseded, also if it is not `unchanged`; then it stays.
         """
         self.open()
         held = lease.take(self.fd)
@@ -127,7 +122,8 @@ class Claim:
             if unchanged not in (None, now):
                 raise Superseded("changed while it was copied")
             try:
-                change()
+                if change is not None:
+                    attributes.change(self.fd, change, self._owner)
                 self._rename_into(into)
             except OSError:
                 self._restore()
@@ -176,10 +172,9 @@ class Claim:
         if self.source is None:
             return False
         try:
-            renaming.rename(self.held, self._hidden, self.source, self._name)
+            self.hand_over(self.source, self._name)
         except FileExistsError:
             return False
-        self.held = None
         self._restore()
         return True
 
@@ -235,10 +230,15 @@ def may_change(directory: int | None) -> bool:
 
 def state_of(directory: int | None, name: str) -> FileState | None:
     """Return the state of a regular file, None where there is none."""
+    status = status_of(directory, name)
+    return FileState.of(status) if status and stat.S_ISREG(status.st_mode) else None
+
+
+def status_of(directory: int | None, name: str) -> os.stat_result | None:
+    """Return the status of whatever has a name, None where nothing has."""
     if directory is None:
         return None
     try:
-        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        return os.stat(name, dir_fd=directory, follow_symlinks=False)
     except FileNotFoundError:
         return None
-    return FileState.of(status) if stat.S_ISREG(status.st_mode) else None

@@ -24,11 +24,11 @@ def copy(source: int, target: int, size: int, *, keep_on: Callable[[], None]) ->
     the source ends before.
     """
     os.ftruncate(target, size)
-    copier, unsynced = _first_that_works(), 0
+    unsynced = 0
     for start, end in _data(source, size):
         while start < end:
             keep_on()
-            count = copier(source, target, start, min(CHUNK, end - start))
+            count = _copy_some(source, target, start, min(CHUNK, end - start))
             if not count:
                 raise OSError(errno.EIO, "the file became shorter while it was copied")
             start += count
@@ -56,23 +56,18 @@ def _data(fd: int, size: int) -> Iterator[tuple[int, int]]:
             yield start, end
 
 
-def _first_that_works() -> Callable[[int, int, int, int], int]:
-    """Return a function that copies some bytes by the best system call that there is for it."""
-    ways = [_copy_file_range, _sendfile, _read_and_write]
-
-    def copier(source: int, target: int, offset: int, count: int) -> int:
-        while len(ways) > 1:
-            try:
-                # Some filesystems let it end early without an error, as those of /proc do.
-                if copied := ways[0](source, target, offset, count):
-                    return copied
-            except OSError as e:
-                if e.errno not in _CANNOT:
-                    raise
-            del ways[0]
-        return ways[0](source, target, offset, count)
-
-    return copier
+def _copy_some(source: int, target: int, offset: int, count: int) -> int:
+    """Copy some bytes by the best system call that there is for it, and return how many."""
+    for way in (_copy_file_range, _sendfile):
+        try:
+            # Some filesystems let it end early without an error, as those of /proc do.
+            if copied := way(source, target, offset, count):
+                return copied
+        except OSError as e:
+            if e.errno not in _CANNOT:
+                raise
+    data = os.pread(source, min(count, 1 << 20), offset)
+    return os.pwrite(target, data, offset)
 
 
 def _copy_file_range(source: int, target: int, offset: int, count: int) -> int:
@@ -82,8 +77,3 @@ def _copy_file_range(source: int, target: int, offset: int, count: int) -> int:
 def _sendfile(source: int, target: int, offset: int, count: int) -> int:
     os.lseek(target, offset, os.SEEK_SET)
     return os.sendfile(target, source, offset, count)
-
-
-def _read_and_write(source: int, target: int, offset: int, count: int) -> int:
-    data = os.pread(source, min(count, 1 << 20), offset)
-    return os.pwrite(target, data, offset)

@@ -6,8 +6,9 @@ import contextlib
 import os
 import stat
 
+from watchman.config.files import fsync_directory
 from watchman.config.settings import MoveSettings
-from watchman.errors import DestinationAway, NotBelowWatch, Obstructed
+from watchman.errors import NotBelowWatch, Obstructed
 from watchman.sinks.moving.attributes import SET_ID, owner_of, permit, set_owner
 from watchman.uploads import beneath, mounts
 from watchman.uploads.beneath import is_below
@@ -16,43 +17,39 @@ from watchman.uploads.beneath import is_below
 DEFAULT_MODE = 0o755
 
 
-class Directories:
+class Directories(contextlib.ExitStack):
     """Descriptors as with O_PATH, for as long as it is entered as a context.
 
     Not longer: while one is open, its filesystem cannot be unmounted.
     """
 
     def __init__(self, move: MoveSettings) -> None:
+        super().__init__()
         self._move = move
-        self._stack = contextlib.ExitStack()
         self._open: dict[tuple[str, str], int] = {}
+        #: Those in which directories were made that are not durable yet.
         self._changed: set[int] = set()
 
-    def __enter__(self) -> Directories:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def look_for_destination(self) -> None:
-        """Raise DestinationAway if the destination's root is not to be had."""
+    def away(self) -> str:
+        """Return why the destination's root is not to be had, "" if it is there."""
         where = f"destination {self._move.destination}"
         try:
             root = self.find(self._move.destination, "")
-        except FileNotFoundError as e:
-            raise DestinationAway(f"{where} is not there") from e
-        except NotADirectoryError as e:
-            raise DestinationAway(f"{where} is not a directory") from e
+        except FileNotFoundError:
+            return f"{where} is not there"
+        except NotADirectoryError:
+            return f"{where} is not a directory"
         except OSError as e:
-            raise DestinationAway(f"{where}: {e.strerror}") from e
-        if self._move.mounted and not mounts.is_mount(root):
-            raise DestinationAway(f"{where} is not mounted")
+            return f"{where}: {e.strerror}"
+        is_away = self._move.mounted and not mounts.is_mount(root)
+        return f"{where} is not mounted" if is_away else ""
 
     def find(self, root: str, subpath: str) -> int:
         """Return a directory below `root`; raises as `beneath.open_directory`."""
         key = (root, subpath)
         if key not in self._open:
-            self._open[key] = self._keep(beneath.open_directory(root, subpath))
+            self._open[key] = beneath.open_directory(root, subpath)
+            self.callback(os.close, self._open[key])
         return self._open[key]
 
     def make(self, subpath: str) -> int:
@@ -74,21 +71,14 @@ class Directories:
             path = os.path.join(self._move.destination, subpath, name)
             self._make_one(parent, path, like=subpath)
 
-    def changed(self, fd: int) -> None:
-        """Have a directory synced with the next `sync`."""
-        self._changed.add(fd)
-
-    def sync(self) -> None:
-        """Make all names that were made or removed durable."""
+    def sync(self, changed: set[int]) -> None:
+        """Make all names durable that were made or removed in these, and in what was made here."""
+        self._changed |= changed
         while self._changed:
             fd = self._changed.pop()
             # O_PATH cannot be synced. Where there is no right to read, nobody can.
             with contextlib.suppress(PermissionError):
-                readable = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
-                try:
-                    os.fsync(readable)
-                finally:
-                    os.close(readable)
+                fsync_directory(f"/proc/self/fd/{fd}")
 
     def _make_one(self, parent: int, path: str, like: str) -> None:
         """Make one directory with the INI file's mode and owner, or those of the one at `like`."""
@@ -103,7 +93,7 @@ class Directories:
             if stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
                 return
             raise Obstructed(f"{path} is in the way, which is not a directory") from None
-        self.changed(parent)
+        self._changed.add(parent)
         fd = os.open(name, beneath.STEP & ~os.O_PATH | os.O_RDONLY, dir_fd=parent)
         try:
             set_owner(fd, self._move, status)
@@ -128,10 +118,6 @@ class Directories:
             return os.fstat(fd)
         finally:
             os.close(fd)
-
-    def _keep(self, fd: int) -> int:
-        self._stack.callback(os.close, fd)
-        return fd
 
 
 def subpath_of(path: str, root: str) -> str | None:

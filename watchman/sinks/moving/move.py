@@ -15,28 +15,18 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from enum import Enum, auto
 
 from watchman.config.moves import copy_name, unique_name
 from watchman.config.settings import MoveSettings
 from watchman.errors import BeingWritten, Superseded, TakesLong
-from watchman.sinks.moving import attributes, copying, lease
-from watchman.sinks.moving.claim import Claim, may_change, state_of
-from watchman.uploads import renaming
+from watchman.sinks.moving import attributes, copying
+from watchman.sinks.moving.claim import Claim, may_change, state_of, status_of
+from watchman.uploads import lease, renaming
 from watchman.uploads.upload import FileState, Upload
 
 #: Seconds after which a write sets other times than the one before it: the kernel counts them by
 #: its ticks, of which there are 100 each second at least (CONFIG_HZ).
 TICK = 0.01
-
-
-class Stage(Enum):
-    """How far a file has come, as the names tell that are there."""
-
-    NOWHERE = auto()
-    AT_SOURCE = auto()
-    CLAIMED = auto()
-    MOVED = auto()
 
 
 class Move:
@@ -62,16 +52,12 @@ class Move:
         #: The file as it was before it was moved, and what was changed about it on the way.
         self._before = upload.state
         self._state = upload.state
-        #: From here on there is no way back.
-        self._arrived = upload.source_state is not None
+        #: Whether it has been moved: from here on there is no way back.
+        self.arrived = upload.source_state is not None
 
     @property
     def _final(self) -> str:
         return os.path.basename(self.upload.destination)
-
-    def close(self) -> None:
-        """Let go of the file."""
-        self.claim.close()
 
     def moved(self) -> Upload:
         """Return the upload of a file that has been moved."""
@@ -83,45 +69,37 @@ class Move:
             source_state=self._before,
         )
 
-    def find(self) -> Stage:
-        """Find out how far it came; half a copy is removed."""
-        stage = self._find()
-        self._arrived = stage is Stage.MOVED
-        return stage
+    def find(self) -> None:
+        """Find out how far it came, as the names tell that are there; half a copy is removed.
 
-    def _find(self) -> Stage:
+        Raises Superseded if there is no file of that upload.
+        """
         claim = self.claim.find(self.target)
         copy, final = state_of(self.target, self._copy), state_of(self.target, self._final)
         is_at_source = self.claim.is_ours(self.claim.at_source())
         is_linked = final is not None and copy is not None and final.is_same_file(copy)
-        if is_linked and (claim or not is_at_source):
-            assert final is not None
-            self._before, self._state = claim or self.upload.state, final
-            return Stage.MOVED
+        if final and is_linked and (claim or not is_at_source):
+            self._arrive(claim or self.upload.state, final)
+            return
         self._copied = copy
         self._withdraw()
-        if claim:
-            return self._find_claimed(claim, final)
-        if is_at_source:
-            return Stage.AT_SOURCE
-        if final and self.claim.is_ours(final) and self._is_one_filesystem():
-            self._before = self._state = final
-            return Stage.MOVED
-        return Stage.NOWHERE
-
-    def _find_claimed(self, claim: FileState, final: FileState | None) -> Stage:
-        found = self.claim.at_source()
-        if final and claim.is_same_file(final):
+        if claim and final and claim.is_same_file(final):
             # Between link(2) and unlink(2), where the kernel cannot rename without replacing.
             self.claim.forget()
-            self._before = self._state = final
-            return Stage.MOVED
-        if found and claim.is_same_file(found):
+            self._arrive(final, final)
+        elif claim and (found := self.claim.at_source()) and claim.is_same_file(found):
             # The same, on the way back.
             self.claim.forget()
-            return Stage.AT_SOURCE
-        self.claim.open()
-        return Stage.CLAIMED
+        elif claim:
+            self.claim.open()
+        elif final and not is_at_source and self.claim.is_ours(final) and self._is_one_filesystem():
+            self._arrive(final, final)
+        elif not is_at_source:
+            raise Superseded("it is not where it was")
+
+    def _arrive(self, before: FileState, now: FileState) -> None:
+        """Know that the file has been moved, and what it was like before that."""
+        self.arrived, self._before, self._state = True, before, now
 
     def _is_one_filesystem(self) -> bool:
         # Of the directories: those of an overlay's files may differ.
@@ -133,13 +111,13 @@ class Move:
 
     def is_taken(self) -> bool:
         """Whether somebody else's file has the final name."""
-        return _exists(self.target, self._final)
+        return status_of(self.target, self._final) is not None
 
     def another_name(self) -> str:
         """Return a destination that is free."""
         directory = os.path.dirname(self.upload.destination)
         milliseconds = int(time.time() * 1000)
-        while _exists(self.target, name := unique_name(self._name, milliseconds)):
+        while status_of(self.target, name := unique_name(self._name, milliseconds)):
             milliseconds += 1
         return os.path.join(directory, name)
 
@@ -164,20 +142,17 @@ class Move:
         assert self.target is not None
         if self.claim.held is None:
             try:
-                self.claim.take(self.target, change=self._change)
+                self.claim.take(self.target, change=self._settings)
             except PermissionError:
                 if may_change(self.target):
                     self.place = os.path.dirname(self.upload.path)
                 raise
         else:
-            self._change()
+            attributes.change(self.claim.fd, self._settings, self.upload.owner)
         self.claim.check()
         self.claim.hand_over(self.target, self._final)
-        self._arrived = True
-        self._before = self._state = self.claim.look()
-
-    def _change(self) -> None:
-        attributes.change(self.claim.fd, self._settings, self.upload.owner)
+        now = self.claim.look()
+        self._arrive(now, now)
 
     def _copy_over(self, keep_on: Callable[[], None]) -> None:
         assert self.target is not None
@@ -196,12 +171,12 @@ class Move:
         self._state = final
         if claim.held is None:
             self._claim_at_source(unchanged=self._before)
-        self._arrived = True
+        self.arrived = True
 
     def _claim_at_source(self, unchanged: FileState | None = None) -> None:
         assert self.claim.source is not None
         self.place, place = os.path.dirname(self.upload.path), self.place
-        self.claim.take(self.claim.source, change=_nothing, unchanged=unchanged)
+        self.claim.take(self.claim.source, unchanged=unchanged)
         self.place = place
 
     def _make_copy(self, keep_on: Callable[[], None]) -> None:
@@ -211,7 +186,7 @@ class Move:
         if claim.held is None:
             if self.upload.state.size > self._largest:
                 raise TakesLong("others would wait for its copy")
-            if not claim.may_leave():
+            if not may_change(claim.source):
                 # The kernel says why not, before gigabytes are copied for nothing.
                 self._claim_at_source()
             # Whatever is written from now on has another time.
@@ -241,7 +216,7 @@ class Move:
     def _is_changed(self) -> bool:
         """Whether the file was written; while anyone may, whatever else has changed counts, too."""
         now, before = self.claim.look(), self._before
-        if self.claim.held is None and not self._arrived:
+        if self.claim.held is None and not self.arrived:
             return now != before
         return (now.size, now.mtime) != (before.size, before.mtime)
 
@@ -262,7 +237,7 @@ class Move:
 
     def put_back(self) -> None:
         """Leave nothing at the destination and the file at its name, while it cannot be moved."""
-        if not self._arrived:
+        if not self.arrived:
             self._withdraw()
             self.claim.put_back()
 
@@ -293,18 +268,3 @@ def _look_for_room(directory: int, status: os.stat_result) -> None:
     # Blocks as the file has them, which its holes have not; st_blocks counts 512 bytes each.
     if room.f_blocks and status.st_blocks * 512 > room.f_bfree * room.f_frsize:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def _nothing() -> None:
-    """Change nothing about a file that is copied."""
-
-
-def _exists(directory: int | None, name: str) -> bool:
-    """Whether there is anything of that name."""
-    if directory is None:
-        return False
-    try:
-        os.stat(name, dir_fd=directory, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return True

@@ -9,22 +9,21 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from functools import partial
 
 from watchman.config.moves import ASIDE
 from watchman.config.settings import MoveSettings, WatchSettings
 from watchman.errors import (
     BeingWritten,
-    DestinationAway,
     NotBelowWatch,
     Refused,
     Stopped,
     Superseded,
     TakesLong,
 )
-from watchman.sinks.backoff import BackOff
-from watchman.sinks.moving.batch import Batch, Outcome
+from watchman.sinks.moving.batch import Batch
 from watchman.sinks.moving.directories import Directories
+from watchman.sinks.sink import PATIENCE, BackOff, Sink
 from watchman.uploads.beneath import is_below
 from watchman.uploads.upload import Report, State, Upload
 
@@ -37,14 +36,6 @@ BATCH = 64
 #: one by one: a disk may take ten seconds for a gigabyte.
 LARGEST = 8 << 20
 
-#: Seconds that a take waits for uploads, and so the longest that stopping an idle thread takes.
-PATIENCE = 1.0
-
-#: Seconds between two tries at the most, as for brokers. A try costs a few system calls for the one
-#: or two batches that find their lane open, so that work goes on soon after a cure, however long
-#: the fault has lasted.
-LONGEST_DELAY = 6.0
-
 #: Seconds after a stop that a join waits.
 HUNG = 5.0
 
@@ -52,19 +43,13 @@ HUNG = 5.0
 WHOLE_FILESYSTEM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 
 
-class Take(Protocol):
-    """Gives uploads, oldest first: those put aside, or the others."""
-
-    def __call__(self, limit: int, timeout: float, *, aside: bool) -> Sequence[Upload]: ...
-
-
-class Mover:
+class Mover(Sink):
     """One move's two threads, so that a filesystem that hangs holds up no other move.
 
-    One moves files in order, the other copies those that take long. `take` gives both what to move;
-    `look` tells what became of a file that is not where it was; `write` makes uploads durable as
-    they now are and waits for it, `refill` fills in their arguments. `report` hears of each upload
-    once.
+    One moves files in order, the other copies those that take long. `take` gives both what to move,
+    oldest first, the other if asked for what was put aside; `look` tells what became of a file that
+    is not where it was; `write` makes uploads durable as they now are and waits for it. `report`
+    hears of each upload once.
     """
 
     def __init__(
@@ -72,63 +57,37 @@ class Mover:
         move: MoveSettings,
         watches: Mapping[str, WatchSettings],
         *,
-        take: Take,
+        take: Callable[[int, float, bool], Sequence[Upload]],
         look: Callable[[Upload], Report | None],
-        refill: Callable[[Upload], Upload],
         write: Callable[[State, Sequence[Upload]], list[Upload]],
         report: Callable[[Report], None],
     ) -> None:
+        threads = {
+            f"mover:{move.name}": partial(self._run, aside=False),
+            f"copier:{move.name}": partial(self._run, aside=True),
+        }
+        super().__init__(threads, hung=HUNG)
         self._move = move
         self._watches = watches
         self._take = take
         self._look = look
-        self._refill = refill
         self._write = write
         self._report = report
         #: Guards back-offs and status, for both threads report.
         self._reporting = threading.Lock()
         #: By place and what is wrong there.
         self._back_offs: dict[tuple[str, str], BackOff] = {}
-        self._stopping = threading.Event()
-        #: When a join gives up (monotonic).
-        self._hung = 0.0
-        self._threads = [
-            threading.Thread(target=self._run, args=(aside,), name=name, daemon=True)
-            for aside, name in ((False, f"mover:{move.name}"), (True, f"copier:{move.name}"))
-        ]
-        #: Replaced as a whole, so that other threads may read it.
-        self._status: dict[str, Any] = {}
-        self._say("idle")
-
-    def start(self) -> None:
-        for thread in self._threads:
-            thread.start()
-
-    def stop(self) -> None:
-        """Signal the end; a copy under way is given up, and its file put back."""
-        self._stopping.set()
-        self._hung = time.monotonic() + HUNG
-
-    def join(self) -> None:
-        """Wait for the end, after stop(); not for ever, as a filesystem that hangs would take."""
-        for thread in self._threads:
-            if thread.ident is not None:
-                thread.join(max(0.0, self._hung - time.monotonic()))
 
     def hurry(self) -> None:
         """Try again at once what could not be moved, and the destination itself; any thread."""
         for back_off in list(self._back_offs.values()):
             back_off.until = 0.0
 
-    def status(self) -> dict[str, Any]:
-        """Whether the destination is up, down or has not been needed yet; any thread may ask."""
-        return dict(self._status)
-
-    def _run(self, aside: bool) -> None:
+    def _run(self, *, aside: bool) -> None:
         limit = 1 if aside else BATCH
         while not self._stopping.is_set():
             try:
-                self._move_all(self._take(limit, PATIENCE, aside=aside), aside)
+                self._move_all(self._take(limit, PATIENCE, aside), aside)
             except Stopped:
                 return
             # The thread must outlive whatever comes; the journal still has what was not reported.
@@ -148,70 +107,69 @@ class Mover:
                 self._watches,
                 directories,
                 largest=math.inf if aside else LARGEST,
-                refill=self._refill,
                 write=self._write,
                 keep_on=self._keep_on,
+                settle=self._settle,
             )
-            for outcome in batch.move(uploads):
-                with self._reporting:
-                    self._settle(outcome)
+            batch.move(uploads)
 
     def _is_there(self, directories: Directories, uploads: Sequence[Upload]) -> bool:
         """Whether the destination is there, else uploads are deferred."""
         lane = (self._move.destination, "away")
-        with self._reporting:
-            back_off = self._back_offs.get(lane)
-        reason = back_off.reason if back_off and back_off.until > time.monotonic() else ""
-        if not reason:
-            try:
-                directories.look_for_destination()
-            except DestinationAway as e:
-                reason = str(e)
+        back_off = self._back_offs.get(lane)
+        if back_off is not None and back_off.until > time.monotonic():
+            reason = back_off.reason
+        else:
+            reason = directories.away()
         with self._reporting:
             if not reason:
-                self._say("up")
+                if self._status["state"] == "down":
+                    where, name = self._move.destination, self._move.name
+                    logger.info("Destination %s of move %s is back.", where, name)
+                if self._status["state"] != "up":
+                    self._stand("up")
                 return True
             for upload in uploads:
                 self._defer(upload, lane, reason)
-            self._say("down", reason, self._back_offs[lane])
+            back_off = self._back_offs[lane]
+            delay = back_off.until - time.monotonic()
+            self._stand("down", reason, back_off.attempts, delay)
             return False
 
     def _keep_on(self) -> None:
         if self._stopping.is_set():
             raise Stopped
 
-    def _settle(self, outcome: Outcome) -> None:
-        upload, error = outcome.upload, outcome.error
-        own_lane = (upload.id, f"upload {upload.id}")
-        match error:
-            case None:
-                self._succeed(upload)
-            case Stopped():
-                self._report(Report(upload, State.DEFERRED))
-            case Refused():
-                self._report(Report(upload, State.FAILED, str(error)))
-            case TakesLong():
-                self._report(Report(upload, State.DEFERRED, lane=ASIDE))
-            case Superseded():
-                report = self._look(upload)
-                if report is not None:
+    def _settle(self, upload: Upload, error: Exception | None, place: str) -> None:
+        """Report an upload: it is moved, or `error` came in the way at a place."""
+        with self._reporting:
+            own_lane = (upload.id, f"upload {upload.id}")
+            match error:
+                case None:
+                    self._succeed(upload)
+                case Stopped():
+                    self._report(Report(upload, State.DEFERRED))
+                case Refused():
+                    self._report(Report(upload, State.FAILED, str(error)))
+                case TakesLong():
+                    self._report(Report(upload, State.DEFERRED, lane=ASIDE))
+                case Superseded() if report := self._look(upload):
                     self._back_offs.pop(own_lane, None)
                     self._report(report)
-                else:
+                case Superseded():
                     self._defer(upload, own_lane, str(error))
-            case BeingWritten():
-                self._defer(upload, own_lane, str(error), logging.DEBUG)
-            case NotBelowWatch():
-                reason = f"{outcome.place}: {error}"
-                self._defer(upload, (outcome.place, reason), reason)
-            case OSError():
-                place = outcome.place
-                if error.errno in WHOLE_FILESYSTEM:
-                    place = next(root for root in self._roots(upload) if is_below(place, root))
-                reason = f"{place}: {error.strerror}"
-                self._defer(upload, (place, reason), reason)
-            case _:
-                self._defer(upload, (outcome.place, str(error)), str(error))
+                case BeingWritten():
+                    self._defer(upload, own_lane, str(error), logging.DEBUG)
+                case NotBelowWatch():
+                    reason = f"{place}: {error}"
+                    self._defer(upload, (place, reason), reason)
+                case OSError():
+                    if error.errno in WHOLE_FILESYSTEM:
+                        place = next(root for root in self._roots(upload) if is_below(place, root))
+                    reason = f"{place}: {error.strerror}"
+                    self._defer(upload, (place, reason), reason)
+                case _:
+                    self._defer(upload, (place, str(error)), str(error))
 
     def _succeed(self, upload: Upload) -> None:
         """Have an upload's task sent, and begin anew to count what its places failed at."""
@@ -231,7 +189,7 @@ class Mover:
     def _defer(
         self, upload: Upload, lane: tuple[str, str], reason: str, level: int = logging.WARNING
     ) -> None:
-        back_off = self._back_offs.setdefault(lane, BackOff(LONGEST_DELAY))
+        back_off = self._back_offs.setdefault(lane, BackOff())
         now = time.monotonic()
         if back_off.until <= now:
             delay = back_off.fail(now, reason)
@@ -246,20 +204,3 @@ class Mover:
             )
         delay = back_off.until - now
         self._report(Report(upload, State.DEFERRED, reason, lane=lane[1], delay=delay))
-
-    def _say(self, state: str, error: str | None = None, back_off: BackOff | None = None) -> None:
-        """Keep what `status` tells, and log when the state changes."""
-        before, now = self._status.get("state"), time.time()
-        if state == before == "up":
-            return
-        if before == "down" and state == "up":
-            logger.info(
-                "Destination %s of move %s is back.", self._move.destination, self._move.name
-            )
-        self._status = {
-            "state": state,
-            "since": self._status["since"] if state == before else now,
-            "attempts": back_off.attempts if back_off else 0,
-            "next_try": now + back_off.until - time.monotonic() if back_off else None,
-            "error": error,
-        }

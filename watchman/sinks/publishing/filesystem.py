@@ -18,6 +18,8 @@ from kombu.exceptions import ChannelError
 from kombu.transport import filesystem, virtual
 from kombu.utils.json import dumps, loads
 
+from watchman.config.files import fsync_directory
+
 #: Seconds after which an unfinished write is taken for one that a crash has left behind, where
 #: the filesystem knows no files without a name.
 STALE = 3600.0
@@ -38,8 +40,8 @@ class Channel(filesystem.Channel):
         self._last = 0
         self.folder: str = self.data_folder_out
         os.makedirs(self.control_folder, exist_ok=True)
-        _sync(self.folder)
-        _sync(os.path.dirname(os.path.abspath(self.folder)))
+        fsync_directory(self.folder)
+        fsync_directory(os.path.dirname(os.path.abspath(self.folder)))
         self._sweep()
 
     # kombu disagrees with itself about the second name.
@@ -144,11 +146,3 @@ def _create(folder: str, name: str, content: bytes) -> None:
         if temporary:
             os.unlink(temporary, dir_fd=directory)
         os.close(directory)
-
-
-def _sync(directory: str | os.PathLike[str]) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -10,10 +10,10 @@ from typing import Any
 
 from watchman.config.settings import BrokerSettings
 from watchman.errors import BrokerUnavailable, TaskRefused
-from watchman.sinks.backoff import BackOff
 from watchman.sinks.publishing.celeryapp import Message, compose, make_app
 from watchman.sinks.publishing.confirms import ConfirmingSender
 from watchman.sinks.publishing.sender import Sender, Sent, explain
+from watchman.sinks.sink import LONGEST_DELAY, PATIENCE, BackOff, Sink
 from watchman.uploads.upload import Report, State, Upload
 
 logger = logging.getLogger(__name__)
@@ -21,14 +21,6 @@ logger = logging.getLogger(__name__)
 #: How many uploads go to the broker and are confirmed together. More gain little, and all of them
 #: are sent again if we are killed before it is written down that they were.
 BATCH = 16
-
-#: Seconds that a take waits for uploads, and so the longest that stopping an idle thread takes.
-PATIENCE = 1.0
-
-#: Seconds between two tries at the most. A try costs one connection or one message, and with the
-#: time-outs of a connection work goes on within ten seconds of the cure, however long the fault has
-#: lasted.
-LONGEST_DELAY = 6.0
 
 #: Seconds after a stop that a join waits: longer than the timeouts of a connection.
 HUNG = 10.0
@@ -40,12 +32,11 @@ HURRY = 0.1
 #: Seconds within which a connection fails that the broker had closed while it was idle.
 AT_ONCE = 1.0
 
-
 #: What `status` says of a broker that has raised an alarm.
 BLOCKED = "it is short of memory or disk, and takes no tasks until that is over"
 
 
-class Publisher:
+class Publisher(Sink):
     """One broker's thread, app and connection.
 
     `take(limit, timeout)` gives uploads, oldest first, and may give none. `report` hears of each of
@@ -60,47 +51,30 @@ class Publisher:
         report: Callable[[Report], None],
     ) -> None:
         """Raises ConfigError for settings that Celery cannot use; does not connect."""
+        super().__init__({f"publisher:{broker.name}": self._run}, hung=HUNG)
         self._broker = broker
         self._take = take
         self._report = report
         self._app = make_app(broker)
         self._sender: Sender | None = None
-        self._back_off = BackOff(LONGEST_DELAY)
+        self._back_off = BackOff()
         #: How often a host of a failover list has failed: the next connection begins with the next.
         self._failures = 0
         #: Routes that the broker refuses, and when to try them again.
         self._refused: dict[str, BackOff] = {}
-        self._stopping = threading.Event()
-        #: When a join gives up (monotonic).
-        self._hung = 0.0
         #: Ends a wait before its time; set by stop() too.
         self._roused = threading.Event()
-        self._thread = threading.Thread(
-            target=self._run, name=f"publisher:{broker.name}", daemon=True
-        )
-        #: Replaced as a whole, so that other threads may read it.
-        self._status: dict[str, Any] = {}
-        self._say("idle")
-
-    def start(self) -> None:
-        self._thread.start()
 
     def stop(self) -> None:
         """Signal the end; what has been taken is still sent, which a dead broker ends by time."""
-        self._stopping.set()
+        super().stop()
         self._roused.set()
-        self._hung = time.monotonic() + HUNG
 
     def hurry(self) -> None:
         """Try again at once what the broker did not take, and the broker itself; any thread."""
         for back_off in list(self._refused.values()):
             back_off.until = min(back_off.until, time.monotonic() + HURRY)
         self._roused.set()
-
-    def join(self) -> None:
-        """Wait for the end, but not for ever on a broker that hangs beyond its timeouts."""
-        if self._thread.ident is not None:
-            self._thread.join(max(0.0, self._hung - time.monotonic()))
 
     def status(self) -> dict[str, Any]:
         """Whether the broker is up, down, blocked or has not been needed yet; any thread may ask.
@@ -110,16 +84,16 @@ class Publisher:
         # What was tried again and has not come back was cured, or its uploads are gone.
         since = time.monotonic() - LONGEST_DELAY
         refused = self._refused.copy().items()
-        return {**self._status, "refused": {r: b.reason for r, b in refused if b.until > since}}
+        return {**super().status(), "refused": {r: b.reason for r, b in refused if b.until > since}}
 
     def _run(self) -> None:
         while not self._stopping.is_set():
             try:
                 asked = time.monotonic()
-                if uploads := self._take(BATCH, PATIENCE):
+                uploads = self._take(BATCH, PATIENCE)
+                # Also none where it is down, or `status` would say so until there is one.
+                if uploads or self._status["state"] == "down":
                     self._publish(uploads, asked)
-                elif self._status["state"] == "down":
-                    self._look()
             # The thread must outlive whatever take and report come to; the journal still has what
             # was not reported.
             except Exception:
@@ -127,14 +101,6 @@ class Publisher:
                 self._rest(self._back_off.fail(time.monotonic(), "stuck"))
         if self._sender is not None:
             self._sender.close()
-
-    def _look(self) -> None:
-        """Connect although nothing waits any more, so that `status` does not stay down."""
-        try:
-            self._sender = self._connected()
-            self._say("up")
-        except BrokerUnavailable as e:
-            self._defer_for_broker((), explain(e))
 
     def _publish(self, uploads: Sequence[Upload], asked: float) -> None:
         """Send what was taken and report all of it; waits when the broker is down.
@@ -154,10 +120,10 @@ class Publisher:
                 self._defer_for_route(message, refused.reason, tried=False)
             else:
                 messages.append(message)
-        if not messages:
+        if uploads and not messages:
             return
         try:
-            self._send_or_retry(messages)
+            self._send(messages)
         except Exception as e:
             if not isinstance(e, BrokerUnavailable) and self._status["state"] != "down":
                 # py-amqp is known to raise AttributeError for a lost connection, so we carry on.
@@ -179,19 +145,12 @@ class Publisher:
         if not self._stopping.is_set():
             self._roused.clear()
 
-    def _send_or_retry(self, messages: list[Message]) -> None:
-        """Send; once more at once over a new connection if the old one was stale."""
-        was_open, began = self._sender is not None, time.monotonic()
-        try:
-            self._send(messages)
-        except BrokerUnavailable:
-            quickly = time.monotonic() - began < AT_ONCE
-            if not (was_open and quickly) or self._stopping.is_set():
-                raise
-            self._send(messages)
-
     def _send(self, messages: list[Message]) -> None:
-        """Send and report, taking from `messages` what has been reported."""
+        """Send and report, taking from `messages` what has been reported.
+
+        Once more at once over a new connection if the old one was stale.
+        """
+        was_open, began = self._sender is not None, time.monotonic()
         try:
             if self._sender is None:
                 self._sender = self._connected()
@@ -200,10 +159,17 @@ class Publisher:
                 messages.remove(sent.message)
                 self._settle(sent)
                 states.setdefault(str(sent.message.route), set()).add(sent.state)
+            self._say("up")
             self._forgive(states)
-        except BaseException:
-            self._discard()
-            raise
+        except BaseException as e:
+            if self._sender is not None:
+                self._sender.discard()
+                self._sender = None
+            quickly = time.monotonic() - began < AT_ONCE
+            is_stale = was_open and quickly and isinstance(e, BrokerUnavailable)
+            if not is_stale or self._stopping.is_set():
+                raise
+            self._send(messages)
 
     def _connected(self) -> Sender:
         driver = self._app.connection_for_write().transport.driver_type
@@ -217,11 +183,6 @@ class Publisher:
 
     def _on_blocked(self, blocked: bool) -> None:
         self._say("blocked" if blocked else "up", BLOCKED if blocked else None)
-
-    def _discard(self) -> None:
-        if self._sender is not None:
-            self._sender.discard()
-            self._sender = None
 
     def _settle(self, sent: Sent) -> None:
         upload = sent.message.upload
@@ -263,7 +224,7 @@ class Publisher:
     def _defer_for_route(self, message: Message, reason: str, *, tried: bool) -> None:
         """Defer an upload whose route the broker refuses; other routes go on."""
         upload, lane, now = message.upload, str(message.route), time.monotonic()
-        back_off = self._refused.setdefault(lane, BackOff(LONGEST_DELAY))
+        back_off = self._refused.setdefault(lane, BackOff())
         if back_off.until <= now and tried:
             delay = back_off.fail(now, reason)
             if back_off.attempts == 1:
@@ -281,9 +242,11 @@ class Publisher:
 
     def _say(self, state: str, error: str | None = None, delay: float = 0.0) -> None:
         """Keep what `status` tells, and log when the state changes."""
-        before, now, name = self._status.get("state"), time.time(), self._broker.name
+        before, name = self._status["state"], self._broker.name
         if state == "up":
             self._back_off.attempts = 0
+        if state == before == "up":
+            return
         if state != before:
             if state == "down":
                 logger.warning(
@@ -293,12 +256,4 @@ class Publisher:
                 logger.warning("Broker %s has blocked us: %s.", name, error)
             elif before in ("down", "blocked"):
                 logger.info("Broker %s is back.", name)
-        elif state == "up":
-            return
-        self._status = {
-            "state": state,
-            "since": self._status["since"] if state == before else now,
-            "attempts": self._back_off.attempts,
-            "next_try": now + delay if delay else None,
-            "error": error,
-        }
+        self._stand(state, error, self._back_off.attempts, delay)

@@ -9,6 +9,7 @@ from typing import Any
 
 from watchman.errors import BrokerUnavailable, TaskRefused
 from watchman.sinks.publishing.celeryapp import Message
+from watchman.sinks.publishing.confirms import ConfirmingSender
 from watchman.sinks.publishing.publisher import BLOCKED
 from watchman.sinks.publishing.sender import Sender, Sent
 from watchman.uploads.upload import State
@@ -33,7 +34,7 @@ def connect(app: Any, *, declare: bool) -> Sender | None:
     return None
 
 
-class _RolledBack(Sender):
+class _RolledBack(ConfirmingSender):
     """AMQP: publishes within a transaction that never ends.
 
     RabbitMQ looks at rights and at the exchange when a message comes, and routes it at the commit.
@@ -71,13 +72,6 @@ class _RolledBack(Sender):
         finally:
             with contextlib.suppress(Exception):
                 connection.collect()
-
-    def _is_about_route(self, error: Exception) -> bool:
-        if not isinstance(error, self._connection.channel_errors):
-            return False
-        self._channel.close()
-        self._open(self._connection.channel())
-        return True
 
 
 def _raise_blocked(_reason: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bz2
 import errno
-import fcntl
 import gzip
 import hashlib
 import lzma
@@ -17,7 +16,7 @@ from collections.abc import Callable
 from typing import IO, Any, NamedTuple
 
 from watchman.sources.transferlog.lines import LONGEST, cut
-from watchman.uploads.local import is_local
+from watchman.uploads import lease
 
 #: Bytes per read(2): some hundred records, decided about and made durable together.
 READ_SIZE = 1 << 14
@@ -125,16 +124,9 @@ class Tail:
     def has_writers(self) -> bool | None:
         """Whether a session has the file open, by asking for a read lease; None: not our right.
 
-        See F_SETLEASE in fcntl(2). It is for the file's owner and who has CAP_LEASE.
+        It is for the file's owner and who has CAP_LEASE.
         """
-        if not is_local(self._fd):
-            return None
-        try:
-            fcntl.fcntl(self._fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-        except OSError as e:
-            return True if e.errno == errno.EAGAIN else None
-        fcntl.fcntl(self._fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-        return False
+        return lease.is_written(self._fd)
 
     def _bytes_before(self, offset: int) -> bytes:
         length = min(offset, BEFORE)

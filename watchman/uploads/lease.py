@@ -13,7 +13,8 @@ def take(fd: int) -> bool | None:
     """Take a read lease: True is held, False says that there is a writer, None that nobody knows.
 
     The kernel has no say for a file that is not ours without CAP_LEASE (EACCES), for one that is
-    open as with O_PATH (EBADF), and on network filesystems (EINVAL).
+    open as with O_PATH (EBADF), and on network filesystems (EINVAL). Only on a local filesystem is
+    it told of every writer: FUSE grants leases on files that are written behind it.
     """
     if not is_local(fd):
         return None
@@ -33,8 +34,8 @@ def release(fd: int) -> None:
     fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
 
 
-def is_written(fd: int) -> bool:
-    """Whether anyone has the file open for writing, as far as the kernel says."""
+def is_written(fd: int) -> bool | None:
+    """Whether anyone has the file open for writing; None where nobody knows."""
     if held := take(fd):
         release(fd)
-    return held is False
+    return None if held is None else not held

@@ -1,0 +1,86 @@
+"""Where uploads wait: a backlog for each `move:NAME` and each `broker:NAME`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+
+from watchman.sinks.backlog import Backlog
+from watchman.sinks.pauses import ALL
+from watchman.uploads.upload import State
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Uploads that stand alike: failed, or in one lane of the backlog of `place`.
+
+    `next_try` in epoch seconds; `paused` names what an operator has paused.
+    """
+
+    place: str
+    state: str
+    positions: list[int]
+    lane: str = ""
+    attempts: int = 0
+    next_try: float | None = None
+    reason: str = ""
+    paused: str = ""
+
+
+class Backlogs(dict[str, Backlog]):
+    """Backlogs by place, made when they are first asked for.
+
+    What waits for a section that left the INI file goes on waiting.
+    """
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        super().__init__()
+        self._monotonic = monotonic
+        #: What an operator has paused; replaced as a whole.
+        self.pauses: frozenset[str] = frozenset()
+        self._closed = False
+
+    def __missing__(self, place: str) -> Backlog:
+        # At once there for others who make it at this moment, so that there is one only.
+        backlog = self.setdefault(place, Backlog(self._monotonic))
+        self._pause(place, backlog)
+        if self._closed:
+            backlog.close()
+        return backlog
+
+    def close(self) -> None:
+        """Give nothing any more."""
+        self._closed = True
+        for _, backlog in self.places():
+            backlog.close()
+
+    def pause(self, pauses: Collection[str]) -> None:
+        """Hold back what waits for what is in `pauses`, and nothing else."""
+        self.pauses = frozenset(pauses)
+        for place, backlog in self.places():
+            self._pause(place, backlog)
+
+    def _pause(self, place: str, backlog: Backlog) -> None:
+        backlog.pause(self.pauses, whole=bool(self.pauses & {place, ALL}))
+
+    def places(self) -> list[tuple[str, Backlog]]:
+        """Return a copy of all, those of moves first; from any thread."""
+        return sorted(self.copy().items(), key=lambda item: item[0].startswith("broker:"))
+
+    def groups(self) -> Iterator[Group]:
+        """Yield what waits, by where it stands; from any thread."""
+        for place, backlog in self.places():
+            for name, lane in backlog.lanes():
+                is_deferred = bool(name) and not lane.paused
+                left = max(0.0, lane.until - self._monotonic())
+                yield Group(
+                    place,
+                    State.DEFERRED.value if is_deferred else "waiting",
+                    lane.positions,
+                    lane=name,
+                    attempts=lane.attempts,
+                    next_try=time.time() + left if is_deferred else None,
+                    reason=lane.reason,
+                    paused=lane.paused or next((p for p in (place, ALL) if p in self.pauses), ""),
+                )
