@@ -17,17 +17,18 @@ import pytest
 
 from tests.servers.daemon import published
 from tests.servers.proftpd import PASSWORD, USER, public_directory
-from tests.support.inis import csv_tasks
 from tests.support.needs import need
 from tests.support.scene import Scene, scene
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 
-INI = csv_tasks("""
+INI = """
 [watchman]
 spool = {tmp}/spool
 socket = {tmp}/watchman.sock
 log_level = DEBUG
+[broker:b]
+url = filesystem://broker
 [watch:ftp]
 path = {tmp}/home
 proftpd = yes
@@ -37,8 +38,12 @@ path = {tmp}/home/settled
 proftpd = yes
 confirm = 5s
 settle = 1.5s
+[task:csv]
+pattern = *.csv
+broker = b
+task = tests.record
 kwargs = {"original": "{original}"}
-""")
+"""
 
 MOVE = """
 [move:storage]
