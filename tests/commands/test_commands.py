@@ -262,6 +262,23 @@ def test_the_ini_file_may_be_named_after_the_command_too(place, daemon):
     assert done.returncode == 0
 
 
+def test_a_command_does_not_wait_for_celery_to_be_imported(place, daemon):
+    edit(place, 'task_routes = {"gis.*": {"queue": "single_worker"}}\n', "")
+    program = """if True:
+        import sys
+        from watchman.commands.main import main
+        try:
+            main()
+        finally:
+            print("celery.app" in sys.modules, file=sys.stderr)
+    """
+    command = [sys.executable, "-c", program, "-c", place / "watchman.ini", "status"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment(), timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "False\n")
+
+
 @pytest.mark.parametrize("arguments", [["status"], ["queue"], ["queue", "--json"]])
 def test_without_a_daemon_one_line_says_what_to_do_and_3(place, arguments):
     done = run(place, *arguments)

@@ -103,7 +103,7 @@ def _settings(values: Mapping[str, Any]) -> dict[str, Any]:
     spelled: dict[str, str] = {}
     for name, value in values.items():
         setting = celery_settings.current_name(name)
-        if setting is None or setting not in celery_settings.SETTINGS:
+        if setting is None or setting not in celery_settings.types():
             continue
         if isinstance(value, ModuleType):  # import celery.schedules as beat_schedule, ...
             continue

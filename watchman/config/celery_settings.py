@@ -3,9 +3,9 @@
 import os
 import re
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
-from celery.app import defaults
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.utils.url import parse_url
 
@@ -19,8 +19,6 @@ _PLACES = frozenset(
         *("host", "port", "user", "password", "vhost"),
     )
 )
-
-SETTINGS = frozenset(defaults.SETTING_KEYS - _PLACES)
 
 _JSON_OBJECT = options.json_of(dict, 'a JSON object, as {"key": "value"}')
 _JSON_ARRAY = options.json_of(list, 'a JSON array, as ["one", "two"]')
@@ -65,7 +63,22 @@ _BY_NAME: dict[str, Callable[[str], Any]] = {
     "task_default_priority": options.integer(0, 255),
 }
 
-_TYPES = {name: option.type for name, option in defaults.flatten(defaults.NAMESPACES)}
+
+@cache
+def _defaults() -> Any:
+    # Not above, for that takes a third of a second, which no command need wait for.
+    from celery.app import defaults
+
+    return defaults
+
+
+@cache
+def types() -> dict[str, Any]:
+    """Return of what type each of Celery's settings is, but of those that say where the broker
+    is.
+    """
+    known = _defaults().flatten(_defaults().NAMESPACES)
+    return {name: option.type for name, option in known if name not in _PLACES}
 
 
 def reader(name: str) -> Callable[[str], Any] | None:
@@ -73,8 +86,8 @@ def reader(name: str) -> Callable[[str], Any] | None:
 
     Raises ValueError for a name that Celery knows and that does not belong into the INI file.
     """
-    if name in SETTINGS:
-        return _BY_NAME.get(name) or _BY_TYPE.get(_TYPES[name], options.text)
+    if name in types():
+        return _BY_NAME.get(name) or _BY_TYPE.get(types()[name], options.text)
     current = current_name(name)
     if current in _PLACES:
         raise ValueError("the broker is named by url in [broker:NAME]")
@@ -138,7 +151,7 @@ def current_name(name: str) -> str | None:
     with the prefix CELERY_ that Django projects give to all of them.
     """
     lower, upper = name.lower(), name.upper()
-    for candidate in (lower, defaults._TO_NEW_KEY.get(upper), lower.removeprefix("celery_")):
-        if candidate in defaults.SETTING_KEYS:
+    for candidate in (lower, _defaults()._TO_NEW_KEY.get(upper), lower.removeprefix("celery_")):
+        if candidate in _defaults().SETTING_KEYS:
             return str(candidate)
     return None

@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterator
 from typing import Any
 
-from watchman.config import celery_settings, moves, options, trusted
+from watchman.config import moves, options, trusted
 from watchman.config.options import close_to
 from watchman.config.sections import SECTIONS, SINGLE, lookup
 from watchman.config.settings import (
@@ -298,7 +298,8 @@ class _Ini:
 
 def _celery(values: dict[str, Any]) -> dict[str, Any]:
     """A section's Celery settings: its settings file's, below the options beside it."""
-    beside = {name: value for name, value in values.items() if name in celery_settings.SETTINGS}
+    own = SECTIONS["celery"] | SECTIONS["broker"]
+    beside = {name: value for name, value in values.items() if name not in own}
     return {**values.get("config", {}), **beside}
 
 

@@ -108,7 +108,7 @@ def lookup(kind: str, name: str) -> Option:
     if kind in _WITH_CELERY:
         if read := celery_settings.reader(name):
             return Option(read)
-        hint = options.close_to(name, [*known, *celery_settings.SETTINGS])
+        hint = options.close_to(name, [*known, *celery_settings.types()])
         raise ValueError(f"neither an option nor a setting of Celery's{hint}")
     hint = options.close_to(name, known) or f"; known are {', '.join(known)}"
     raise ValueError(f"unknown option{hint}")

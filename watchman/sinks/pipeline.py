@@ -47,7 +47,8 @@ class Pipeline:
 
     In memory an upload is its journal position in a backlog; all else is read when it is taken.
     Publishers call `take` and `report`, movers `take_at`, `report_move` and `write`; all else
-    happens in the dispatcher's thread.
+    happens in the dispatcher's thread. Long, for it is all that an upload can come to after it is
+    accepted.
     """
 
     def __init__(
