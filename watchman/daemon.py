@@ -103,9 +103,12 @@ class Daemon:
                 if settings.exposed:
                     logger.warning("%s.", settings.warning())
                 logger.info("Started watchman %s with %r.", __version__, settings.file)
+                due = time.monotonic() + COLLECT
                 while not self._stopping:
-                    if not self._wait(COLLECT):
+                    self._wait(max(0.0, due - time.monotonic()))
+                    if time.monotonic() >= due:
                         gc.collect()
+                        due = time.monotonic() + COLLECT
                     self._reload(parts, listener)
                 logger.info("Stopping.")
             self._drain(parts)
@@ -126,12 +129,11 @@ class Daemon:
         self._stopping = True
         self._watchdog.arm()
 
-    def _wait(self, timeout: float) -> bool:
-        """Wait for a signal, or for someone who asks for a reload; return whether one came."""
+    def _wait(self, timeout: float) -> None:
+        """Wait for a signal, or for someone who asks for a reload."""
         readable, _, _ = select.select([self._signals], [], [], timeout)
         if readable:
             self._signals.recv(4096)
-        return bool(readable)
 
     def _ask_for_reload(self) -> list[str]:
         """Any other thread: have the INI file read again; return what changed, or raise."""

@@ -32,6 +32,9 @@ KILLS = 10
 #: Share of them that must be reached. The threads of a start or an end take turns as they like.
 REACHED = {"work": 0.9, "start": 0.75, "stop": 0.75}
 
+#: Tries for a call that does not come.
+TRIES = 4
+
 #: Kills at random of each way to move, uploads a second and kind, seconds that a daemon lives.
 ROUNDS, RATE, LONGEST = 7, 40.0, 2.0
 
@@ -74,9 +77,9 @@ def test_killed_at_a_call_it_makes_all_good_when_it_is_started_again(
     points = sample(counted, KILLS)
 
     def kill(number: int) -> bool:
-        # How many calls there are depends on how many are done at once: a second try for those.
-        for name in (str(number), f"{number}again"):
-            hit, findings = Moment(what).kill(place(name), points[number])
+        # How many calls there are depends on how many are done at once: further tries for those.
+        for attempt in range(TRIES):
+            hit, findings = Moment(what).kill(place(f"{number}-{attempt}"), points[number])
             assert not findings.wrong, (points[number], findings.wrong)
             if hit:
                 return True
