@@ -44,14 +44,6 @@ def no_room_beyond(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    house = House(tmp_path)
-    house.open()
-    yield house
-    house.close()
-
-
 def test_an_upload_is_accepted_once_whoever_speaks_of_it(house: House) -> None:
     path = house.write("a.csv")
     answer = house.say(path)
@@ -1004,3 +996,12 @@ def test_an_upload_that_left_and_came_back_under_its_name_is_one_again(house: Ho
     assert again.outcome is Outcome.OK
     assert again.detail != first
     assert [upload.id for upload in house.take()] == [again.detail]
+
+
+def test_an_upload_is_taken_also_at_the_moment_that_its_watch_leaves_the_ini_file(
+    house: House,
+) -> None:
+    path = house.write("a.csv")
+    house.say(path)
+    house.ledgers.clear()
+    assert [upload.path for upload in house.take()] == [str(path)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -159,14 +158,6 @@ def test_a_stop_leaves_to_the_next_start_what_takes_long_but_no_rename(turns: Tu
     turns.take()
     assert len(turns.done) == AT_STOP + 11
     assert turns.done[-1] == "b"
-
-
-@pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    house = House(tmp_path)
-    house.open()
-    yield house
-    house.close()
 
 
 def test_events_and_finds_of_a_dispatcher_that_is_busy_wait_for_their_owners(house: House) -> None:

@@ -94,7 +94,7 @@ class FileTracker:
         if _is_rewritten(upload, watch, subpath, state):
             return superseded
         known = self._last_known(upload, upload.path)
-        return superseded if self._ledgers[watch.name].decided_since(subpath, known) else None
+        return superseded if self._is_outdated(watch, subpath, known) else None
 
     def refusal(self, upload: Upload) -> str:
         """Return why an upload must not be moved or sent as its file stands, "" if it may be."""
@@ -108,6 +108,12 @@ class FileTracker:
         except (OSError, NotBelowWatch):
             return ""  # it is looked at in its turn
         return look.ownership.refusal(upload.owner[0] if upload.owner else None)
+
+    def _is_outdated(self, watch: WatchSettings, subpath: str, known: FileState) -> bool:
+        """Whether a later write was decided about than that of a file as it was `known`."""
+        # None while a reload takes the watch away, which may be since we looked which it is.
+        ledger = self._ledgers.get(watch.name)
+        return ledger is not None and ledger.decided_since(subpath, known)
 
     def _last_known(self, upload: Upload, path: str) -> FileState:
         """Return what a file was like when it was accepted, or when it last got the name of `path`.
@@ -167,7 +173,7 @@ class FileTracker:
                 state = beneath.state(found.path, subpath)
                 if state.inode == old.inode:
                     known = self._last_known(upload, path)
-                    newer = self._ledgers[found.name].decided_since(subpath, known)
+                    newer = self._is_outdated(found, subpath, known)
                     upload = replace(upload, watch=found.name, path=path)
                     if newer or _is_rewritten(upload, found, subpath, state):
                         return Report(upload, State.SUPERSEDED, "overwritten before its turn")
