@@ -36,9 +36,11 @@ def make_directory(path: str, mode: int) -> None:
         os.chmod(path, mode)
 
 
-def fsync_directory(path: str) -> None:
-    """Make names just made or removed in a directory durable, see fsync(2)."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def fsync_directory(path: str, *, dir_fd: int | None = None) -> None:
+    """Make names just made or removed in a directory durable, see fsync(2); `path` is taken from
+    the directory `dir_fd`, which may be open as with O_PATH, if one is given.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)
     try:
         os.fsync(fd)
     finally:

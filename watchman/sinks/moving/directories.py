@@ -78,7 +78,7 @@ class Directories(contextlib.ExitStack):
             fd = self._changed.pop()
             # O_PATH cannot be synced. Where there is no right to read, nobody can.
             with contextlib.suppress(PermissionError):
-                fsync_directory(f"/proc/self/fd/{fd}")
+                fsync_directory(".", dir_fd=fd)
 
     def _make_one(self, parent: int, path: str, like: str) -> None:
         """Make one directory with the INI file's mode and owner, or those of the one at `like`."""
