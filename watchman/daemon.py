@@ -10,7 +10,6 @@ import queue
 import select
 import signal
 import socket
-import sys
 import threading
 import time
 from concurrent.futures import Future
@@ -52,6 +51,9 @@ HUNG = 5.0
 #: meanwhile: some 300 ms with 100,000 uploads in memory, and Python would do it at every quarter
 #: that it grows.
 COLLECT = 600.0
+
+#: The highest threshold of the module gc, a C int.
+NEVER = 2**31 - 1
 
 #: Seconds between two looks of who waits for a reload at whether it will come at all.
 RELOAD_POLL = 0.5
@@ -192,7 +194,7 @@ def collect_young() -> None:
     """
     gc.freeze()
     young, middle, _ = gc.get_threshold()
-    gc.set_threshold(young, middle, sys.maxsize >> 32)
+    gc.set_threshold(young, middle, NEVER)
 
 
 def _make_parts(settings: Settings, inside: contextlib.ExitStack) -> Parts:
