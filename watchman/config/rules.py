@@ -3,8 +3,8 @@
 import fnmatch
 import os
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Generic, TypeVar
 
 from watchman.config.moves import HIDDEN
 from watchman.config.settings import (
@@ -32,6 +32,8 @@ PLACEHOLDERS = (
     "size",
 )
 
+T = TypeVar("T")
+
 _BRACES = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
 
@@ -43,77 +45,109 @@ class Rules:
 
     def change(self, settings: Settings) -> None:
         """Go by other settings from now on."""
-        # The longest path first: with nested watches the inner one owns its directory.
-        watches = sorted(settings.watches.values(), key=lambda watch: len(watch.path), reverse=True)
-        self._watches = [(watch.path.rstrip("/") + "/", watch) for watch in watches]
-        self._excludes = {watch.name: _excludes(watch) for watch in watches}
-        self._moves = sorted(
-            settings.moves.values(), key=lambda move: len(move.source), reverse=True
-        )
-        #: By watch, the moves whose destination lies below it, and where.
+        self._watches = {watch.path.rstrip("/"): watch for watch in settings.watches.values()}
+        self._excludes = {watch.name: _excludes(watch) for watch in settings.watches.values()}
+        self._moves = {move.source.rstrip("/"): move for move in settings.moves.values()}
         self._destinations = {
-            watch.name: [
-                (move, os.path.relpath(move.destination, watch.path))
-                for move in self._moves
-                if is_below(move.destination, watch.path)
-            ]
-            for watch in watches
+            move.destination.rstrip("/"): move for move in reversed([*settings.moves.values()])
         }
-        self._tasks = [
-            (task, [compiled(pattern, task.ignore_case) for pattern in task.patterns])
+        self._tasks = settings.tasks
+        self._task_patterns = Patterns(
+            (pattern, task.ignore_case, task)
             for task in settings.tasks
-        ]
+            for pattern in task.patterns
+        )
 
     def watches(self) -> list[WatchSettings]:
-        return [watch for _, watch in self._watches]
+        """All of them, the inner before those that they lie in."""
+        return sorted(self._watches.values(), key=lambda watch: len(watch.path), reverse=True)
 
     def locate(self, path: str) -> tuple[WatchSettings, str] | None:
         """The watch that owns `path`, and where below it; None for a path below none.
 
-        A path with `..` in it is below none: what that means depends on symlinks, so it has to be
-        resolved before.
+        With nested watches the inner one owns its directory. A path with `..` in it is below none:
+        what that means depends on symlinks, so it has to be resolved before.
         """
-        if ".." in path.split("/"):
+        if not path.startswith("/") or ("/.." in path and ".." in path.split("/")):
             return None
+        path = os.path.normpath(path)
         # normpath keeps two leading slashes (POSIX gives them a meaning that Linux does not).
-        path = re.sub("^//", "/", os.path.normpath(path))
-        for prefix, watch in self._watches:
-            if path.startswith(prefix) and path != prefix:
-                return watch, path[len(prefix) :]
-        return None
+        if path.startswith("//"):
+            path = path[1:]
+        watch = _nearest(self._watches, os.path.dirname(path)) if path != "/" else None
+        return (watch, path[len(watch.path.rstrip("/")) + 1 :]) if watch is not None else None
 
     def excluded(self, watch: WatchSettings, subpath: str) -> str | None:
         """What keeps `subpath` from being an upload of `watch`, if anything: a pattern, or a move
         whose destination it lies below.
         """
-        for move, below in self._destinations[watch.name]:
-            if is_below(subpath, below):
+        if self._destinations:
+            path = os.path.join(watch.path, subpath)
+            move = _nearest(self._destinations, path)
+            if move is not None and is_below(move.destination, watch.path):
                 return f"[move:{move.name}], whose destination it lies below"
-        names = set(subpath.split("/"))
-        for pattern, regex in self._excludes[watch.name]:
-            if "/" in pattern:
-                if regex.match(subpath):
-                    return pattern
-            elif any(map(regex.match, names)):
-                return pattern
-        return None
+        of_paths, of_names = self._excludes[watch.name]
+        found = of_paths.first(subpath)
+        for name in subpath.split("/"):
+            found = found or of_names.first(name)
+        return found
 
     def move_for(self, path: str) -> MoveSettings | None:
         """The move whose source is the longest that is a parent of `path`."""
-        return next((move for move in self._moves if is_below(path, move.source)), None)
+        return _nearest(self._moves, path)
 
     def moved_by(self, path: str) -> MoveSettings | None:
         """The move whose destination is the longest that is a parent of `path`."""
-        found = [move for move in self._moves if is_below(path, move.destination)]
-        return max(found, key=lambda move: len(move.destination), default=None)
+        return _nearest(self._destinations, path)
 
     def matches(self, path: str, original: str = "") -> bool:
         """Whether a move wants the file at `path`, or a task the one uploaded as `original`."""
-        return self.move_for(path) is not None or bool(self.tasks_for(original or path))
+        return self.move_for(path) is not None or self.task_for(original or path) is not None
+
+    def task_for(self, path: str) -> TaskSettings | None:
+        """The first task, in file order, that wants the file uploaded as `path`."""
+        return self._task_patterns.first(path)
 
     def tasks_for(self, path: str) -> list[TaskSettings]:
         """Every task that wants the file uploaded as `path`, in file order: the first one wins."""
-        return [task for task, regexes in self._tasks if any(r.match(path) for r in regexes)]
+        return [
+            task
+            for task in self._tasks
+            if any(compiled(pattern, task.ignore_case).match(path) for pattern in task.patterns)
+        ]
+
+
+class Patterns(Generic[T]):
+    """Patterns of fnmatch(3)'s kind, each with what it stands for, asked all at once."""
+
+    def __init__(self, patterns: Iterable[tuple[str, bool, T]]) -> None:
+        """Each is a pattern, whether it ignores case, and what it stands for."""
+        self._meanings: dict[str, T] = {}
+        alternatives = []
+        for number, (pattern, ignore_case, meaning) in enumerate(patterns):
+            flags = "(?i:" if ignore_case else "(?:"
+            alternatives.append(f"(?P<p{number}>{flags}{_translated(pattern)}))")
+            self._meanings[f"p{number}"] = meaning
+        # Of nothing at all, an expression that nothing matches.
+        self._regex = re.compile("|".join(alternatives) or "(?!)")
+
+    def first(self, text: str) -> T | None:
+        """Return what the first pattern stands for that matches, None if none does."""
+        found = self._regex.match(text)
+        # The group that was closed last is the outermost: the alternative itself.
+        return self._meanings[found.lastgroup or ""] if found is not None else None
+
+
+def _nearest(by_path: Mapping[str, T], path: str) -> T | None:
+    """Return what the longest path has that is `path` or a parent of it."""
+    if not by_path:
+        return None
+    path = path.rstrip("/")
+    while path not in by_path:
+        if not path:
+            return None
+        path = path[: path.rfind("/")] if "/" in path else ""
+    return by_path[path]
 
 
 def fill(
@@ -180,15 +214,23 @@ def _filled(arguments: Any, values: dict[str, str]) -> Any:
     return arguments
 
 
-def _excludes(watch: WatchSettings) -> list[tuple[str, re.Pattern[str]]]:
+def _excludes(watch: WatchSettings) -> tuple[Patterns[str], Patterns[str]]:
+    """Return the patterns for paths below a watch, and those for each of their names."""
     patterns = (*watch.exclude, *(DEFAULT_EXCLUDES if watch.exclude_defaults else ()), HIDDEN)
-    return [(pattern, compiled(pattern)) for pattern in patterns]
+    of_paths, of_names = (
+        Patterns((one, False, one) for one in patterns if ("/" in one) is has_slash)
+        for has_slash in (True, False)
+    )
+    return of_paths, of_names
 
 
 def compiled(pattern: str, ignore_case: bool = False) -> re.Pattern[str]:
     """A pattern of fnmatch(3)'s kind; it may come from anyone."""
+    return re.compile(_translated(pattern), re.IGNORECASE if ignore_case else re.NOFLAG)
+
+
+def _translated(pattern: str) -> str:
     # translate() looks for the end of each [ up to the pattern's: 100,000 of them take minutes.
     end = pattern.rfind("]") + 1
-    pattern = pattern[:end] + pattern[end:].replace("[", "[[]")
     # It sets (?s): names may hold newlines.
-    return re.compile(fnmatch.translate(pattern), re.IGNORECASE if ignore_case else re.NOFLAG)
+    return fnmatch.translate(pattern[:end] + pattern[end:].replace("[", "[[]"))

@@ -77,8 +77,8 @@ class Resubmitter:
         if look is None:
             return
         original = notification.resubmit_as or origin_of(move, path)
-        tasks = self.rules.tasks_for(original)
-        if not tasks:
+        task = self.rules.task_for(original)
+        if task is None:
             answer(Answer(Outcome.ERROR, f"no task matches it as {original}; give --as PATH"))
             return
         located = self.rules.locate(original)
@@ -94,7 +94,7 @@ class Resubmitter:
             accepted=self.clock(),
             task=None,
         )
-        upload = replace(upload, task=task_of(upload, tasks[0]))
+        upload = replace(upload, task=task_of(upload, task))
 
         def durable(position: int) -> None:
             self.pipeline.wait(upload.at(position))

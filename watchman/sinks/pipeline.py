@@ -223,8 +223,8 @@ class Pipeline:
 
     def _task_now(self, upload: Upload) -> Task | None:
         """Return the task that the rules give an upload now, if any."""
-        sections = self._rules.tasks_for(upload.original)
-        return task_of(upload, sections[0]) if sections else None
+        section = self._rules.task_for(upload.original)
+        return task_of(upload, section) if section is not None else None
 
     def wait(self, upload: Upload) -> None:
         """Let an upload wait for its move or its broker; its record is durable."""
