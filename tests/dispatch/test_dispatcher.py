@@ -6,7 +6,6 @@ import resource
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -257,8 +256,8 @@ def test_what_becomes_of_an_older_write_leaves_the_newer_decision_as_it_is(
     if is_moved:
         (upload,) = house.pipeline.take_at("move:all", 100, 0.0)
         copy = house.write("a.csv", watch="store")
-        moved = replace(upload, path=str(copy), state=FileState.of(copy.lstat()))
-        moved = replace(moved, moved_from=upload.path, source_state=upload.state)
+        moved = upload._replace(path=str(copy), state=FileState.of(copy.lstat()))
+        moved = moved._replace(moved_from=upload.path, source_state=upload.state)
         (moved,) = house.pipeline.write(State.MOVED, [moved])
         house.pipeline.report_move(Report(moved, State.MOVED))
     (upload,) = house.take()

@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pyinotify
@@ -161,7 +160,7 @@ def test_whatever_appears_is_told_of_by_whichever_call(
     wanted = {str(root / name) for name in ("link", "named", *map(str, range(200)))}
     eventually(lambda: {n.path for n in watching.appeared} == wanted)
     assert all(
-        n == replace(completed(root / Path(n.path).name, closed=False), appeared=True)
+        n == completed(root / Path(n.path).name, closed=False)._replace(appeared=True)
         for n in watching.appeared
     )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -180,7 +179,7 @@ class Handler:
                 if path and not is_last:
                     answer(Answer(Outcome.IGNORED, "a later transfer has failed"))
                 elif path:
-                    self.complete(replace(notification, path=path), answer)
+                    self.complete(notification._replace(path=path), answer)
                 else:
                     answer(Answer(Outcome.IGNORED, "no path"))
 
@@ -222,19 +221,17 @@ class Handler:
                 self.decisions.pass_over(path, state, notification, answer)
             case Hold():
                 self.holding.hold(path, notification, held, verdict, answer)
-            case Fail(state, reason):
+            case Fail(_, reason):
                 is_missed = held is None or not held.failure
                 if is_missed and not isinstance(verdict, Refuse):
                     self.crosscheck.miss(watch.name, notification.source, hinted=False)
-                self.decisions.fail(watch, subpath, state, notification, reason, held)
+                self.decisions.fail(watch, subpath, verdict, notification, held)
                 answer(Answer(Outcome.IGNORED, reason))
-            case Accept(state, word, ownership):
+            case Accept(_, word):
                 if watch.proftpd and not self.judge.is_decisive(word):
                     hinted = word.source in PROFTPD or (held is not None and held.hooked)
                     self.crosscheck.miss(watch.name, word.source, hinted=hinted)
-                self.decisions.accept(
-                    watch, subpath, state, word, answer, held, ownership=ownership
-                )
+                self.decisions.accept(watch, subpath, verdict, answer, held)
 
     def named(self, notification: Notification) -> Notification:
         """Return what was said, of the one path that each file has."""
@@ -245,7 +242,7 @@ class Handler:
             beneath.canonical(one, roots) if one else ""
             for one in (notification.path, notification.old_path)
         )
-        return replace(notification, path=path, old_path=old)
+        return notification._replace(path=path, old_path=old)
 
     def superseded(self, upload: Upload) -> None:
         """See to it that the newer write is decided about, should nobody have spoken of it."""
@@ -269,7 +266,7 @@ class Handler:
         )
         if upload.source is Source.RESUBMIT:
             given = upload.original if upload.original != upload.path else ""
-            self._resubmitter.accept(replace(word, resubmit_as=given), nobody)
+            self._resubmitter.accept(word._replace(resubmit_as=given), nobody)
         else:
             self.complete(word, nobody)
 

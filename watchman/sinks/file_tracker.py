@@ -6,7 +6,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
@@ -102,12 +102,12 @@ class FileTracker:
         if located is None or upload.source_state is not None:
             return ""
         try:
-            look = beneath.look(located[0].path, located[1])
+            with beneath.look(located[0].path, located[1]) as look:
+                return look.ownership.refusal(upload.owner[0] if upload.owner else None)
         except FileNotFoundError:
             return "" if self._is_away(upload, located[0]) else "its file is not there any more"
         except (OSError, NotBelowWatch):
             return ""  # it is looked at in its turn
-        return look.ownership.refusal(upload.owner[0] if upload.owner else None)
 
     def _is_outdated(self, watch: WatchSettings, subpath: str, known: FileState) -> bool:
         """Whether a later write was decided about than that of a file as it was `known`."""
@@ -174,11 +174,11 @@ class FileTracker:
                 if state.inode == old.inode:
                     known = self._last_known(upload, path)
                     newer = self._is_outdated(found, subpath, known)
-                    upload = replace(upload, watch=found.name, path=path)
+                    upload = upload._replace(watch=found.name, path=path)
                     if newer or _is_rewritten(upload, found, subpath, state):
                         return Report(upload, State.SUPERSEDED, "overwritten before its turn")
                     root = beneath.identity(found.path)
-                    return Report(replace(upload, state=state, root=root), State.RENAMED)
+                    return Report(upload._replace(state=state, root=root), State.RENAMED)
         now = self._monotonic()
         if now - self._missing.setdefault(upload.id, now) < MISSING:
             lane = f"upload {upload.id}"

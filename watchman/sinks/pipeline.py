@@ -8,7 +8,6 @@ import time
 import uuid
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -165,8 +164,8 @@ class Pipeline:
             return upload
         for section in self._settings.tasks:
             if section.name == upload.task.section:
-                return replace(upload, task=task_of(upload, section))
-        return replace(upload, task=self._task_now(upload))
+                return upload._replace(task=task_of(upload, section))
+        return upload._replace(task=self._task_now(upload))
 
     # In all of these.
 
@@ -218,8 +217,8 @@ class Pipeline:
         move = self._rules.move_for(upload.path)
         if move is not None:
             destination = destination_of(move, upload.path, int(upload.accepted * 1000))
-            upload = replace(upload, move=move.name, destination=destination)
-        return replace(upload, task=self._task_now(upload))
+            upload = upload._replace(move=move.name, destination=destination)
+        return upload._replace(task=self._task_now(upload))
 
     def _task_now(self, upload: Upload) -> Task | None:
         """Return the task that the rules give an upload now, if any."""
@@ -245,7 +244,7 @@ class Pipeline:
             return "no task matches it"
         if reason := self.file_tracker.refusal(upload):
             return reason
-        again = replace(upload, task=task)
+        again = upload._replace(task=task)
         self.arriving[upload.id] = again
 
         def durable(position: int) -> None:
@@ -318,7 +317,7 @@ class Pipeline:
         """Settle an upload whose file has another name: it is an upload of its own under that."""
         renamed, before = report.upload, self._read(report.upload.position)
         if before.original == before.path:
-            renamed = replace(renamed, original=renamed.path)
+            renamed = renamed._replace(original=renamed.path)
         over = Report(before, State.RENAMED, f"renamed to {renamed.path!r}")
         self._settle(over, backlog, renamed)
 

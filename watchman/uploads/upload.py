@@ -1,10 +1,14 @@
-"""Values: what a source says of a path, what a file looked like, what became of it."""
+"""Values: what a source says of a path, what a file looked like, what became of it.
+
+Tuples, for some are made of each event, file and upload: that takes half the time of a frozen
+dataclass, and to replace a field a tenth.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple, Self
 
@@ -57,8 +61,7 @@ class State(StrEnum):
     DROPPED = "dropped"
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """An outcome with its upload id (OK, DUPLICATE) or its reason (IGNORED, ERROR)."""
 
     outcome: Outcome
@@ -73,8 +76,7 @@ def nobody(_: Answer) -> None:
     """Answer a source that does not ask."""
 
 
-@dataclass(frozen=True, slots=True)
-class Notification:
+class Notification(NamedTuple):
     """What a source says of a path: a hint, the file itself is looked at.
 
     `path` is absolute, from `os.fsdecode`. `old_path` is where a RENAMED file or directory came
@@ -114,10 +116,7 @@ class Notification:
 
 
 class FileState(NamedTuple):
-    """A regular file as lstat(2) saw it; times in nanoseconds since the epoch.
-
-    A tuple, for a scan makes one of each file: that takes half the time of a frozen dataclass.
-    """
+    """A regular file as lstat(2) saw it; times in nanoseconds since the epoch."""
 
     device: int
     inode: int
@@ -177,8 +176,7 @@ class Task:
         return cls(**values)
 
 
-@dataclass(frozen=True, slots=True)
-class Upload:
+class Upload(NamedTuple):
     """An accepted file, from the journal to done.
 
     `id` is the upload id and the task id. `path` is where the file lies now, `original` the path it
@@ -227,7 +225,7 @@ class Upload:
         return before is not None and not before.is_same_file(self.state)
 
     def at(self, position: int) -> Self:
-        return replace(self, position=position)
+        return self._replace(position=position)
 
     def encode(self) -> dict[str, Any]:
         values: dict[str, Any] = {
@@ -280,8 +278,7 @@ class Upload:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(NamedTuple):
     """What a sink made of an upload that it took: MOVED or DONE, FAILED, or DEFERRED to be taken
     again; or what it found out about the file.
 
