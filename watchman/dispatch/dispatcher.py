@@ -71,7 +71,11 @@ class Dispatcher:
         #: Whether the log was asked to be read, and was not since.
         self._log_asked = False
         self._commit = GroupCommit(
-            journal, timer=self._look_again, idle=self._keep_house, monotonic=monotonic
+            journal,
+            timer=self._look_again,
+            committed=lambda: self.pipeline.backlogs.offer(),
+            idle=self._keep_house,
+            monotonic=monotonic,
         )
         self.pipeline = Pipeline(
             settings,

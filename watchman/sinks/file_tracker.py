@@ -73,6 +73,8 @@ class FileTracker:
 
     def look(self, upload: Upload) -> Report | None:
         """Return a report about an upload that must not be moved or sent as it stands."""
+        if _is_as_accepted(upload):
+            return None
         located = self._rules.locate(upload.path)
         if located is None:
             return None  # its section left the INI file after it was accepted, or changed its path
@@ -255,6 +257,17 @@ class FileTracker:
     def _keep(self, rename: Rename) -> None:
         self._journal.hold(rename.position)
         self._renames.append(rename)
+
+
+def _is_as_accepted(upload: Upload) -> bool:
+    """Whether a file is where it was and nothing of it has changed, not even its ctime.
+
+    By its path alone, whatever stands in the way: it is the same inode.
+    """
+    try:
+        return FileState.of(os.lstat(upload.path)) == upload.state
+    except OSError:
+        return False
 
 
 def _give_name_back(root: str, subpath: str, upload: Upload) -> None:

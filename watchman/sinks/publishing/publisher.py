@@ -48,7 +48,7 @@ class Publisher(Sink):
         broker: BrokerSettings,
         *,
         take: Callable[[int, float], Sequence[Upload]],
-        report: Callable[[Report], None],
+        report: Callable[[Sequence[Report]], None],
     ) -> None:
         """Raises ConfigError for settings that Celery cannot use; does not connect."""
         super().__init__({f"publisher:{broker.name}": self._run}, hung=HUNG)
@@ -137,7 +137,7 @@ class Publisher(Sink):
         if not self._stopping.is_set():
             self._say("down", reason, delay)
         for message in messages:
-            self._report(Report(message.upload, State.DEFERRED, reason, delay=delay))
+            self._report([Report(message.upload, State.DEFERRED, reason, delay=delay)])
         self._rest(delay)
 
     def _rest(self, delay: float) -> None:
@@ -190,7 +190,7 @@ class Publisher(Sink):
         match sent.state:
             case State.DONE:
                 # First, so that it is written down soon.
-                self._report(Report(upload, State.DONE))
+                self._report([Report(upload, State.DONE)])
                 logger.info(
                     "Sent upload %s to broker %s, %s.",
                     upload.id,
@@ -219,7 +219,7 @@ class Publisher(Sink):
             self._broker.name,
             reason,
         )
-        self._report(Report(upload, State.FAILED, reason))
+        self._report([Report(upload, State.FAILED, reason)])
 
     def _defer_for_route(self, message: Message, reason: str, *, tried: bool) -> None:
         """Defer an upload whose route the broker refuses; other routes go on."""
@@ -236,7 +236,7 @@ class Publisher(Sink):
                     delay,
                 )
         delay = max(0.0, back_off.until - now)
-        self._report(Report(upload, State.DEFERRED, reason, lane=lane, delay=delay))
+        self._report([Report(upload, State.DEFERRED, reason, lane=lane, delay=delay)])
         # Not before the lane opens: a younger upload from elsewhere would overtake those in it.
         back_off.until = max(back_off.until, time.monotonic() + delay)
 
