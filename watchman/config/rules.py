@@ -166,21 +166,15 @@ def fill(
     `path` is where the file lies now, after a move, and what `{name}`, `{stem}`, `{suffix}` and
     `{directory}` are taken from. What is filled in is not looked at for placeholders again.
     """
-    directory, name = os.path.split(path)
-    stem, suffix = os.path.splitext(name)
-    values = {
-        "path": path,
-        "original": original,
-        "name": name,
-        "stem": stem,
-        "suffix": suffix,
-        "directory": directory,
-        "watch": watch,
-        "user": user,
-        "client": client,
-        "protocol": protocol,
-        "size": str(size),
-    }
+    values = _Values(
+        path=path,
+        original=original,
+        watch=watch,
+        user=user,
+        client=client,
+        protocol=protocol,
+        size=str(size),
+    )
     return Task(
         section=task.name,
         broker=task.broker,
@@ -189,6 +183,16 @@ def fill(
         kwargs=_filled(task.kwargs, values),
         options=dict(task.options),
     )
+
+
+class _Values(dict[str, str]):
+    """What placeholders stand for; the parts of a path are made when the first is asked for."""
+
+    def __missing__(self, placeholder: str) -> str:
+        directory, name = os.path.split(self["path"])
+        stem, suffix = os.path.splitext(name)
+        self.update(directory=directory, name=name, stem=stem, suffix=suffix)
+        return self.get(placeholder, "")
 
 
 def faults(arguments: Any) -> Iterator[str]:
@@ -205,6 +209,8 @@ def faults(arguments: Any) -> Iterator[str]:
 
 
 def _filled(arguments: Any, values: dict[str, str]) -> Any:
+    if arguments == "{path}":  # what nearly all tasks are given
+        return values["path"]
     if isinstance(arguments, str):
         return _BRACES.sub(lambda m: m[0][0] if m[1] is None else values[m[1]], arguments)
     if isinstance(arguments, list):

@@ -108,8 +108,7 @@ class Decisions:
         path, state = os.path.join(watch.path, subpath), verdict.state
         upload = self._upload(watch, path, verdict, verdict.word, held)
         ledger = self.ledgers[watch.name]
-        before = ledger.get(subpath, state)
-        ledger.put(subpath, state, sample=upload.sample, waiting=True)
+        before = ledger.put(subpath, state, sample=upload.sample, waiting=True)
         recent = self.recent.get(path)
         self.recent.remember(upload, closed=verdict.word.closed)
         self.pipeline.arriving[upload.id] = upload

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from watchman.config.rules import Rules
@@ -150,7 +149,9 @@ class Handler:
         """
         if notification.source in SPELLED:
             notification = self.placing.place(notification)
-        if not all(map(partial(self._may_speak, notification), _paths(notification))):
+        if notification.uid is not None and not all(
+            self._may_speak(notification, path) for path in _paths(notification)
+        ):
             answer(Answer(Outcome.ERROR, "only who may write a file may announce it"))
             return
         if notification.source in PROFTPD and notification.path:
