@@ -8,20 +8,17 @@ journal for the next start. SIGHUP has it read the INI file again, as `watchman 
 import argparse
 
 from watchman.commands.shared import shell
-from watchman.config.settings import Settings
+from watchman.config import inifile, whereabouts
+from watchman.daemon import Daemon
 from watchman.errors import SocketUnavailable
-
-HELP, DESCRIPTION = shell.texts(__doc__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """There are none: the INI file says it all."""
 
 
-def main(settings: Settings, arguments: argparse.Namespace) -> int:  # noqa: ARG001
-    # Here, since it imports everything: the other commands stay quick.
-    from watchman.daemon import Daemon
-
+def main(arguments: argparse.Namespace) -> int:
+    settings = inifile.load(whereabouts.find(arguments.config))
     try:
         Daemon(settings).run()
     except SocketUnavailable as error:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, NamedTuple, Self
 
+from watchman.uploads.outcome import Outcome
+
 
 class Source(StrEnum):
     """Who spoke of a path."""
@@ -31,15 +33,6 @@ class Kind(StrEnum):
     FAILED = "failed"
     RENAMED = "renamed"
     ENDED = "ended"
-
-
-class Outcome(StrEnum):
-    """The dispatcher's answer to a notification, as the socket spells it."""
-
-    OK = "OK"
-    DUPLICATE = "DUPLICATE"
-    IGNORED = "IGNORED"
-    ERROR = "ERROR"
 
 
 class State(StrEnum):
