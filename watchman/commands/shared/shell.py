@@ -16,6 +16,7 @@ from watchman.errors import (
     JournalTooNew,
     SocketUnavailable,
     SpoolLocked,
+    SpoolNotOurs,
     WatchmanError,
 )
 from watchman.uploads.text import printable
@@ -42,7 +43,8 @@ exit codes:
   0  done
   1  some paths or ids were refused
      (status: not healthy; check: there is an ERROR; run: it could not start)
-  2  wrong usage, or the INI file is wrong (run: or its journal is of a newer version)
+  2  wrong usage, or the INI file is wrong
+     (run: or the spool is another user's, or its journal of a newer version)
   3  the daemon does not answer
   4  run: another daemon holds the spool"""
 
@@ -56,6 +58,7 @@ CODES: Mapping[type[WatchmanError], int] = {
     ConfigError: USAGE,
     Misused: USAGE,
     JournalTooNew: USAGE,
+    SpoolNotOurs: USAGE,
     SocketUnavailable: UNREACHABLE,
     SpoolLocked: LOCKED,
 }
