@@ -17,11 +17,11 @@ from watchman.sinks.pipeline import Pipeline
 from watchman.store.groupcommit import GroupCommit
 from watchman.store.ledger import Ledger
 from watchman.uploads import beneath
+from watchman.uploads.outcome import Outcome
 from watchman.uploads.upload import (
     Answer,
     FileState,
     Notification,
-    Outcome,
     Respond,
     State,
     Upload,

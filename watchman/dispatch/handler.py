@@ -25,13 +25,13 @@ from watchman.store.journal import Journal
 from watchman.store.ledgers import Ledgers
 from watchman.uploads import beneath
 from watchman.uploads.access import may_speak
+from watchman.uploads.outcome import Outcome
 from watchman.uploads.upload import (
     PROFTPD,
     Answer,
     FileState,
     Kind,
     Notification,
-    Outcome,
     Respond,
     Source,
     Upload,

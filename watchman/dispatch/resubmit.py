@@ -18,7 +18,8 @@ from watchman.errors import NotBelowWatch
 from watchman.sinks.pipeline import Pipeline, task_of
 from watchman.store.groupcommit import GroupCommit
 from watchman.uploads import beneath
-from watchman.uploads.upload import Answer, Notification, Outcome, Respond, State, Upload
+from watchman.uploads.outcome import Outcome
+from watchman.uploads.upload import Answer, Notification, Respond, State, Upload
 
 #: What to do instead, for whoever has named something else than a file.
 FILES = "name files below a watch, each by its own path, as `find DIRECTORY -type f` does"

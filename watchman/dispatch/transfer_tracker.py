@@ -21,13 +21,13 @@ from watchman.store.journal import Journal
 from watchman.store.ledger import Ledger
 from watchman.uploads import beneath
 from watchman.uploads.access import may_speak
+from watchman.uploads.outcome import Outcome
 from watchman.uploads.session import is_alive, waits
 from watchman.uploads.upload import (
     Answer,
     FileState,
     Kind,
     Notification,
-    Outcome,
     Respond,
     Source,
     nobody,

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple, Self
 
+from watchman.uploads.outcome import Outcome
+
 
 class Source(StrEnum):
     """Who spoke of a path."""
@@ -35,15 +37,6 @@ class Kind(StrEnum):
     FAILED = "failed"
     RENAMED = "renamed"
     ENDED = "ended"
-
-
-class Outcome(StrEnum):
-    """The dispatcher's answer to a notification, as the socket spells it."""
-
-    OK = "OK"
-    DUPLICATE = "DUPLICATE"
-    IGNORED = "IGNORED"
-    ERROR = "ERROR"
 
 
 class State(StrEnum):
