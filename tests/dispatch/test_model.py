@@ -11,7 +11,6 @@ import sys
 import tempfile
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -224,11 +223,11 @@ class Interleavings(RuleBasedStateMachine):
             return
         word = say(kind, path, Source.INOTIFY, old_path=str(old or ""))
         if old is not None and path.is_dir():
-            word = replace(word, is_directory=True)
+            word = word._replace(is_directory=True)
         elif old is not None and self.excluded(old):
             word = say(Kind.COMPLETED, path, Source.INOTIFY, appeared=True)
         elif kind is Kind.COMPLETED:
-            word = replace(word, closed=not appeared, appeared=appeared)
+            word = word._replace(closed=not appeared, appeared=appeared)
         self.events.append(Word(word, write))
         if prompt:
             self.read_events(100, repeat=False)

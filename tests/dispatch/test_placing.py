@@ -7,7 +7,6 @@ import ftplib
 import io
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -189,7 +188,7 @@ def test_a_path_with_its_root_twice_is_read_if_it_leads_to_one_directory(
     failed = word(Kind.FAILED, f"{doubled}{str(file)[len(home) :]}")
     assert placed(house, failed) == (str(file), "")
     # Whoever was refused may have named a directory that is not there.
-    refused = replace(failed, perhaps_refused=True)
+    refused = failed._replace(perhaps_refused=True)
     assert placed(house, refused) == ((str(file), "") if not before else (failed.path, ""))
     # What is right as it is stays so.
     right = Path(failed.path)

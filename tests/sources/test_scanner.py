@@ -8,7 +8,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,7 +82,7 @@ def test_regular_files_on_every_level_are_submitted(start: Start, root: Path) ->
         path.write_text("1")
     scanning = start(WatchSettings("in", str(root)))
     assert scanning.scan()
-    assert {replace(found, patience=0.0, owner=None) for found in scanning.notifications} == {
+    assert {found._replace(patience=0.0, owner=None) for found in scanning.notifications} == {
         Notification(Kind.COMPLETED, str(path), Source.SCAN) for path in files
     }
     assert scanning.status()["files"] == 3

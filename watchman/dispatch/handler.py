@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -180,7 +179,7 @@ class Handler:
                 if path and not is_last:
                     answer(Answer(Outcome.IGNORED, "a later transfer has failed"))
                 elif path:
-                    self.complete(replace(notification, path=path), answer)
+                    self.complete(notification._replace(path=path), answer)
                 else:
                     answer(Answer(Outcome.IGNORED, "no path"))
 
@@ -245,7 +244,7 @@ class Handler:
             beneath.canonical(one, roots) if one else ""
             for one in (notification.path, notification.old_path)
         )
-        return replace(notification, path=path, old_path=old)
+        return notification._replace(path=path, old_path=old)
 
     def superseded(self, upload: Upload) -> None:
         """See to it that the newer write is decided about, should nobody have spoken of it."""
@@ -269,7 +268,7 @@ class Handler:
         )
         if upload.source is Source.RESUBMIT:
             given = upload.original if upload.original != upload.path else ""
-            self._resubmitter.accept(replace(word, resubmit_as=given), nobody)
+            self._resubmitter.accept(word._replace(resubmit_as=given), nobody)
         else:
             self.complete(word, nobody)
 

@@ -126,7 +126,7 @@ class Judge:
             and held.was_rewritten(look.state)
         ):
             # It told of what was there before, and of what is there now nobody has spoken.
-            notification = replace(notification, source=Source.INOTIFY)
+            notification = notification._replace(source=Source.INOTIFY)
         word, overlapped = self._word(notification, held, look.state)
         unspoken = self._counted(notification, held, writing=look.writing)
         overlapped = overlapped or (unspoken < 0 and not look.writing)

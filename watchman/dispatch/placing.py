@@ -16,7 +16,7 @@ import os
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from watchman.config.places import Place
 from watchman.uploads.text import shorten
@@ -99,7 +99,7 @@ class Placing:
         if len(possible) == 1:
             [(root, path)] = possible
             self._user(notification.user).roots.add(root)
-            return replace(notification, path=path)
+            return notification._replace(path=path)
         if not notification.perhaps_refused and (
             possible or self._locate(notification.path) is None
         ):
@@ -114,7 +114,7 @@ class Placing:
             if len(fitting) == 1:
                 [root] = fitting
                 user.roots.add(root)
-                return replace(notification, path=root + path, old_path=old and root + old)
+                return notification._replace(path=root + path, old_path=old and root + old)
             if fitting:
                 return None
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from watchman.config.places import Place
 from watchman.config.rules import Rules
@@ -71,7 +71,7 @@ class Renames:
         passed = [path for path in self._passed if path.startswith(directory + "/")]
         for path in dict.fromkeys([*self.holding.queue.below(directory), *passed]):
             name = notification.path + path[len(directory) :]
-            self.follow(replace(notification, path=name, old_path=path, is_directory=False), nobody)
+            self.follow(notification._replace(path=name, old_path=path, is_directory=False), nobody)
 
     def _names(self, path: str) -> list[Place]:
         """Return the names that a file may have been decided about under, the latest first.
@@ -117,7 +117,7 @@ class Renames:
         if not self.judge.confirms(held, state):
             return None
         path = os.path.join(watch.path, subpath)
-        return replace(held.notification, kind=Kind.COMPLETED, path=path)
+        return held.notification._replace(kind=Kind.COMPLETED, path=path)
 
     def _was_decided(
         self, old_watch: WatchSettings, old: str, new_watch: WatchSettings, new: str

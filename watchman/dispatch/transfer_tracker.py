@@ -6,7 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from watchman.config.rules import Rules
@@ -112,7 +112,7 @@ class TransferTracker:
         """
         if not notification.path:
             path = self.transfers.only(notification.session)
-            notification = replace(notification, path=path)
+            notification = notification._replace(path=path)
             if not path:
                 return ""
         self._left.pop(notification.path, None)
@@ -122,10 +122,10 @@ class TransferTracker:
     def fail(self, notification: Notification) -> None:
         """Fail the transfer of which a source says so, or with no path all of its session."""
         reason = notification.reason or "ProFTPD says that its transfer failed"
-        notification = replace(notification, reason=reason)
+        notification = notification._replace(reason=reason)
         over = self._close(notification.session, notification.path)
         for transfer in over:
-            failed = replace(notification, path=transfer.path)
+            failed = notification._replace(path=transfer.path)
             self._fail(failed, transfer.before, self._patience_of(transfer.path))
         if not over and notification.path:
             self._fail(notification, None, self._patience_of(notification.path))
@@ -138,7 +138,7 @@ class TransferTracker:
         reason = self._left.get(notification.old_path, "")
         if reason and notification.source is Source.LOG:
             del self._left[notification.old_path]
-            failed = replace(notification, kind=Kind.FAILED, reason=reason)
+            failed = notification._replace(kind=Kind.FAILED, reason=reason)
             self._fail(failed, None, self._patience_of(notification.path))
             return reason
         return ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from watchman.dispatch.dispatcher import Dispatcher
 from watchman.operate.history import SETTLED
@@ -84,7 +84,7 @@ class Resubmissions:
         for notification, answer in batch:
             past = pasts.get(notification.path)
             original = notification.resubmit_as or (past.original if past else "")
-            known = replace(notification, resubmit_as=original)
+            known = notification._replace(resubmit_as=original)
             if not notification.same_id:
                 self._dispatcher.submit(known, answer)
             elif past is None:
@@ -100,7 +100,7 @@ class Resubmissions:
                     answer(outcome)
                     decided.release()
 
-                self._dispatcher.submit(replace(known, old_id=past.id), tell)
+                self._dispatcher.submit(known._replace(old_id=past.id), tell)
         for _ in range(submitted):
             decided.acquire()
 

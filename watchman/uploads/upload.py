@@ -73,8 +73,7 @@ def nobody(_: Answer) -> None:
     """Answer a source that does not ask."""
 
 
-@dataclass(frozen=True, slots=True)
-class Notification:
+class Notification(NamedTuple):
     """What a source says of a path: a hint, the file itself is looked at.
 
     `path` is absolute, from `os.fsdecode`. `old_path` is where a RENAMED file or directory came
@@ -86,6 +85,9 @@ class Notification:
     else may know better. `at` is when ProFTPD wrote a line of its log (epoch, whole seconds), 0 if
     it did not. `uid` is that of the process that spoke on the socket, and `groups` are all of its
     groups, None for who may speak of any file. `owner` is the uid of the file's as a scan saw it.
+
+    A tuple, for the watcher makes one of each file: that takes a quarter of the time of a frozen
+    dataclass.
     """
 
     kind: Kind

@@ -8,7 +8,6 @@ import threading
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from watchman.errors import RequestRefused, WatchmanError
@@ -252,7 +251,7 @@ class Listener:
         if not session and (groups is None or may_be_of(notification.session, peer.uid)):
             # A hook that gave up, whose parent is not known any more, names it.
             session = notification.session
-        return replace(notification, uid=peer.uid, groups=groups, session=session)
+        return notification._replace(uid=peer.uid, groups=groups, session=session)
 
     def _settle(self, due: Due, text: bytes, rest: Parts | None = None) -> None:
         """Any thread: hand an answer over to the loop."""
