@@ -1,9 +1,10 @@
 """Which watch, move and task a path falls under. Pure: only names are looked at, never files."""
 
 import fnmatch
+import functools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from watchman.config.moves import HIDDEN
@@ -32,7 +33,63 @@ PLACEHOLDERS = (
     "size",
 )
 
+#: Directories of a watch of which is remembered whether a name on the way there is excluded.
+DIRECTORIES = 4096
+
 _BRACES = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
+
+Match = Callable[[str], re.Match[str] | None]
+
+
+class _Excludes:
+    """What is excluded in a watch: by patterns of names, of whole sub-paths, which have a slash in
+    them, and as the destination of a move.
+    """
+
+    def __init__(self, watch: WatchSettings, moves: Iterable[MoveSettings]) -> None:
+        #: The moves whose destination lies below it, and where.
+        self._destinations = [
+            (move, os.path.relpath(move.destination, watch.path))
+            for move in moves
+            if is_below(move.destination, watch.path)
+        ]
+        patterns = (*watch.exclude, *(DEFAULT_EXCLUDES if watch.exclude_defaults else ()), HIDDEN)
+        self._patterns: list[tuple[str, Match]] = [
+            (pattern, compiled(pattern).match) for pattern in patterns
+        ]
+        # All of a kind as one, for nearly all files match none.
+        self._match_name = _any_of(pattern for pattern in patterns if "/" not in pattern)
+        subpaths = [pattern for pattern in patterns if "/" in pattern]
+        self._match_subpath = _any_of(subpaths) if subpaths else None
+        #: Files are asked about by the directory.
+        self._is_directory_excluded = functools.lru_cache(DIRECTORIES)(self._has_excluded_name)
+
+    def first(self, subpath: str) -> str | None:
+        """Return what excludes it, if anything does."""
+        directory, _, name = subpath.rpartition("/")
+        if not (
+            self._match_name(name)
+            or self._is_directory_excluded(directory)
+            or (self._match_subpath and self._match_subpath(subpath))
+            or self._destinations
+        ):
+            return None  # as nearly all
+        move = self._destination(subpath)
+        if move is not None:
+            return f"[move:{move.name}], whose destination it lies below"
+        names = subpath.split("/")
+        for pattern, match in self._patterns:
+            if match(subpath) if "/" in pattern else any(map(match, names)):
+                return pattern
+        return None
+
+    def _destination(self, subpath: str) -> MoveSettings | None:
+        found = (move for move, below in self._destinations if is_below(subpath, below))
+        return next(found, None)
+
+    def _has_excluded_name(self, directory: str) -> bool:
+        """Whether the name of a directory, or of any on the way there, is excluded."""
+        return bool(directory) and any(map(self._match_name, directory.split("/")))
 
 
 class Rules:
@@ -46,19 +103,10 @@ class Rules:
         # The longest path first: with nested watches the inner one owns its directory.
         watches = sorted(settings.watches.values(), key=lambda watch: len(watch.path), reverse=True)
         self._watches = [(watch.path.rstrip("/") + "/", watch) for watch in watches]
-        self._excludes = {watch.name: _excludes(watch) for watch in watches}
         self._moves = sorted(
             settings.moves.values(), key=lambda move: len(move.source), reverse=True
         )
-        #: By watch, the moves whose destination lies below it, and where.
-        self._destinations = {
-            watch.name: [
-                (move, os.path.relpath(move.destination, watch.path))
-                for move in self._moves
-                if is_below(move.destination, watch.path)
-            ]
-            for watch in watches
-        }
+        self._excludes = {watch.name: _Excludes(watch, self._moves) for watch in watches}
         self._tasks = [
             (task, [compiled(pattern, task.ignore_case) for pattern in task.patterns])
             for task in settings.tasks
@@ -86,17 +134,7 @@ class Rules:
         """What keeps `subpath` from being an upload of `watch`, if anything: a pattern, or a move
         whose destination it lies below.
         """
-        for move, below in self._destinations[watch.name]:
-            if is_below(subpath, below):
-                return f"[move:{move.name}], whose destination it lies below"
-        names = set(subpath.split("/"))
-        for pattern, regex in self._excludes[watch.name]:
-            if "/" in pattern:
-                if regex.match(subpath):
-                    return pattern
-            elif any(map(regex.match, names)):
-                return pattern
-        return None
+        return self._excludes[watch.name].first(subpath)
 
     def move_for(self, path: str) -> MoveSettings | None:
         """The move whose source is the longest that is a parent of `path`."""
@@ -180,15 +218,18 @@ def _filled(arguments: Any, values: dict[str, str]) -> Any:
     return arguments
 
 
-def _excludes(watch: WatchSettings) -> list[tuple[str, re.Pattern[str]]]:
-    patterns = (*watch.exclude, *(DEFAULT_EXCLUDES if watch.exclude_defaults else ()), HIDDEN)
-    return [(pattern, compiled(pattern)) for pattern in patterns]
+def _any_of(patterns: Iterable[str]) -> Match:
+    """Compile patterns into one, which matches what any of them does."""
+    return re.compile("|".join(map(_translated, patterns))).match
 
 
 def compiled(pattern: str, ignore_case: bool = False) -> re.Pattern[str]:
     """A pattern of fnmatch(3)'s kind; it may come from anyone."""
+    return re.compile(_translated(pattern), re.IGNORECASE if ignore_case else re.NOFLAG)
+
+
+def _translated(pattern: str) -> str:
     # translate() looks for the end of each [ up to the pattern's: 100,000 of them take minutes.
     end = pattern.rfind("]") + 1
-    pattern = pattern[:end] + pattern[end:].replace("[", "[[]")
     # It sets (?s): names may hold newlines.
-    return re.compile(fnmatch.translate(pattern), re.IGNORECASE if ignore_case else re.NOFLAG)
+    return fnmatch.translate(pattern[:end] + pattern[end:].replace("[", "[[]"))
