@@ -219,7 +219,7 @@ def _make_parts(settings: Settings, inside: contextlib.ExitStack) -> Parts:
     dispatcher.pipeline.backlogs.pause(pauses.since())
     publishers, movers = _make_sinks(settings, dispatcher.pipeline)
     finders = Finders(
-        submit_event=dispatcher.submit_event,
+        submit_events=dispatcher.submit_events,
         submit_find=dispatcher.submit_find,
         takes_finds=dispatcher.takes_finds,
         submit_lines=dispatcher.submit_lines,

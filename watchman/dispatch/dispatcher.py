@@ -150,12 +150,17 @@ class Dispatcher:
         self._namers.bring(notification, pass_on)
 
     def submit_event(self, notification: Notification) -> None:
-        """Take what the watcher has seen, which waits for its file's owner's turn.
+        """Take what was seen of a file, which waits for its owner's turn.
 
-        The watcher waits while there is too much of it.
+        Who brings it waits while there is too much of it.
         """
         find = Find(notification.path, notification.old_path)
         self._finds.put(find, partial(self._handler.hear, notification, nobody))
+
+    def submit_events(self, notifications: Sequence[Notification]) -> None:
+        """Take what the watcher has seen at once, each as `submit_event` does."""
+        for notification in notifications:
+            self.submit_event(notification)
 
     def submit_find(self, notification: Notification) -> bool:
         """Take what a scan has found, as `submit_event` does: there may be a million of them.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,7 +24,7 @@ class Finders:
     def __init__(
         self,
         *,
-        submit_event: Callable[[Notification], None],
+        submit_events: Callable[[Sequence[Notification]], None],
         submit_find: Callable[[Notification], bool],
         takes_finds: Callable[[int], bool],
         submit_lines: Submit,
@@ -33,13 +33,13 @@ class Finders:
         mounts_changed: Callable[[], None],
     ) -> None:
         """`submit_lines`, `marked` and `caught_up` are the transfer log's, see there; `submit_find`
-        and `takes_finds` the scanner's, `submit_event` and `mounts_changed` the watcher's.
+        and `takes_finds` the scanner's, `submit_events` and `mounts_changed` the watcher's.
         """
         self._make_log = partial(
             TransferLog, submit=submit_lines, marked=marked, caught_up=caught_up
         )
         self._make_scanner = partial(Scanner, submit=submit_find, takes=takes_finds)
-        self._make_watcher = partial(Watcher, submit=submit_event, mounts_changed=mounts_changed)
+        self._make_watcher = partial(Watcher, submit=submit_events, mounts_changed=mounts_changed)
 
     def look(
         self,
