@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pyinotify
@@ -176,6 +176,38 @@ def test_a_small_file_is_told_of_once(start: Start, root: Path) -> None:
     watching.has_room.set()
     eventually(lambda: len(watching.paths(Source.INOTIFY)) == 301)
     assert len(watching.appeared) <= 2
+
+
+def test_what_is_read_together_is_told_together_each_file_once(root: Path) -> None:
+    told: list[list[str]] = []
+    reading, has_room = threading.Event(), threading.Event()
+
+    def submit(notifications: Sequence[Notification]) -> None:
+        told.append([Path(n.path).name for n in notifications if n.closed])
+        reading.set()
+        has_room.wait()
+
+    watcher = Watcher(
+        [WatchSettings("in", str(root))],
+        submit=submit,
+        rescan=lambda _watch, _subpath: None,
+        excluded=lambda _watch, subpath: subpath.startswith("."),
+    )
+    watcher.start()
+    try:
+        eventually(lambda: watcher.status()["in"]["state"] == "watching")
+        (root / "first").write_text("1")
+        reading.wait()
+        for name in ("a", "b", ".c", "a"):
+            (root / name).write_text("1")
+        (root / "b").rename(root / "d")
+        (root / "d").write_text("2")
+        has_room.set()
+        eventually(lambda: "d" in told[-1])
+        assert told[-1] == ["b", "a", "d"]
+    finally:
+        watcher.stop()
+        watcher.join()
 
 
 def test_symlinked_directories_are_not_followed(start: Start, root: Path, tmp_path: Path) -> None:
@@ -676,10 +708,11 @@ def test_a_fault_of_a_collaborator_does_not_end_the_thread(
     faults = [ValueError("bad day")]
     watching = Watching([WatchSettings("in", str(root))])
 
-    def submit(notification: Notification) -> None:
+    def submit(notifications: Sequence[Notification]) -> None:
         if faults:
             raise faults.pop()
-        watching.submit(notification)
+        for notification in notifications:
+            watching.submit(notification)
 
     other = Watcher(
         [WatchSettings("in", str(root))],

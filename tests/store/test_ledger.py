@@ -107,6 +107,32 @@ def test_a_whole_scan_forgets_what_it_did_not_see(tmp_path: Path) -> None:
     assert ledger.get("came meanwhile", state(3)) is not None
 
 
+def test_what_is_as_the_file_has_it_is_told_at_once_and_kept(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path)
+    paths = {name: tmp_path / "watch" / name for name in ("stays", "grows", "comes", "decided")}
+    for name in ("stays", "grows", "decided"):
+        paths[name].write_text("1")
+        ledger.put(name, FileState.of(paths[name].stat()))
+    ledger.flush()
+    ledger.put("decided", FileState.of(paths["decided"].stat()))
+    paths["grows"].write_text("12")
+    paths["comes"].write_text("1")
+    sweep = ledger.sweep()
+    assert not sweep.unchanged("stays", paths["stays"].stat()), "its filesystem is not known yet"
+    told = {}
+    for name, path in paths.items():
+        sweep.known(name, FileState.of(path.stat()))
+        told[name] = sweep.unchanged(name, path.stat())
+    assert told == {"stays": True, "grows": False, "comes": False, "decided": False}
+    sweep.finish(complete=True)
+    assert ledger.known("stays", FileState.of(paths["stays"].stat()))
+    sweep = ledger.sweep()
+    sweep.known("stays", FileState.of(paths["stays"].stat()))
+    ledger.put("late", state(9))
+    ledger.flush()
+    assert not sweep.unchanged("stays", paths["stays"].stat()), "that is another file now"
+
+
 def scan(ledger: Ledger, files: dict[str, FileState]) -> None:
     sweep = ledger.sweep()
     for name, seen in files.items():

@@ -74,6 +74,9 @@ class MemorySweep:
     def is_of(self, _root: int) -> bool:
         return self._ledger.is_of_root
 
+    def unchanged(self, _name: str, _status: os.stat_result) -> bool:
+        return False
+
     def known(self, subpath: str, state: FileState) -> bool:
         if not self._ledger.known(subpath, state):
             return False
@@ -162,8 +165,12 @@ class Watching(Heard):
         )
         clocks = {} if clock is None else {"clock": clock}
         self.watcher = Watcher(
-            watches, submit=self.submit, rescan=self._rescan, excluded=excluded, **clocks
+            watches, submit=self._submit_all, rescan=self._rescan, excluded=excluded, **clocks
         )
+
+    def _submit_all(self, notifications: Sequence[Notification]) -> None:
+        for notification in notifications:
+            self.submit(notification)
 
     def _rescan(self, watch: str, subpath: str) -> None:
         self.rescans.append((watch, subpath))

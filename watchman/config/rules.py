@@ -1,6 +1,7 @@
 """Which watch, move and task a path falls under. Pure: only names are looked at, never files."""
 
 import fnmatch
+import functools
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -32,6 +33,9 @@ PLACEHOLDERS = (
     "size",
 )
 
+#: Directories of a watch of which is remembered whether a name on the way there is excluded.
+DIRECTORIES = 4_096
+
 T = TypeVar("T")
 
 _BRACES = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
@@ -46,7 +50,7 @@ class Rules:
     def change(self, settings: Settings) -> None:
         """Go by other settings from now on."""
         self._watches = {watch.path.rstrip("/"): watch for watch in settings.watches.values()}
-        self._excludes = {watch.name: _excludes(watch) for watch in settings.watches.values()}
+        self._excludes = {watch.name: Excludes(watch) for watch in settings.watches.values()}
         self._moves = {move.source.rstrip("/"): move for move in settings.moves.values()}
         self._destinations = {
             move.destination.rstrip("/"): move for move in reversed([*settings.moves.values()])
@@ -86,11 +90,7 @@ class Rules:
             move = _nearest(self._destinations, path)
             if move is not None and is_below(move.destination, watch.path):
                 return f"[move:{move.name}], whose destination it lies below"
-        of_paths, of_names = self._excludes[watch.name]
-        found = of_paths.first(subpath)
-        for name in subpath.split("/"):
-            found = found or of_names.first(name)
-        return found
+        return self._excludes[watch.name].first(subpath)
 
     def move_for(self, path: str) -> MoveSettings | None:
         """The move whose source is the longest that is a parent of `path`."""
@@ -136,6 +136,29 @@ class Patterns(Generic[T]):
         found = self._regex.match(text)
         # The group that was closed last is the outermost: the alternative itself.
         return self._meanings[found.lastgroup or ""] if found is not None else None
+
+
+class Excludes:
+    """What is excluded in a watch by its patterns: of names, and of sub-paths with a slash."""
+
+    def __init__(self, watch: WatchSettings) -> None:
+        patterns = (*watch.exclude, *(DEFAULT_EXCLUDES if watch.exclude_defaults else ()), HIDDEN)
+        self._of_names = Patterns((one, False, one) for one in patterns if "/" not in one)
+        self._of_paths = Patterns((one, False, one) for one in patterns if "/" in one)
+        #: Files come by the directory.
+        self._of_directory = functools.lru_cache(DIRECTORIES)(self._first_of_names)
+
+    def first(self, subpath: str) -> str | None:
+        """Return the pattern that excludes a file, if any does."""
+        directory, _, name = subpath.rpartition("/")
+        return (
+            self._of_names.first(name)
+            or self._of_directory(directory)
+            or self._of_paths.first(subpath)
+        )
+
+    def _first_of_names(self, directory: str) -> str | None:
+        return next(filter(None, map(self._of_names.first, directory.split("/"))), None)
 
 
 def _nearest(by_path: Mapping[str, T], path: str) -> T | None:
@@ -218,16 +241,6 @@ def _filled(arguments: Any, values: dict[str, str]) -> Any:
     if isinstance(arguments, dict):
         return {key: _filled(item, values) for key, item in arguments.items()}
     return arguments
-
-
-def _excludes(watch: WatchSettings) -> tuple[Patterns[str], Patterns[str]]:
-    """Return the patterns for paths below a watch, and those for each of their names."""
-    patterns = (*watch.exclude, *(DEFAULT_EXCLUDES if watch.exclude_defaults else ()), HIDDEN)
-    of_paths, of_names = (
-        Patterns((one, False, one) for one in patterns if ("/" in one) is has_slash)
-        for has_slash in (True, False)
-    )
-    return of_paths, of_names
 
 
 def compiled(pattern: str, ignore_case: bool = False) -> re.Pattern[str]:

@@ -39,9 +39,7 @@ class Finders:
             TransferLog, submit=submit_lines, marked=marked, caught_up=caught_up
         )
         self._make_scanner = partial(Scanner, submit=submit_find, takes=takes_finds)
-        self._make_watcher = partial(
-            Watcher, submit=lambda one: submit_events([one]), mounts_changed=mounts_changed
-        )
+        self._make_watcher = partial(Watcher, submit=submit_events, mounts_changed=mounts_changed)
 
     def look(
         self,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import sys
+from hashlib import blake2b
 from typing import NamedTuple
 
 from watchman.store.ledgerfile import ENTRY
@@ -53,8 +53,13 @@ def key(subpath: str, inode: int, filesystem: bytes = OWN) -> bytes:
     Of its name only, not of its directory: to rename a directory changes nothing of the files in
     it, not even their ctime.
     """
-    name = subpath.rpartition("/")[2].encode(_ENCODING, _ERRORS)
-    return hashlib.blake2b(filesystem + inode.to_bytes(8, "big") + name, digest_size=8).digest()
+    return name_key(subpath.rpartition("/")[2], inode, filesystem)
+
+
+def name_key(name: str, inode: int, filesystem: bytes) -> bytes:
+    """As `key`, given the name alone."""
+    known_by = filesystem + inode.to_bytes(8, "big") + name.encode(_ENCODING, _ERRORS)
+    return blake2b(known_by, digest_size=8).digest()
 
 
 def pack(wanted: bytes, decision: Decision) -> bytes:

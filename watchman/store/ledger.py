@@ -17,6 +17,7 @@ from watchman.store.decision import (
     WAITING,
     Decision,
     key,
+    name_key,
     pack,
     unpack,
 )
@@ -401,6 +402,23 @@ class Sweep:
         """Whether it began with this directory, by inode: one may have come back just now."""
         return root == self.root
 
+    def unchanged(self, name: str, status: os.stat_result) -> bool:
+        """Whether a file is as the ledger's file has it. What most are, so it is told at once; if
+        not, `known` tells.
+        """
+        file, ledger = self.file, self._ledger
+        if file is None or file is not ledger._file or status.st_dev != self._device:
+            return False
+        wanted = name_key(name, status.st_ino, self._tag)
+        entry = file.get(wanted)
+        if entry is None or wanted in ledger._delta:
+            return False
+        index, (size, ctime, _, _) = entry
+        if status.st_ctime_ns != ctime or status.st_size != size & SIZE:
+            return False
+        self.seen[index] = self.saw_files = True
+        return True
+
     def known(self, subpath: str, state: FileState) -> bool:
         """As `Ledger.known`; and keep the file's decision, which another one may follow."""
         if state.device != self._device:
@@ -408,14 +426,7 @@ class Sweep:
             self._tag = self._ledger.filesystems.tag(subpath, state.device)
             self._met.add(self._tag)
         wanted = key(subpath, state.inode, self._tag)
-        file, ledger = self.file, self._ledger
-        entry = file.get(wanted) if file is not None else None
-        if entry is not None and wanted not in ledger._delta and file is ledger._file:
-            # What most files are, and cheap: as decided.
-            index, (size, ctime, _, _) = entry
-            if state.ctime == ctime and state.size == size & SIZE:
-                self.seen[index] = self.saw_files = True
-                return True
+        entry = self.file.get(wanted) if self.file is not None else None
         if entry is not None:
             self.seen[entry[0]] = self.saw_files = True
         decision = self._ledger._known(wanted, subpath, state)

@@ -81,6 +81,9 @@ class Notification(NamedTuple):
     else may know better. `at` is when ProFTPD wrote a line of its log (epoch, whole seconds), 0 if
     it did not. `uid` is that of the process that spoke on the socket, and `groups` are all of its
     groups, None for who may speak of any file. `owner` is the uid of the file's as a scan saw it.
+
+    A tuple, for the watcher makes one of each file: that takes a quarter of the time of a frozen
+    dataclass.
     """
 
     kind: Kind

@@ -7,7 +7,7 @@ import select
 import struct
 import sys
 import threading
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyinotify
 
@@ -41,13 +41,9 @@ _ENCODING = sys.getfilesystemencoding()
 _ERRORS = sys.getfilesystemencodeerrors()
 
 
-class Event(NamedTuple):
-    """An inotify event; `name` as from `os.fsdecode`, empty for the directory itself."""
-
-    wd: int
-    mask: int
-    cookie: int
-    name: str
+#: An inotify event: watch descriptor, mask, cookie, and name as from `os.fsdecode`, empty for the
+#: directory itself. A plain tuple, for there are many.
+Event = tuple[int, int, int, str]
 
 
 class _Calls(pyinotify._CtypesLibcINotifyWrapper):  # type: ignore[misc]
@@ -141,11 +137,11 @@ class Inotify:
         except BlockingIOError:
             return []
         events = []
-        position = 0
-        while position < len(data):
+        position, end = 0, len(data)
+        while position < end:
             wd, mask, cookie, length = _HEADER.unpack_from(data, position)
-            position += _HEADER.size
-            name = data[position : position + length].rstrip(b"\0").decode(_ENCODING, _ERRORS)
-            position += length
-            events.append(Event(wd, mask, cookie, name))
+            name = position + _HEADER.size
+            position = name + length
+            text = data[name:position].rstrip(b"\0").decode(_ENCODING, _ERRORS)
+            events.append((wd, mask, cookie, text))
         return events

@@ -6,14 +6,15 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from watchman.config.settings import WatchSettings
 from watchman.sources.inotify import events
 from watchman.sources.inotify.coverage import Coverage
-from watchman.sources.inotify.events import Event, Inotify
+from watchman.sources.inotify.events import CLOSE_WRITE, CREATE, Event, Inotify
 from watchman.sources.inotify.mountpoints import MountPoints
 from watchman.sources.inotify.tree import Node, Root
 from watchman.sources.scan.walk import below, join
@@ -32,6 +33,16 @@ SLICE = 0.01
 #: Seconds for which a MOVED_FROM waits for its MOVED_TO. The kernel queues the two one right after
 #: the other, but others' events and the end of a read may come between.
 MOVE_WAIT = 0.2
+
+
+_complete = partial(Notification, Kind.COMPLETED, source=Source.INOTIFY)
+
+#: What nearly all events tell. link(2) sends CREATE alone, open(2) a CLOSE_WRITE later: the file
+#: itself tells.
+TOLD = {CREATE: partial(_complete, appeared=True), CLOSE_WRITE: partial(_complete, closed=True)}
+
+#: The watch and sub-path of a directory, and its path, both as what a name is appended to.
+Directory = tuple[WatchSettings, str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +67,7 @@ class Watcher:
         self,
         watches: Iterable[WatchSettings],
         *,
-        submit: Callable[[Notification], None],
+        submit: Callable[[Sequence[Notification]], None],
         rescan: Callable[[str, str], None],
         excluded: Callable[[WatchSettings, str], object],
         mounts_changed: Callable[[], None] = lambda: None,
@@ -71,6 +82,8 @@ class Watcher:
         self._inotify = Inotify()
         self._coverage = Coverage(watches, inotify=self._inotify, rescan=rescan, excluded=excluded)
         self._watched = self._coverage.watched
+        #: What is to be submitted of the events that were read together.
+        self._seen: list[Notification] = []
         self._moves: dict[int, Move] = {}
         #: Counts the reads: a move may only lapse after a read that could have brought its end.
         self._turn = 0
@@ -120,10 +133,7 @@ class Watcher:
 
     def _take_turn(self) -> None:
         self._turn += 1
-        for event in _worth_a_look(self._inotify.read()):
-            if self._stopping.is_set():
-                return
-            self._handle(event)
+        self._handle(self._inotify.read())
         now = self._clock()
         self._let_moves_lapse(now)
         if now >= self._next_look:
@@ -155,7 +165,53 @@ class Watcher:
             if move.node is not None and move.node.is_adrift():
                 self._watched.forget(move.node)
 
-    def _handle(self, event: Event) -> None:
+    def _handle(self, read: list[Event]) -> None:
+        """Make notifications of events, and submit them together.
+
+        What is told of a file twice before anything else is told once: most small files are closed
+        by the time that they are seen, and cost one look instead of two.
+        """
+        files: dict[tuple[int, str], int] = {}
+        try:
+            for event in read:
+                wd, mask, _, name = event
+                if mask == CLOSE_WRITE:
+                    files.pop((wd, name), None)  # it comes where it was told of last
+                    files[wd, name] = mask
+                elif mask == CREATE:
+                    files.setdefault((wd, name), mask)
+                else:
+                    self._handle_files(files)
+                    files.clear()
+                    self._handle_other(event)
+            self._handle_files(files)
+        finally:
+            seen, self._seen = self._seen, []
+            if seen:
+                self._submit(seen)
+
+    def _handle_files(self, files: Mapping[tuple[int, str], int]) -> None:
+        """Files were made or closed: by watch descriptor and name, what is to be told of it."""
+        places: dict[int, Directory | None] = {}
+        for (wd, name), mask in files.items():
+            if wd not in places:
+                places[wd] = self._locate(wd)
+            directory = places[wd]
+            if directory is not None:
+                watch, subpath, path = directory
+                if not self._excluded(watch, subpath + name):
+                    self._seen.append(TOLD[mask](path + name))
+
+    def _locate(self, wd: int) -> Directory | None:
+        node = self._watched.by_wd.get(wd)
+        place = node.locate() if node is not None else None
+        if place is None:
+            return None  # on the way to somewhere else; when it arrives it is listed anew
+        watch, subpath = place[0].settings, place[1]
+        return watch, join(subpath, ""), os.path.join(below(watch.path, subpath), "")
+
+    def _handle_other(self, event: Event) -> None:
+        """Handle what is rare: all but that a file was made or closed."""
         wd, mask, _, name = event
         if mask & events.OVERFLOW:
             logger.warning("inotify lost events: its queue overflowed. Rescanning every watch.")
@@ -176,7 +232,7 @@ class Watcher:
         elif mask & events.ISDIR:
             self._handle_directory(event, node, root, subpath)
         else:
-            self._handle_file(event, root.settings, subpath)
+            self._handle_renamed(event, root.settings, subpath)
 
     def _handle_self(self, node: Node, mask: int) -> None:
         """An event of a watched directory itself; its parent tells the rest."""
@@ -190,27 +246,24 @@ class Watcher:
 
     def _remember(self, event: Event, node: Node, watch: WatchSettings, subpath: str) -> None:
         """Half a rename, as it seems."""
-        child = node.children.get(event.name) if event.mask & events.ISDIR else None
+        _, mask, cookie, name = event
+        child = node.children.get(name) if mask & events.ISDIR else None
         if child is not None:
             child.detach()
         path, excluded = below(watch.path, subpath), bool(self._excluded(watch, subpath))
         until = self._clock() + MOVE_WAIT
-        self._moves[event.cookie] = Move(path, excluded, child, self._turn, until)
+        self._moves[cookie] = Move(path, excluded, child, self._turn, until)
 
-    def _handle_file(self, event: Event, watch: WatchSettings, subpath: str) -> None:
-        _, mask, cookie, _ = event
-        move = self._moves.pop(cookie, None) if mask & events.MOVED_TO else None
+    def _handle_renamed(self, event: Event, watch: WatchSettings, subpath: str) -> None:
+        """A file was renamed to here."""
+        move = self._moves.pop(event[2], None)
         if self._excluded(watch, subpath):
             return
         path = below(watch.path, subpath)
         if move is None or move.excluded:
-            # link(2) sends CREATE alone, open(2) a CLOSE_WRITE later: the file itself tells.
-            appeared, closed = bool(mask & events.CREATE), bool(mask & events.CLOSE_WRITE)
-            self._submit(
-                Notification(Kind.COMPLETED, path, Source.INOTIFY, appeared=appeared, closed=closed)
-            )
+            self._seen.append(_complete(path=path))
         else:
-            self._submit(Notification(Kind.RENAMED, path, Source.INOTIFY, old_path=move.path))
+            self._seen.append(Notification(Kind.RENAMED, path, Source.INOTIFY, old_path=move.path))
 
     def _handle_directory(self, event: Event, node: Node, root: Root, subpath: str) -> None:
         _, mask, cookie, name = event
@@ -228,7 +281,7 @@ class Watcher:
         """A directory was renamed within the watches: it goes on with its watches."""
         if not move.excluded and not self._excluded(root.settings, subpath):
             path = below(root.settings.path, subpath)
-            self._submit(
+            self._seen.append(
                 Notification(
                     Kind.RENAMED, path, Source.INOTIFY, old_path=move.path, is_directory=True
                 )
@@ -239,21 +292,3 @@ class Watcher:
             self._watched.place(move.node, parent, name)
         else:
             self._watched.forget(move.node)
-
-
-def _worth_a_look(read: list[Event]) -> list[Event]:
-    """Return events without those of names that appeared and are told of again in the same read.
-
-    Most small files are closed by then, and cost one look instead of two.
-    """
-    told: set[tuple[int, str]] = set()
-    kept = []
-    for event in reversed(read):
-        wd, mask, _, name = event
-        if mask & events.CREATE and (wd, name) in told and not mask & events.ISDIR:
-            continue
-        if mask & (events.CLOSE_WRITE | events.MOVED_FROM):
-            told.add((wd, name))
-        kept.append(event)
-    kept.reverse()
-    return kept

@@ -45,6 +45,8 @@ class Sweep(Protocol):
 
     def is_of(self, root: int) -> bool: ...
 
+    def unchanged(self, name: str, status: os.stat_result) -> bool: ...
+
     def known(self, subpath: str, state: FileState) -> bool: ...
 
     def finish(self, *, complete: bool) -> None: ...
@@ -68,7 +70,8 @@ class Scan:
 
     watch: WatchSettings
     ledger: Ledger
-    #: As the ledger's, or that of its sweep.
+    #: As those of the ledger's sweep; of the ledger where only a part is scanned.
+    unchanged: Callable[[str, os.stat_result], bool]
     known: Callable[[str, FileState], bool]
     #: The sub-paths of other watches' roots, and what these are: what lies below is theirs.
     inner: frozenset[str]
@@ -139,33 +142,34 @@ class Scan:
 
     def _look(self, directory: Directory[str]) -> Iterator[None]:
         """Look at each file in a directory, and note its subdirectories."""
-        watch, known = self.watch, self.known
-        prefix = f"{directory.here}/" if directory.here else ""
+        unchanged, prefix = self.unchanged, join(directory.here or "", "")
         with os.scandir(directory.fd) as entries:
             for entry in entries:
-                subpath = prefix + entry.name
+                name = entry.name
                 if entry.is_file(follow_symlinks=False):
                     try:
                         status = entry.stat(follow_symlinks=False)
                     except OSError as e:
-                        self.failed(subpath, e)
+                        self.failed(prefix + name, e)
                         continue
                     self.files += 1
-                    # First what is cheap for most files: they are known.
-                    state = FileState.of(status)
-                    if not known(subpath, state) and not self._is_touched(
-                        directory.fd, subpath, state
-                    ):
-                        self._find(directory.fd, subpath, status)
+                    # First what is cheap for most files.
+                    if not unchanged(name, status):
+                        self._look_at(directory.fd, prefix + name, status)
                     if not self.files % STEP:
                         yield
                 elif (
-                    watch.rec
+                    self.watch.rec
                     and entry.is_dir(follow_symlinks=False)
-                    and subpath not in self.inner
-                    and self._takes(subpath)
+                    and prefix + name not in self.inner
+                    and self._takes(prefix + name)
                 ):
-                    directory.names.append(entry.name)
+                    directory.names.append(name)
+
+    def _look_at(self, directory: int, subpath: str, status: os.stat_result) -> None:
+        state = FileState.of(status)
+        if not self.known(subpath, state) and not self._is_touched(directory, subpath, state):
+            self._find(directory, subpath, status)
 
     def _is_touched(self, directory: int, subpath: str, state: FileState) -> bool:
         """Whether a file's content is as it was, and only chmod(1) or the like has changed it."""

@@ -16,7 +16,7 @@ from watchman.sources.scan.roots import found, identify, inner_roots
 from watchman.sources.scan.scan import Ledger, Scan, Sweep
 from watchman.sources.scan.schedule import Request, Schedule
 from watchman.sources.scan.walk import Identity, identity, open_below
-from watchman.uploads.upload import FileState, Notification
+from watchman.uploads.upload import Notification
 
 logger = logging.getLogger(__name__)
 
@@ -144,7 +144,7 @@ class Scanner:
         watch = self._watches[request.watch]
         if not watch.rec:
             return
-        scan = self._begin(request, self._ledgers[watch.name].known)
+        scan = self._begin(request)
         try:
             identify(watch)
             fd = open_below(watch.path, request.subpath)
@@ -157,7 +157,7 @@ class Scanner:
         progress = self._progress[request.watch]
         progress.scanning, progress.files = True, 0
         sweep = self._ledgers[request.watch].sweep()
-        scan = self._begin(request, sweep.known)
+        scan = self._begin(request, sweep)
         complete = False
         try:
             complete = self._walk_watch(scan, sweep)
@@ -204,12 +204,14 @@ class Scanner:
             scan.error = f"{path!r}: not the directory of the scan before"
         return is_same and not scan.errors and not scan.crowded
 
-    def _begin(self, request: Request, known: Callable[[str, FileState], bool]) -> Scan:
+    def _begin(self, request: Request, sweep: Sweep | None = None) -> Scan:
         watch, watches = self._watches[request.watch], self._watches.values()
+        ledger = self._ledgers[watch.name]
         return self._scan(
             watch=watch,
-            ledger=self._ledgers[watch.name],
-            known=known,
+            ledger=ledger,
+            unchanged=sweep.unchanged if sweep is not None else lambda _name, _status: False,
+            known=sweep.known if sweep is not None else ledger.known,
             inner=inner_roots(watch, watches),
             foreign=frozenset(filter(None, (found(other) for other in watches if other != watch))),
             retry=lambda subpath: self._schedule.postpone(watch.name, subpath, RETRY),
