@@ -16,7 +16,8 @@ from watchman.config.rules import fill
 from watchman.config.settings import BrokerSettings, Settings, TaskSettings
 from watchman.errors import BrokerUnavailable, WatchmanError
 from watchman.sinks.publishing import rehearsal, tls
-from watchman.sinks.publishing.celeryapp import Message, compose, embedded_folders
+from watchman.sinks.publishing.celeryapp import embedded_folders
+from watchman.sinks.publishing.messages import Message, compose
 from watchman.sinks.publishing.sender import Sent, explain
 from watchman.uploads.upload import FileState, Source, State, Upload
 

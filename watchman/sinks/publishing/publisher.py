@@ -10,9 +10,12 @@ from typing import Any
 
 from watchman.config.settings import BrokerSettings
 from watchman.errors import BrokerUnavailable, TaskRefused
-from watchman.sinks.publishing.celeryapp import Message, compose, make_app
+from watchman.sinks.publishing.celeryapp import make_app
 from watchman.sinks.publishing.confirms import ConfirmingSender
+from watchman.sinks.publishing.messages import Message
+from watchman.sinks.publishing.pushes import PushingSender
 from watchman.sinks.publishing.sender import Sender, Sent, explain
+from watchman.sinks.publishing.templates import Composer
 from watchman.sinks.sink import LONGEST_DELAY, PATIENCE, BackOff, Sink
 from watchman.uploads.upload import Report, State, Upload
 
@@ -20,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 #: How many uploads go to the broker and are confirmed together. More gain little, and all of them
 #: are sent again if we are killed before it is written down that they were.
-BATCH = 16
+BATCH = 64
 
 #: Seconds after a stop that a join waits: longer than the timeouts of a connection.
 HUNG = 10.0
@@ -56,6 +59,7 @@ class Publisher(Sink):
         self._take = take
         self._report = report
         self._app = make_app(broker)
+        self._composer = Composer(self._app)
         self._sender: Sender | None = None
         self._back_off = BackOff()
         #: How often a host of a failover list has failed: the next connection begins with the next.
@@ -111,7 +115,7 @@ class Publisher(Sink):
         messages = []
         for upload in uploads:
             try:
-                message = compose(self._app, upload)
+                message = self._composer.compose(upload)
             except TaskRefused as e:
                 self._fail(upload, str(e))
                 continue
@@ -173,7 +177,8 @@ class Publisher(Sink):
 
     def _connected(self) -> Sender:
         driver = self._app.connection_for_write().transport.driver_type
-        return (ConfirmingSender if driver == "amqp" else Sender)(
+        kinds = {"amqp": ConfirmingSender, "redis": PushingSender}
+        return kinds.get(driver, Sender)(
             self._app,
             declare=self._broker.declare,
             skip=self._failures,
