@@ -106,13 +106,14 @@ class Pipeline:
             if report is None:
                 uploads.append(upload)
             else:
-                self.report(report)
+                self.report([report])
         return uploads
 
-    def report(self, report: Report) -> None:
-        """Take back an upload that a publisher took, once."""
-        assert report.upload.task is not None
-        self._take_back(report, self.backlogs[f"broker:{report.upload.task.broker}"])
+    def report(self, reports: Sequence[Report]) -> None:
+        """Take back uploads that a publisher took, each once."""
+        for report in reports:
+            assert report.upload.task is not None
+            self._take_back(report, self.backlogs[f"broker:{report.upload.task.broker}"])
 
     # In the movers' threads.
 

@@ -124,7 +124,7 @@ def _ask(app: Any, broker: BrokerSettings, *messages: Message) -> tuple[bool, li
             sender = rehearsal.connect(app, declare=broker.declare)
             if sender is not None:
                 with closing(sender):
-                    sent = list(sender.send(messages))
+                    sent = [one for some in sender.send(messages) for one in some]
             outcome.set_result((sender is not None, sent))
         except Exception as e:
             outcome.set_exception(e)

@@ -43,7 +43,8 @@ class Publisher(Sink):
     """One broker's thread, app and connection.
 
     `take(limit, timeout)` gives uploads, oldest first, and may give none. `report` hears of each of
-    them once, from this thread. Order is kept for each exchange and routing key.
+    them once, from this thread, and of those that were sent together in one call. Order is kept for
+    each exchange and routing key.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class Publisher(Sink):
         broker: BrokerSettings,
         *,
         take: Callable[[int, float], Sequence[Upload]],
-        report: Callable[[Report], None],
+        report: Callable[[Sequence[Report]], None],
     ) -> None:
         """Raises ConfigError for settings that Celery cannot use; does not connect."""
         super().__init__({f"publisher:{broker.name}": self._run}, hung=HUNG)
@@ -140,8 +141,9 @@ class Publisher(Sink):
         delay = self._back_off.fail(time.monotonic(), reason)
         if not self._stopping.is_set():
             self._say("down", reason, delay)
-        for message in messages:
-            self._report(Report(message.upload, State.DEFERRED, reason, delay=delay))
+        self._report(
+            [Report(message.upload, State.DEFERRED, reason, delay=delay) for message in messages]
+        )
         self._rest(delay)
 
     def _rest(self, delay: float) -> None:
@@ -160,9 +162,12 @@ class Publisher(Sink):
                 self._sender = self._connected()
             states: dict[str, set[State]] = {}
             for sent in self._sender.send(tuple(messages)):
-                messages.remove(sent.message)
+                if sent:
+                    self._say("up")
+                for one in sent:
+                    messages.remove(one.message)
+                    states.setdefault(str(one.message.route), set()).add(one.state)
                 self._settle(sent)
-                states.setdefault(str(sent.message.route), set()).add(sent.state)
             self._say("up")
             self._forgive(states)
         except BaseException as e:
@@ -189,23 +194,22 @@ class Publisher(Sink):
     def _on_blocked(self, blocked: bool) -> None:
         self._say("blocked" if blocked else "up", BLOCKED if blocked else None)
 
-    def _settle(self, sent: Sent) -> None:
-        upload = sent.message.upload
-        self._say("up")
-        match sent.state:
-            case State.DONE:
-                # First, so that it is written down soon.
-                self._report(Report(upload, State.DONE))
-                logger.info(
-                    "Sent upload %s to broker %s, %s.",
-                    upload.id,
-                    self._broker.name,
-                    sent.message.route,
-                )
-            case State.FAILED:
-                self._fail(upload, sent.reason)
-            case _:
-                self._defer_for_route(sent.message, sent.reason, tried=True)
+    def _settle(self, sent: Sequence[Sent]) -> None:
+        """Report what became of messages: what is done at once, so that it is written down soon."""
+        if done := [one.message for one in sent if one.state is State.DONE]:
+            self._report([Report(message.upload, State.DONE) for message in done])
+        for message in done:
+            logger.info(
+                "Sent upload %s to broker %s, %s.",
+                message.upload.id,
+                self._broker.name,
+                message.route,
+            )
+        for one in sent:
+            if one.state is State.FAILED:
+                self._fail(one.message.upload, one.reason)
+            elif one.state is State.DEFERRED:
+                self._defer_for_route(one.message, one.reason, tried=True)
 
     def _forgive(self, states: Mapping[str, Set[State]]) -> None:
         """Trust routes again that took what was sent; with half of it taken try again soon."""
@@ -224,7 +228,7 @@ class Publisher(Sink):
             self._broker.name,
             reason,
         )
-        self._report(Report(upload, State.FAILED, reason))
+        self._report([Report(upload, State.FAILED, reason)])
 
     def _defer_for_route(self, message: Message, reason: str, *, tried: bool) -> None:
         """Defer an upload whose route the broker refuses; other routes go on."""
@@ -241,7 +245,7 @@ class Publisher(Sink):
                     delay,
                 )
         delay = max(0.0, back_off.until - now)
-        self._report(Report(upload, State.DEFERRED, reason, lane=lane, delay=delay))
+        self._report([Report(upload, State.DEFERRED, reason, lane=lane, delay=delay)])
         # Not before the lane opens: a younger upload from elsewhere would overtake those in it.
         back_off.until = max(back_off.until, time.monotonic() + delay)
 

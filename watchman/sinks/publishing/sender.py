@@ -96,25 +96,29 @@ class Sender:
         self._channel = channel
         self._producer = self._app.amqp.Producer(channel, auto_declare=False)
 
-    def send(self, messages: Sequence[Message]) -> Iterator[Sent]:
-        """Send in order. What has not been yielded when BrokerUnavailable is raised is unknown."""
+    def send(self, messages: Sequence[Message]) -> Iterator[list[Sent]]:
+        """Send in order, and tell what became of messages as soon as it is known.
+
+        What has not been yielded when BrokerUnavailable is raised is unknown.
+        """
         self._refused = {}
         try:
             for message in messages:
                 if reason := self._refused.get(message.route):
-                    yield Sent(message, State.DEFERRED, reason)
+                    self._settled.append(Sent(message, State.DEFERRED, reason))
                 elif message.route in self._proven:
                     self._publish(message)
-                    yield from self._taken()
                 else:
                     self._flush()
-                    yield from self._taken()
-                    yield from self._tried(message)
+                    yield self._taken()
+                    yield self._tried(message)
+                if self._settled:
+                    yield self._taken()
             self._flush()
-            yield from self._taken()
+            yield self._taken()
             self._wary -= {message.route for message in messages} - self._refused.keys()
         except self.faults as e:
-            yield from self._taken()
+            yield self._taken()
             raise BrokerUnavailable(explain(e)) from e
 
     def _tried(self, message: Message) -> list[Sent]:
