@@ -28,6 +28,7 @@ class Uploads:
                 position = len(self._all)
                 self._all.append(upload.at(position))
             self._backlog.add(position)
+        self._backlog.offer()
 
     def take(self, limit: int, timeout: float) -> Sequence[Upload]:
         positions = self._backlog.take(limit, min(timeout, 0.05))
