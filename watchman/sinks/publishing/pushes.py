@@ -91,16 +91,17 @@ class _Cut:
         channel: Any,
     ) -> None:
         self._channel, self._template = channel, template
-        queue, mark = message.route.routing_key, uuid.uuid4().hex
-        headers = {**template.shared(), mark: mark}
-        options = {**message.options, "headers": headers, "correlation_id": mark}
-        whole = prepared(replace(message, body=mark.encode(), options=options))
+        queue = message.route.routing_key
+        name, id_, body = (uuid.uuid4().hex for _ in range(3))
+        headers = {**template.shared(), name: name}
+        options = {**message.options, "headers": headers, "correlation_id": id_}
+        whole = prepared(replace(message, body=body.encode(), options=options))
         channel._inplace_augment_message(whole, "", queue)
         #: The list of its queue and priority.
         self.name = channel._q_for_pri(queue, channel._get_message_priority(whole, reverse=False))
         self._text = encode(whole).replace("%", "%%")
-        self._cut(f"{encode(mark)}: {encode(mark)}", "headers")
-        self._cut(encode(mark), "id")
+        self._cut(f"{encode(name)}: {encode(name)}", "headers")
+        self._cut(encode(id_), "id")
         self._cut(encode(whole["body"]), "body")
         self._cut(encode(whole["properties"]["delivery_tag"]), "tag")
 
