@@ -89,7 +89,7 @@ class _Excludes:
 
     def _has_excluded_name(self, directory: str) -> bool:
         """Whether the name of a directory, or of any on the way there, is excluded."""
-        return bool(directory) and any(map(self._match_name, directory.split("/")))
+        return bool(directory) and any(map(self._match_name, set(directory.split("/"))))
 
 
 class Rules:
