@@ -31,6 +31,10 @@ class SpoolLocked(WatchmanError):
     """Another daemon holds the spool."""
 
 
+class SpoolNotOurs(WatchmanError):
+    """The spool, or a file in it, is another user's."""
+
+
 class SocketUnavailable(WatchmanError):
     """The Unix socket cannot be made, or nobody answers on it."""
 

@@ -243,12 +243,14 @@ def test_wrong_usage_is_one_line_and_2(place, arguments, text):
 def test_a_wrong_ini_file_is_a_line_for_each_problem_and_2(place):
     edit(place, "spool = spool", "spol = spool")
     edit(place, "broker = main", "broker = mian")
-    done = run(place, "status")
-    assert done.returncode == 2
-    assert len(done.stderr.splitlines()) >= 3
-    assert all(line.startswith(b"watchman: ") for line in done.stderr.splitlines())
-    assert b"Traceback" not in done.stderr
-    assert send(place, "x").returncode == 2
+    for command in (["run"], ["check"], ["explain", "x"]):
+        done = run(place, *command)
+        assert done.returncode == 2
+        assert len(done.stderr.splitlines()) >= 3
+        assert all(line.startswith(b"watchman: ") for line in done.stderr.splitlines())
+        assert b"Traceback" not in done.stderr
+    assert run(place, "status").returncode == 3
+    assert send(place, "x").returncode == 3
 
 
 def test_the_ini_file_may_be_named_after_the_command_too(place, daemon):

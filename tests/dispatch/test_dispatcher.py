@@ -6,7 +6,6 @@ import resource
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -257,8 +256,8 @@ def test_what_becomes_of_an_older_write_leaves_the_newer_decision_as_it_is(
     if is_moved:
         (upload,) = house.pipeline.take_at("move:all", 100, 0.0)
         copy = house.write("a.csv", watch="store")
-        moved = replace(upload, path=str(copy), state=FileState.of(copy.lstat()))
-        moved = replace(moved, moved_from=upload.path, source_state=upload.state)
+        moved = upload._replace(path=str(copy), state=FileState.of(copy.lstat()))
+        moved = moved._replace(moved_from=upload.path, source_state=upload.state)
         (moved,) = house.pipeline.write(State.MOVED, [moved])
         house.pipeline.report_move(Report(moved, State.MOVED))
     (upload,) = house.take()
@@ -323,7 +322,7 @@ def test_a_few_uploads_that_nobody_takes_do_not_keep_the_journal_of_all(tmp_path
     for path in paths:
         house.say(path)
     for upload in house.take():
-        house.dispatcher.pipeline.report(Report(upload, State.DONE))
+        house.dispatcher.pipeline.report([Report(upload, State.DONE)])
     house.say(house.write("new.nc"))
     journal = tmp_path / "spool" / "journal"
     eventually(lambda: bulk.size_of(journal) < 30_000)
@@ -683,7 +682,7 @@ def test_a_full_disk_is_answered_with_an_error_and_made_good_by_a_rescan(house: 
         assert answer.outcome is Outcome.ERROR
         assert "journal" in answer.detail
         assert house.dispatcher.unwritable()
-        house.dispatcher.pipeline.report(Report(upload, State.DONE))
+        house.dispatcher.pipeline.report([Report(upload, State.DONE)])
         assert house.rescans == []
     eventually(lambda: house.rescans == ["ftp"])
     assert house.dispatcher.pipeline.settled["done"] == 1, "what was done is written down late"
@@ -704,7 +703,7 @@ def test_a_ledger_holds_no_decision_before_the_journal_does(tmp_path: Path) -> N
     # Room for the record of the one that is superseded, and not for the newer one's.
     resource.setrlimit(resource.RLIMIT_FSIZE, (400, hard))
     try:
-        house.dispatcher.pipeline.report(Report(upload, State.SUPERSEDED, "overwritten"))
+        house.dispatcher.pipeline.report([Report(upload, State.SUPERSEDED, "overwritten")])
         eventually(house.dispatcher.unwritable)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -658,7 +658,7 @@ class Interleavings(RuleBasedStateMachine):
         elif end is State.FAILED:
             write.may_fail = True
         lane, delay = ("full", 30.0) if end is State.DEFERRED else ("", 0.0)
-        self.house.pipeline.report(Report(upload, end, "", lane=lane, delay=delay))
+        self.house.pipeline.report([Report(upload, end, "", lane=lane, delay=delay)])
         self.let_it_work()
 
     def send(self, upload: Upload, write: Write) -> None:
@@ -720,7 +720,7 @@ class Interleavings(RuleBasedStateMachine):
             upload, write = self.in_hand[0]
             self.send(upload, write)
             write.in_doubt = True
-            self.house.pipeline.report(Report(upload, State.DONE))
+            self.house.pipeline.report([Report(upload, State.DONE)])
             self.let_it_work(blind=True)
         else:
             self.hear(queue.popleft(), blind=True)

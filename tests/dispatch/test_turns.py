@@ -48,7 +48,7 @@ class Turns:
             path.touch()
             os.chown(path, owner, owner)
         old_path = str(self.directory / old) if old else ""
-        self.finds.put(Find(str(path), old_path), partial(self.done.append, name))
+        self.finds.put([(Find(str(path), old_path), partial(self.done.append, name))])
 
     def take(self, count: int = 1_000_000) -> list[str]:
         """Take that many turns at the most; return what was done in them."""
@@ -60,8 +60,34 @@ class Turns:
 
 
 @pytest.fixture
-def turns(tmp_path: Path) -> Turns:
+def turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Turns:
+    """One find is done in each turn."""
+    monkeypatch.setattr(module, "AT_ONCE", 1)
     return Turns(tmp_path)
+
+
+def test_a_turn_is_shared_by_the_owners_who_wait(
+    turns: Turns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "AT_ONCE", 4)
+    for n in range(4):
+        turns.find(f"bob{n}")
+    assert turns.take(1) == ["bob0", "bob1", "bob2", "bob3"], "as they came: nobody waits for long"
+    for n in range(10):
+        turns.find(f"bob{n}")
+    turns.find("alice", ALICE)
+    assert turns.take(1) == ["bob0", "alice", "bob1", "bob2"]
+    assert turns.take() == [f"bob{n}" for n in range(3, 10)]
+
+
+def test_what_cannot_be_decided_about_leaves_the_rest_of_its_turn_alone(
+    turns: Turns, caplog: pytest.LogCaptureFixture
+) -> None:
+    turns.find("good")
+    turns.finds.put([(Find("/bad"), partial(int, "no number"))])
+    turns.find("other")
+    assert turns.take() == ["good", "other"]
+    assert "no number" in caplog.text
 
 
 def test_owners_take_turns_and_what_is_one_owners_stays_in_order(turns: Turns) -> None:
@@ -125,7 +151,7 @@ def test_who_has_too_much_to_be_looked_at_is_left_to_a_scan_and_others_are_not(
 def test_whoever_brings_more_than_is_sorted_waits(turns: Turns) -> None:
     for _ in range(2):
         for n in range(UNSORTED):
-            turns.finds.put_now(Find(str(turns.directory / f"{n}")), lambda: None)
+            turns.finds.put([(Find(str(turns.directory / f"{n}")), lambda: None)], wait=False)
     bringing = threading.Thread(target=turns.find, args=["one more"])
     bringing.start()
     bringing.join(0.2)
@@ -151,7 +177,7 @@ def test_a_link_to_a_file_of_somebody_else_takes_nothing_of_his_turns(turns: Tur
 
 def test_a_stop_leaves_to_the_next_start_what_takes_long_but_no_rename(turns: Turns) -> None:
     for n in range(AT_STOP + 10):
-        turns.finds.put(Find(f"{turns.directory}/{n}"), partial(turns.done.append, f"{n}"))
+        turns.finds.put([(Find(f"{turns.directory}/{n}"), partial(turns.done.append, f"{n}"))])
     turns.take(10)
     turns.find("b", owner=0, old="a")
     turns.finds.close()
@@ -175,7 +201,7 @@ def test_events_and_finds_of_a_dispatcher_that_is_busy_wait_for_their_owners(hou
             os.chown(path, user, user)
             if n % 2:
                 word = Notification(Kind.COMPLETED, str(path), Source.INOTIFY, closed=True)
-                house.dispatcher.submit_event(word)
+                house.dispatcher.submit_events([word])
             else:
                 word = Notification(Kind.COMPLETED, str(path), Source.SCAN, owner=user)
                 assert house.dispatcher.submit_find(word)

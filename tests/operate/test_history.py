@@ -55,7 +55,7 @@ def test_what_is_not_settled_is_told_as_it_stands(house: House) -> None:
     upload_id = house.say(path).detail
     (upload,) = house.take()
     reason = "queue 'x' cannot be reached"
-    house.dispatcher.pipeline.report(Report(upload, State.DEFERRED, reason, "queue 'x'", 60))
+    house.dispatcher.pipeline.report([Report(upload, State.DEFERRED, reason, "queue 'x'", 60)])
     for subject in (path, upload_id):
         (now,) = told(house, subject)["now"]
         assert (now["id"], now["state"], now["reason"]) == (upload_id, "deferred", reason)
@@ -75,7 +75,7 @@ def test_of_a_path_that_is_written_again_and_again_the_latest_uploads_are_told(
         house.write("a.csv", "x" * n)
         house.say(path)
         (upload,) = house.take()
-        house.dispatcher.pipeline.report(Report(upload, State.DONE))
+        house.dispatcher.pipeline.report([Report(upload, State.DONE)])
         eventually(lambda n=n: house.dispatcher.pipeline.settled[State.DONE.value] == n + 1)
     found = told(house, path)
     assert [record["event"] for record in found["story"]] == ["accepted", "done"] * LATEST

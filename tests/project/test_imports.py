@@ -158,16 +158,14 @@ def test_the_folders_are_few_and_each_says_what_it_is_for() -> None:
 
 def test_no_command_but_run_waits_for_the_daemon_to_be_imported() -> None:
     parts = {m for m in MODULES if folder(m) in {"dispatch", "store", "operate", "daemon"}}
-    for module in package("commands") - {"commands.run", "commands.main"}:
+    for module in package("commands") - {"commands.run"}:
         assert not below(module) & parts, module
-    [late] = [line for line in importing("commands.run") if "watchman.daemon" in line]
-    assert late.startswith("    "), "only where the command is executed"
 
 
-def importing(module: str) -> list[str]:
-    """The lines of a module that import something."""
-    lines = MODULES[module].read_text().splitlines()
-    return [line for line in lines if line.lstrip().startswith(("import ", "from "))]
+def test_no_command_waits_for_another_to_be_imported() -> None:
+    commands = {m for m in MODULES if folder(m) in {"commands", "commands.check"}}
+    for module in ("commands.main", "commands.send"):
+        assert below(module) & commands == {module}
 
 
 @pytest.mark.parametrize("library", EDGES)

@@ -77,6 +77,7 @@ def test_a_waiting_take_gets_what_arrives_and_ends_when_closed() -> None:
     thread = threading.Thread(target=take_twice)
     thread.start()
     backlog.add(7)
+    backlog.offer()
     assert eventually(lambda: list(got)) == [[7]]
     backlog.close()
     thread.join(10)

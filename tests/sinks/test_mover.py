@@ -630,7 +630,7 @@ def test_a_moved_upload_that_is_dropped_leaves_its_backlog(yard: Yard) -> None:
 def test_a_good_write_settles_a_failure_after_the_move(yard: Yard) -> None:
     yard.upload("a.csv")
     (upload,) = yard.take()
-    yard.pipeline.report(Report(upload, State.FAILED, "cannot be serialized"))
+    yard.pipeline.report([Report(upload, State.FAILED, "cannot be serialized")])
     eventually(lambda: [row["state"] for row in yard.rows()] == ["failed"])
     yard.restart()
     again = yard.upload("a.csv")

@@ -36,7 +36,12 @@ class Committing:
         self.timer, self.idle = Faulty(), Faulty()
         self.journal = Journal(str(directory / "journal"), str(directory / "history"))
         list(self.journal.replay())
-        self.commit = GroupCommit(self.journal, timer=self.timer, idle=lambda: self.idle() and None)
+        self.commit = GroupCommit(
+            self.journal,
+            timer=self.timer,
+            committed=lambda: None,
+            idle=lambda: self.idle() and None,
+        )
         self.commit.start()
 
     def works(self) -> bool:
@@ -109,7 +114,9 @@ def test_idle_work_finds_all_durable_that_was_staged(tmp_path: Path) -> None:
     journal = Journal(str(tmp_path / "journal"), str(tmp_path / "history"))
     list(journal.replay())
     steps: list[str] = []
-    commit = GroupCommit(journal, timer=lambda: 1.0, idle=lambda: steps.append("idle"))
+    commit = GroupCommit(
+        journal, timer=lambda: 1.0, committed=lambda: None, idle=lambda: steps.append("idle")
+    )
 
     def follow(_: int) -> None:
         steps.append("first")
@@ -127,7 +134,7 @@ def test_idle_work_finds_all_durable_that_was_staged(tmp_path: Path) -> None:
 def test_what_follows_on_the_last_records_is_durable_at_the_end(tmp_path: Path) -> None:
     journal = Journal(str(tmp_path / "journal"), str(tmp_path / "history"))
     list(journal.replay())
-    commit = GroupCommit(journal, timer=lambda: 1.0, idle=lambda: None)
+    commit = GroupCommit(journal, timer=lambda: 1.0, committed=lambda: None, idle=lambda: None)
     durable: list[int] = []
 
     def follow(number: int, _: int) -> None:

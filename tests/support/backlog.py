@@ -28,6 +28,7 @@ class Uploads:
                 position = len(self._all)
                 self._all.append(upload.at(position))
             self._backlog.add(position)
+        self._backlog.offer()
 
     def take(self, limit: int, timeout: float) -> Sequence[Upload]:
         positions = self._backlog.take(limit, min(timeout, 0.05))
@@ -35,15 +36,16 @@ class Uploads:
             self.taken += len(positions)
             return [self._all[position] for position in positions]
 
-    def report(self, report: Report) -> None:
-        position = report.upload.position
-        if report.state is State.DEFERRED:
-            self._backlog.put_back(position, report.lane, report.delay, report.reason)
-        else:
-            self._backlog.settle(position)
+    def report(self, reports: Sequence[Report]) -> None:
+        for report in reports:
+            position = report.upload.position
+            if report.state is State.DEFERRED:
+                self._backlog.put_back(position, report.lane, report.delay, report.reason)
+            else:
+                self._backlog.settle(position)
         with self._changed:
-            self.taken -= 1
-            self.reports.append(report)
+            self.taken -= len(reports)
+            self.reports += reports
 
     def drop(self, position: int) -> None:
         """Take one away from the publisher, as if its file were gone when it is looked at."""

@@ -186,5 +186,5 @@ class House(Inside):
         return self.pipeline.take(broker, 100, patience)
 
     def settle(self, upload: Upload, state: State = State.DONE, reason: str = "") -> None:
-        self.pipeline.report(Report(upload, state, reason))
+        self.pipeline.report([Report(upload, state, reason)])
         eventually(lambda: self.pipeline.settled[state.value])

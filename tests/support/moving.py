@@ -99,7 +99,7 @@ class Yard(Inside):
 
     def settle(self, *uploads: Upload) -> None:
         for upload in uploads:
-            self.pipeline.report(Report(upload, State.DONE))
+            self.pipeline.report([Report(upload, State.DONE)])
 
     def moved(self, name: str, content: str = "1,2,3\n") -> Path:
         """Upload a file, wait for its task, and return where it lies."""

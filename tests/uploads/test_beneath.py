@@ -10,11 +10,22 @@ from watchman.uploads import beneath
 from watchman.uploads.upload import FileState
 
 
+def seen(root: Path, subpath: str) -> beneath.Look:
+    """What a file looked like, closed again."""
+    with beneath.look(str(root), subpath) as look:
+        return look
+
+
 def test_a_regular_file_is_looked_at(tmp_path: Path) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
     file = tmp_path / "a" / "b" / "c.csv"
     file.write_bytes(b"123")
-    look = beneath.look(str(tmp_path), "a/b/c.csv")
+    with beneath.look(str(tmp_path), "a/b/c.csv") as look:
+        assert look.sample() == beneath.sample(str(tmp_path), "a/b/c.csv", look.state)
+        file.write_bytes(b"1234")
+        assert look.sample() == 0, "it has changed since"
+        file.write_bytes(b"123")
+    look = seen(tmp_path, "a/b/c.csv")
     assert look.state == FileState.of(file.stat()) == beneath.state(str(tmp_path), "a/b/c.csv")
     assert look.writing is False
 
@@ -22,8 +33,8 @@ def test_a_regular_file_is_looked_at(tmp_path: Path) -> None:
 def test_a_writer_is_seen_until_it_closes(tmp_path: Path) -> None:
     with (tmp_path / "f").open("wb") as file:
         file.write(b"x")
-        assert beneath.look(str(tmp_path), "f").writing is True
-    assert beneath.look(str(tmp_path), "f").writing is False
+        assert seen(tmp_path, "f").writing is True
+    assert seen(tmp_path, "f").writing is False
 
 
 def test_a_symlink_is_followed_at_the_root_and_nowhere_below(tmp_path: Path) -> None:
@@ -32,7 +43,7 @@ def test_a_symlink_is_followed_at_the_root_and_nowhere_below(tmp_path: Path) -> 
     (tmp_path / "root").symlink_to("real")
     (tmp_path / "real" / "link").symlink_to("d")
     (tmp_path / "real" / "d" / "flink").symlink_to("f")
-    assert beneath.look(str(tmp_path / "root"), "d/f").state.size == 1
+    assert seen(tmp_path / "root", "d/f").state.size == 1
     for subpath in ("link/f", "d/flink", "d/../d/f", "d/f/f"):
         with pytest.raises(NotBelowWatch):
             beneath.look(str(tmp_path / "root"), subpath)
@@ -60,7 +71,7 @@ def test_a_file_of_another_gives_no_lease(tmp_path: Path) -> None:
     if pid == 0:
         os.setgid(65534)
         os.setuid(65534)
-        os._exit(0 if beneath.look(str(tmp_path), "f").writing is None else 1)
+        os._exit(0 if seen(tmp_path, "f").writing is None else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
@@ -71,7 +82,7 @@ def test_no_descriptor_is_left_open(tmp_path: Path) -> None:
     before = sorted(os.listdir("/proc/self/fd"))
     for subpath in ("d/f", "d/g", "l/f", "d", "x/y"):
         try:
-            beneath.look(str(tmp_path), subpath)
+            seen(tmp_path, subpath)
         except (NotBelowWatch, OSError):
             continue
     assert sorted(os.listdir("/proc/self/fd")) == before

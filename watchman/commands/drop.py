@@ -8,13 +8,10 @@ task is being sent at this moment is waited for, and refused if it could be sent
 
 import argparse
 
-from watchman.commands.shared import selection, shell
-from watchman.config.settings import Settings
-
-HELP, DESCRIPTION = shell.texts(__doc__)
+from watchman.commands.shared import selection
 
 add_arguments = selection.add_arguments
 
 
-def main(settings: Settings, arguments: argparse.Namespace) -> int:
-    return selection.carry_out(settings, "drop", "dropped", arguments)
+def main(arguments: argparse.Namespace) -> int:
+    return selection.carry_out("drop", "dropped", arguments)

@@ -15,54 +15,60 @@ To send an upload's task again by hand, see watchman-send --help.
 """
 
 import argparse
+import importlib
+import sys
 from collections.abc import Sequence
-from typing import NoReturn, Protocol
+from typing import Any, NoReturn
 
-from watchman.commands import drop, explain, pause, queue, reload, resume, retry, run, status
-from watchman.commands.check import check
 from watchman.commands.shared import shell, utf8
-from watchman.config import inifile
-from watchman.config.settings import Settings
-from watchman.errors import SocketUnavailable
 
+#: What each command is for. Its module has `add_arguments(parser)` and `main(arguments)`, and is
+#: imported only when it is asked for: most of them answer in less time than all imports take.
+COMMANDS = {
+    "run": "the daemon, in the foreground",
+    "check": "the INI file and everything it names",
+    "explain": "what would happen to a path, and why",
+    "status": "healthy or not and why: sources, watches, brokers, queue sizes",
+    "queue": "uploads noticed, waiting, deferred (when tried again), failed (why)",
+    "retry": "try failed and deferred uploads again now",
+    "drop": "give uploads up: no task is sent for them",
+    "pause": "let uploads of a watch or task, or for a broker, wait",
+    "resume": "end a pause, or all",
+    "reload": "have the daemon read the INI file again",
+}
 
-class Command(Protocol):
-    """What each module of a command holds; its name is the command's."""
-
-    __name__: str
-    HELP: str
-    DESCRIPTION: str
-
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
-    def main(self, settings: Settings, arguments: argparse.Namespace) -> int: ...
-
-
-MODULES: list[Command] = [run, check, explain, status, queue, retry, drop, pause, resume, reload]
-COMMANDS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
+#: Those that ask no daemon.
+ALONE = ("run", "check")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     utf8.insist()
-    given = _parser().parse_args(arguments)
-
-    def command() -> int:
-        settings = inifile.load(inifile.find(given.config))
-        try:
-            return COMMANDS[given.command].main(settings, given)
-        except SocketUnavailable as error:
-            raise SocketUnavailable(f"{error}{shell.hint(error, settings)}") from error
-
-    shell.leave("watchman", command)
+    parser = _parser(sys.argv[1:] if arguments is None else arguments)
+    given = parser.parse_args(arguments)
+    command = module(given.command).main
+    if given.command not in ALONE:
+        shell.leave("watchman", lambda: shell.ask(command, given))
+    if given.socket:
+        parser.error(f"--socket is not for {given.command}, which asks no daemon")
+    shell.leave("watchman", lambda: command(given))
 
 
-def _parser() -> argparse.ArgumentParser:
+def module(command: str) -> Any:
+    folder = "watchman.commands.check" if command == "check" else "watchman.commands"
+    return importlib.import_module(f"{folder}.{command}")
+
+
+def _parser(arguments: Sequence[str]) -> shell.Parser:
+    """The parser of a command line, which knows the options of that command alone."""
     parser = shell.program("watchman", __doc__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, module in COMMANDS.items():
-        one = commands.add_parser(
-            name, help=module.HELP, description=module.DESCRIPTION, epilog=shell.EXIT_CODES
-        )
-        # Also after the command, where many will write it.
-        shell.add_config(one, default=argparse.SUPPRESS)
-        module.add_arguments(one)
+    for name, purpose in COMMANDS.items():
+        one = commands.add_parser(name, help=purpose, epilog=shell.EXIT_CODES)
+        if name in arguments:
+            one.description = shell.description(module(name).__doc__)
+            # Also after the command, where many will write it.
+            shell.add_config(one, default=argparse.SUPPRESS)
+            if name not in ALONE:
+                shell.add_socket(one, default=argparse.SUPPRESS)
+            module(name).add_arguments(one)
     return parser

@@ -9,9 +9,6 @@ Printed is all that is paused then.
 import argparse
 
 from watchman.commands.shared import client, shell
-from watchman.config.settings import Settings
-
-HELP, DESCRIPTION = shell.texts(__doc__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,16 +18,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def main(settings: Settings, arguments: argparse.Namespace) -> int:
-    return ask(settings, "pause", arguments)
+def main(arguments: argparse.Namespace) -> int:
+    return ask("pause", arguments)
 
 
-def ask(settings: Settings, event: str, arguments: argparse.Namespace) -> int:
+def ask(event: str, arguments: argparse.Namespace) -> int:
     """Pause or resume, and tell what is paused now."""
     if arguments.name == "":
         raise shell.Misused(f"the name of what to {event} is empty; leave it out for all")
     fields = {"name": arguments.name} if arguments.name else {}
-    pauses = list(client.request(settings.socket, event, fields))
+    pauses = list(client.request(arguments.socket, event, fields))
     told = [f"paused {pause['name']}" for pause in pauses] or ["nothing is paused"]
     shell.show(pauses, told, as_json=arguments.json)
     return shell.DONE

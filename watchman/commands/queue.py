@@ -12,10 +12,7 @@ from typing import Any
 
 from watchman.commands.shared import client, shell
 from watchman.commands.shared.table import Columns, ago, table, until
-from watchman.config.settings import Settings
 from watchman.uploads.text import printable
-
-HELP, DESCRIPTION = shell.texts(__doc__)
 
 COLUMNS: Columns = {
     "STATE": "state",
@@ -47,9 +44,9 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def main(settings: Settings, arguments: argparse.Namespace) -> int:
+def main(arguments: argparse.Namespace) -> int:
     fields = {} if arguments.limit is None else {"limit": str(arguments.limit)}
-    uploads = client.request(settings.socket, "queue", fields, TIMEOUT)
+    uploads = client.request(arguments.socket, "queue", fields, TIMEOUT)
     shell.show(uploads, _report(uploads), as_json=arguments.json)
     return shell.DONE
 

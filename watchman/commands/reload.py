@@ -10,10 +10,8 @@ unmatched: send it with watchman-send.
 import argparse
 
 from watchman.commands.shared import client, shell
-from watchman.config.settings import Settings
+from watchman.errors import ConfigError
 from watchman.uploads.text import printable
-
-HELP, DESCRIPTION = shell.texts(__doc__)
 
 #: Seconds to wait for a publisher to finish what it has in hand.
 TIMEOUT = 60.0
@@ -23,8 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
-def main(settings: Settings, arguments: argparse.Namespace) -> int:
-    [found] = client.request(settings.socket, "reload", timeout=TIMEOUT)
+def main(arguments: argparse.Namespace) -> int:
+    [found] = client.request(arguments.socket, "reload", timeout=TIMEOUT)
+    if "problems" in found:
+        raise ConfigError(found["problems"])
     told = [printable(change) for change in found["changed"]] or ["nothing changed"]
     shell.show([found], told, as_json=arguments.json)
     return shell.DONE

@@ -7,10 +7,7 @@ INI file as it is now gives them. Printed once it is safe on disk: `retried ID P
 
 import argparse
 
-from watchman.commands.shared import selection, shell
-from watchman.config.settings import Settings
-
-HELP, DESCRIPTION = shell.texts(__doc__)
+from watchman.commands.shared import selection
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,5 +15,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     selection.add_arguments(parser)
 
 
-def main(settings: Settings, arguments: argparse.Namespace) -> int:
-    return selection.carry_out(settings, "retry", "retried", arguments)
+def main(arguments: argparse.Namespace) -> int:
+    return selection.carry_out("retry", "retried", arguments)

@@ -20,10 +20,9 @@ from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 from watchman.commands.shared import client, shell, utf8
-from watchman.config import inifile
 from watchman.errors import SocketUnavailable
+from watchman.uploads.outcome import Outcome
 from watchman.uploads.text import printable
-from watchman.uploads.upload import Outcome
 
 PROGRAM = "watchman-send"
 
@@ -37,7 +36,7 @@ CLEARED = "\x1b[K"
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     utf8.insist()
     given = _parser().parse_args(arguments)
-    shell.leave(PROGRAM, lambda: _send(given))
+    shell.leave(PROGRAM, lambda: shell.ask(_send, given))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -66,25 +65,25 @@ def _parser() -> argparse.ArgumentParser:
 def _send(given: argparse.Namespace) -> int:
     if given.as_path and (len(given.paths) > 1 or given.paths == ["-"]):
         raise shell.Misused("--as is for one PATH at a time")
-    settings = inifile.load(inifile.find(given.config))
     fields = {"same_id": "yes"} if given.same_id else {}
     fields |= {"as": _absolute(given.as_path)} if given.as_path else {}
     sent = refused = 0
     try:
         for batch in _batches(given.paths, b"\0" if given.null else b"\n"):
-            for path, answer in client.resubmit(settings.socket, map(_absolute, batch), fields):
-                if answer.outcome in (Outcome.OK, Outcome.DUPLICATE):
+            paths = map(_absolute, batch)
+            for path, outcome, detail in client.resubmit(given.socket, paths, fields):
+                if outcome in (Outcome.OK, Outcome.DUPLICATE):
                     sent += 1
-                    print(answer.outcome, answer.detail, printable(path))
+                    print(outcome, detail, printable(path))
                 else:
                     refused += 1
                     _show_progress(CLEARED)
-                    shell.complain(PROGRAM, f"{path!r}: {answer.detail or answer.outcome.lower()}")
+                    shell.complain(PROGRAM, f"{path!r}: {detail or outcome.lower()}")
                 if (sent + refused) % PROGRESS == 0:
                     _show_progress(f"{sent} sent, {refused} refused")
     except SocketUnavailable as error:
         done = f"; {sent} sent before that" if sent else ""
-        raise SocketUnavailable(f"{error}{shell.hint(error, settings)}{done}") from error
+        raise SocketUnavailable(f"{error}{done}") from error.__cause__
     finally:
         _show_progress(CLEARED)
     return shell.REFUSED if refused else shell.DONE

@@ -12,18 +12,15 @@ from typing import Any
 
 from watchman.commands.shared import client, shell
 from watchman.commands.shared.table import Columns, ago, clock, count, table, until
-from watchman.config.settings import Settings
 from watchman.uploads.text import printable
-
-HELP, DESCRIPTION = shell.texts(__doc__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
-def main(settings: Settings, arguments: argparse.Namespace) -> int:
-    [found] = client.request(settings.socket, "status")
+def main(arguments: argparse.Namespace) -> int:
+    [found] = client.request(arguments.socket, "status")
     shell.show([found], _report(found), as_json=arguments.json)
     return shell.DONE if found["healthy"] else shell.REFUSED
 

@@ -1,4 +1,4 @@
-"""The INI file: found, read, checked as a whole, and turned into settings."""
+"""The INI file: read, checked as a whole, and turned into settings."""
 
 import configparser
 import os
@@ -19,9 +19,6 @@ from watchman.config.settings import (
     WatchSettings,
 )
 from watchman.errors import ConfigError
-
-DEFAULT_FILE = "/etc/watchman/watchman.ini"
-
 
 #: Options of `[task:NAME]` that go to Celery's send_task as they are.
 _SEND_OPTIONS = (
@@ -46,14 +43,6 @@ _SECRET = "password|secret|token"
 
 #: Stands in for what came twice, so that reading can go on.
 _TWICE = "\0"
-
-
-def find(option: str | None) -> str:
-    """The INI file to use: `-c FILE`, $WATCHMAN_CONFIG, or the one in /etc.
-
-    Never one of the current directory, which may be an FTP user's.
-    """
-    return option or os.environ.get("WATCHMAN_CONFIG") or DEFAULT_FILE
 
 
 def load(path: str) -> Settings:

@@ -4,8 +4,8 @@ import fnmatch
 import functools
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Generic, TypeVar
 
 from watchman.config.moves import HIDDEN
 from watchman.config.settings import (
@@ -34,62 +34,11 @@ PLACEHOLDERS = (
 )
 
 #: Directories of a watch of which is remembered whether a name on the way there is excluded.
-DIRECTORIES = 4096
+DIRECTORIES = 4_096
+
+T = TypeVar("T")
 
 _BRACES = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
-
-Match = Callable[[str], re.Match[str] | None]
-
-
-class _Excludes:
-    """What is excluded in a watch: by patterns of names, of whole sub-paths, which have a slash in
-    them, and as the destination of a move.
-    """
-
-    def __init__(self, watch: WatchSettings, moves: Iterable[MoveSettings]) -> None:
-        #: The moves whose destination lies below it, and where.
-        self._destinations = [
-            (move, os.path.relpath(move.destination, watch.path))
-            for move in moves
-            if is_below(move.destination, watch.path)
-        ]
-        patterns = (*watch.exclude, *(DEFAULT_EXCLUDES if watch.exclude_defaults else ()), HIDDEN)
-        self._patterns: list[tuple[str, Match]] = [
-            (pattern, compiled(pattern).match) for pattern in patterns
-        ]
-        # All of a kind as one, for nearly all files match none.
-        self._match_name = _any_of(pattern for pattern in patterns if "/" not in pattern)
-        subpaths = [pattern for pattern in patterns if "/" in pattern]
-        self._match_subpath = _any_of(subpaths) if subpaths else None
-        #: Files are asked about by the directory.
-        self._is_directory_excluded = functools.lru_cache(DIRECTORIES)(self._has_excluded_name)
-
-    def first(self, subpath: str) -> str | None:
-        """Return what excludes it, if anything does."""
-        directory, _, name = subpath.rpartition("/")
-        if not (
-            self._match_name(name)
-            or self._is_directory_excluded(directory)
-            or (self._match_subpath and self._match_subpath(subpath))
-            or self._destinations
-        ):
-            return None  # as nearly all
-        move = self._destination(subpath)
-        if move is not None:
-            return f"[move:{move.name}], whose destination it lies below"
-        names = subpath.split("/")
-        for pattern, match in self._patterns:
-            if match(subpath) if "/" in pattern else any(map(match, names)):
-                return pattern
-        return None
-
-    def _destination(self, subpath: str) -> MoveSettings | None:
-        found = (move for move, below in self._destinations if is_below(subpath, below))
-        return next(found, None)
-
-    def _has_excluded_name(self, directory: str) -> bool:
-        """Whether the name of a directory, or of any on the way there, is excluded."""
-        return bool(directory) and any(map(self._match_name, set(directory.split("/"))))
 
 
 class Rules:
@@ -100,58 +49,129 @@ class Rules:
 
     def change(self, settings: Settings) -> None:
         """Go by other settings from now on."""
-        # The longest path first: with nested watches the inner one owns its directory.
-        watches = sorted(settings.watches.values(), key=lambda watch: len(watch.path), reverse=True)
-        self._watches = [(watch.path.rstrip("/") + "/", watch) for watch in watches]
-        self._moves = sorted(
-            settings.moves.values(), key=lambda move: len(move.source), reverse=True
-        )
-        self._excludes = {watch.name: _Excludes(watch, self._moves) for watch in watches}
-        self._tasks = [
-            (task, [compiled(pattern, task.ignore_case) for pattern in task.patterns])
+        self._watches = {watch.path.rstrip("/"): watch for watch in settings.watches.values()}
+        self._excludes = {watch.name: Excludes(watch) for watch in settings.watches.values()}
+        self._moves = {move.source.rstrip("/"): move for move in settings.moves.values()}
+        self._destinations = {
+            move.destination.rstrip("/"): move for move in reversed([*settings.moves.values()])
+        }
+        self._tasks = settings.tasks
+        self._task_patterns = Patterns(
+            (pattern, task.ignore_case, task)
             for task in settings.tasks
-        ]
+            for pattern in task.patterns
+        )
 
     def watches(self) -> list[WatchSettings]:
-        return [watch for _, watch in self._watches]
+        """All of them, the inner before those that they lie in."""
+        return sorted(self._watches.values(), key=lambda watch: len(watch.path), reverse=True)
 
     def locate(self, path: str) -> tuple[WatchSettings, str] | None:
         """The watch that owns `path`, and where below it; None for a path below none.
 
-        A path with `..` in it is below none: what that means depends on symlinks, so it has to be
-        resolved before.
+        With nested watches the inner one owns its directory. A path with `..` in it is below none:
+        what that means depends on symlinks, so it has to be resolved before.
         """
-        if ".." in path.split("/"):
+        if not path.startswith("/") or ("/.." in path and ".." in path.split("/")):
             return None
+        path = os.path.normpath(path)
         # normpath keeps two leading slashes (POSIX gives them a meaning that Linux does not).
-        path = re.sub("^//", "/", os.path.normpath(path))
-        for prefix, watch in self._watches:
-            if path.startswith(prefix) and path != prefix:
-                return watch, path[len(prefix) :]
-        return None
+        if path.startswith("//"):
+            path = path[1:]
+        watch = _nearest(self._watches, os.path.dirname(path)) if path != "/" else None
+        return (watch, path[len(watch.path.rstrip("/")) + 1 :]) if watch is not None else None
 
     def excluded(self, watch: WatchSettings, subpath: str) -> str | None:
         """What keeps `subpath` from being an upload of `watch`, if anything: a pattern, or a move
         whose destination it lies below.
         """
+        if self._destinations:
+            path = os.path.join(watch.path, subpath)
+            move = _nearest(self._destinations, path)
+            if move is not None and is_below(move.destination, watch.path):
+                return f"[move:{move.name}], whose destination it lies below"
         return self._excludes[watch.name].first(subpath)
 
     def move_for(self, path: str) -> MoveSettings | None:
         """The move whose source is the longest that is a parent of `path`."""
-        return next((move for move in self._moves if is_below(path, move.source)), None)
+        return _nearest(self._moves, path)
 
     def moved_by(self, path: str) -> MoveSettings | None:
         """The move whose destination is the longest that is a parent of `path`."""
-        found = [move for move in self._moves if is_below(path, move.destination)]
-        return max(found, key=lambda move: len(move.destination), default=None)
+        return _nearest(self._destinations, path)
 
     def matches(self, path: str, original: str = "") -> bool:
         """Whether a move wants the file at `path`, or a task the one uploaded as `original`."""
-        return self.move_for(path) is not None or bool(self.tasks_for(original or path))
+        return self.move_for(path) is not None or self.task_for(original or path) is not None
+
+    def task_for(self, path: str) -> TaskSettings | None:
+        """The first task, in file order, that wants the file uploaded as `path`."""
+        return self._task_patterns.first(path)
 
     def tasks_for(self, path: str) -> list[TaskSettings]:
         """Every task that wants the file uploaded as `path`, in file order: the first one wins."""
-        return [task for task, regexes in self._tasks if any(r.match(path) for r in regexes)]
+        return [
+            task
+            for task in self._tasks
+            if any(compiled(pattern, task.ignore_case).match(path) for pattern in task.patterns)
+        ]
+
+
+class Patterns(Generic[T]):
+    """Patterns of fnmatch(3)'s kind, each with what it stands for, asked all at once."""
+
+    def __init__(self, patterns: Iterable[tuple[str, bool, T]]) -> None:
+        """Each is a pattern, whether it ignores case, and what it stands for."""
+        self._meanings: dict[str, T] = {}
+        alternatives = []
+        for number, (pattern, ignore_case, meaning) in enumerate(patterns):
+            flags = "(?i:" if ignore_case else "(?:"
+            alternatives.append(f"(?P<p{number}>{flags}{_translated(pattern)}))")
+            self._meanings[f"p{number}"] = meaning
+        # Of nothing at all, an expression that nothing matches.
+        self._regex = re.compile("|".join(alternatives) or "(?!)")
+
+    def first(self, text: str) -> T | None:
+        """Return what the first pattern stands for that matches, None if none does."""
+        found = self._regex.match(text)
+        # The group that was closed last is the outermost: the alternative itself.
+        return self._meanings[found.lastgroup or ""] if found is not None else None
+
+
+class Excludes:
+    """What is excluded in a watch by its patterns: of names, and of sub-paths with a slash."""
+
+    def __init__(self, watch: WatchSettings) -> None:
+        patterns = (*watch.exclude, *(DEFAULT_EXCLUDES if watch.exclude_defaults else ()), HIDDEN)
+        self._of_names = Patterns((one, False, one) for one in patterns if "/" not in one)
+        self._of_paths = Patterns((one, False, one) for one in patterns if "/" in one)
+        #: Files come by the directory.
+        self._of_directory = functools.lru_cache(DIRECTORIES)(self._first_of_names)
+
+    def first(self, subpath: str) -> str | None:
+        """Return the pattern that excludes a file, if any does."""
+        directory, _, name = subpath.rpartition("/")
+        return (
+            self._of_names.first(name)
+            or self._of_directory(directory)
+            or self._of_paths.first(subpath)
+        )
+
+    def _first_of_names(self, directory: str) -> str | None:
+        names = dict.fromkeys(directory.split("/"))
+        return next(filter(None, map(self._of_names.first, names)), None)
+
+
+def _nearest(by_path: Mapping[str, T], path: str) -> T | None:
+    """Return what the longest path has that is `path` or a parent of it."""
+    if not by_path:
+        return None
+    path = path.rstrip("/")
+    while path not in by_path:
+        if not path:
+            return None
+        path = path[: path.rfind("/")] if "/" in path else ""
+    return by_path[path]
 
 
 def fill(
@@ -170,21 +190,15 @@ def fill(
     `path` is where the file lies now, after a move, and what `{name}`, `{stem}`, `{suffix}` and
     `{directory}` are taken from. What is filled in is not looked at for placeholders again.
     """
-    directory, name = os.path.split(path)
-    stem, suffix = os.path.splitext(name)
-    values = {
-        "path": path,
-        "original": original,
-        "name": name,
-        "stem": stem,
-        "suffix": suffix,
-        "directory": directory,
-        "watch": watch,
-        "user": user,
-        "client": client,
-        "protocol": protocol,
-        "size": str(size),
-    }
+    values = _Values(
+        path=path,
+        original=original,
+        watch=watch,
+        user=user,
+        client=client,
+        protocol=protocol,
+        size=str(size),
+    )
     return Task(
         section=task.name,
         broker=task.broker,
@@ -193,6 +207,16 @@ def fill(
         kwargs=_filled(task.kwargs, values),
         options=dict(task.options),
     )
+
+
+class _Values(dict[str, str]):
+    """What placeholders stand for; the parts of a path are made when the first is asked for."""
+
+    def __missing__(self, placeholder: str) -> str:
+        directory, name = os.path.split(self["path"])
+        stem, suffix = os.path.splitext(name)
+        self.update(directory=directory, name=name, stem=stem, suffix=suffix)
+        return self.get(placeholder, "")
 
 
 def faults(arguments: Any) -> Iterator[str]:
@@ -209,6 +233,8 @@ def faults(arguments: Any) -> Iterator[str]:
 
 
 def _filled(arguments: Any, values: dict[str, str]) -> Any:
+    if arguments == "{path}":  # what nearly all tasks are given
+        return values["path"]
     if isinstance(arguments, str):
         return _BRACES.sub(lambda m: m[0][0] if m[1] is None else values[m[1]], arguments)
     if isinstance(arguments, list):
@@ -216,11 +242,6 @@ def _filled(arguments: Any, values: dict[str, str]) -> Any:
     if isinstance(arguments, dict):
         return {key: _filled(item, values) for key, item in arguments.items()}
     return arguments
-
-
-def _any_of(patterns: Iterable[str]) -> Match:
-    """Compile patterns into one, which matches what any of them does."""
-    return re.compile("|".join(map(_translated, patterns))).match
 
 
 def compiled(pattern: str, ignore_case: bool = False) -> re.Pattern[str]:

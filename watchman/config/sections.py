@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from watchman.config import celery_file, celery_settings, options
+from watchman.config.whereabouts import DEFAULT_SOCKET
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ class Option:
 SECTIONS: dict[str, dict[str, Option]] = {
     "watchman": {
         "spool": Option(options.path, required=True, relative=True),
-        "socket": Option(options.socket_path, "/run/watchman/watchman.sock", relative=True),
+        "socket": Option(options.socket_path, DEFAULT_SOCKET, relative=True),
         "admins": Option(options.words, ()),
         "log_level": Option(
             options.one_of("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"), "INFO"

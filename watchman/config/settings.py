@@ -1,8 +1,11 @@
 """Values: what the INI file says, read, typed and checked by `config`."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from watchman.config import trusted
 
 #: Names that clients give to files they are still uploading, and hidden ones.
 DEFAULT_EXCLUDES = (".*", "*.filepart", "*.part", "*.partial", "*.tmp")
@@ -113,6 +116,11 @@ class Settings:
 
     def warning(self) -> str:
         """Say what should be done about the INI file, if anything."""
-        secrets = ", ".join(self.exposed)
-        what = "a password or token, and everyone may read the file"
-        return f"{secrets}: {what}; chmod o= {self.file}" if secrets else ""
+        if not self.exposed:
+            return ""
+        what = f"{', '.join(self.exposed)}: a password or token, and everyone may read the file"
+        try:
+            daemon = os.stat(self.spool).st_uid
+        except OSError:
+            daemon = os.geteuid()
+        return f"{what}; {trusted.how_to_close(self.file, daemon)}"

@@ -1,6 +1,9 @@
 """Reading files that decide what the daemon does, if nobody else can have written them."""
 
+import grp
 import os
+import pwd
+import shlex
 import stat
 
 
@@ -22,6 +25,24 @@ def read(path: str) -> bytes:
         if status.st_mode & stat.S_IWOTH:
             raise ValueError("may be written by everyone; chmod o-w it")
         return file.read()
+
+
+def how_to_close(path: str, reader: int) -> str:
+    """The command that keeps everyone from reading a file, but not the user `reader`."""
+    place = shlex.quote(path)
+    close = f"chmod o= {place}"
+    try:
+        status = os.stat(path)
+        user = pwd.getpwuid(reader)
+        group = grp.getgrgid(user.pw_gid).gr_name
+    except (OSError, KeyError):
+        return close
+    if reader in (0, status.st_uid) or status.st_gid in os.getgrouplist(user.pw_name, user.pw_gid):
+        return close
+    if status.st_gid == 0:
+        return f"chgrp {group} {place} && chmod g+r,o= {place}"
+    # The group is somebody's, who may need it.
+    return f"setfacl -m u:{user.pw_name}:r {place} && {close}"
 
 
 def _trusted_users() -> set[int]:

@@ -6,23 +6,22 @@ import logging
 import os
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from watchman.config.rules import Rules
 from watchman.config.settings import WatchSettings
 from watchman.dispatch.hold_queue import HeldFile, Holding
-from watchman.dispatch.verdicts import Fail, RecentDecisions
+from watchman.dispatch.verdicts import Accept, Fail, RecentDecisions
 from watchman.sinks.pipeline import Pipeline
 from watchman.store.groupcommit import GroupCommit
 from watchman.store.ledger import Ledger
 from watchman.uploads import beneath
-from watchman.uploads.ownership import Ownership
+from watchman.uploads.outcome import Outcome
 from watchman.uploads.upload import (
     Answer,
     FileState,
     Notification,
-    Outcome,
     Respond,
     State,
     Upload,
@@ -101,22 +100,17 @@ class Decisions:
         self,
         watch: WatchSettings,
         subpath: str,
-        state: FileState,
-        notification: Notification,
+        verdict: Accept,
         answer: Respond,
         held: HeldFile | None = None,
-        *,
-        ownership: Ownership,
     ) -> None:
         """Make an upload of a file, and hand it on; `held` is how it was held."""
-        path = os.path.join(watch.path, subpath)
-        upload = self._upload(watch, path, state, notification, held)
-        upload = replace(upload, owner=(ownership.user, ownership.group))
+        path, state = os.path.join(watch.path, subpath), verdict.state
+        upload = self._upload(watch, path, verdict, verdict.word, held)
         ledger = self.ledgers[watch.name]
-        before = ledger.get(subpath, state)
-        ledger.put(subpath, state, sample=upload.sample, waiting=True)
+        before = ledger.put(subpath, state, sample=upload.sample, waiting=True)
         recent = self.recent.get(path)
-        self.recent.remember(upload, closed=notification.closed)
+        self.recent.remember(upload, closed=verdict.word.closed)
         self.pipeline.arriving[upload.id] = upload
 
         def durable(position: int) -> None:
@@ -150,9 +144,8 @@ class Decisions:
         self,
         watch: WatchSettings,
         subpath: str,
-        state: FileState,
+        verdict: Fail,
         notification: Notification,
-        reason: str,
         held: HeldFile | None = None,
     ) -> None:
         """List an upload as failed; its file stays, and is an upload once it is written again.
@@ -161,14 +154,14 @@ class Decisions:
         """
         path = os.path.join(watch.path, subpath)
         if not self.rules.matches(path):
-            self.ledgers[watch.name].put(subpath, state)
+            self.ledgers[watch.name].put(subpath, verdict.state)
             if held is not None and held.id:
-                self.holding.release(held, Fail(state, reason))
+                self.holding.release(held, verdict)
             return
-        upload = self._upload(watch, path, state, notification, held)
-        self.ledgers[watch.name].put(subpath, state, sample=upload.sample)
+        upload = self._upload(watch, path, verdict, notification, held)
+        self.ledgers[watch.name].put(subpath, upload.state, sample=upload.sample)
         self.recent.remember(upload, failed=True)
-        self.pipeline.fail(upload, reason)
+        self.pipeline.fail(upload, verdict.reason)
         if held is not None:
             self.commit.stage(None, lambda _: self.holding.forget(held), lasting=True)
 
@@ -176,17 +169,18 @@ class Decisions:
         self,
         watch: WatchSettings,
         path: str,
-        state: FileState,
+        verdict: Accept | Fail,
         notification: Notification,
         held: HeldFile | None,
     ) -> Upload:
         held_id = held.id if held is not None else ""
+        owner = verdict.ownership if isinstance(verdict, Accept) else None
         upload = Upload(
             id=held_id or notification.old_id or str(uuid.uuid4()),
             watch=watch.name,
             path=path,
             original=notification.resubmit_as or path,
-            state=state,
+            state=verdict.state,
             source=notification.source,
             accepted=self.clock(),
             task=None,
@@ -194,7 +188,8 @@ class Decisions:
             client=notification.client,
             protocol=notification.protocol,
             root=beneath.identity(watch.path),
-            sample=beneath.sample(watch.path, path[len(watch.path) :].lstrip("/"), state) or 0,
+            sample=verdict.sample,
+            owner=(owner.user, owner.group) if owner is not None else None,
         )
         return self.pipeline.plan(upload)
 

@@ -71,7 +71,11 @@ class Dispatcher:
         #: Whether the log was asked to be read, and was not since.
         self._log_asked = False
         self._commit = GroupCommit(
-            journal, timer=self._look_again, idle=self._keep_house, monotonic=monotonic
+            journal,
+            timer=self._look_again,
+            committed=lambda: self.pipeline.backlogs.offer(),
+            idle=self._keep_house,
+            monotonic=monotonic,
         )
         self.pipeline = Pipeline(
             settings,
@@ -149,28 +153,26 @@ class Dispatcher:
 
         self._namers.bring(notification, pass_on)
 
-    def submit_event(self, notification: Notification) -> None:
-        """Take what was seen of a file, which waits for its owner's turn.
-
-        Who brings it waits while there is too much of it.
-        """
-        find = Find(notification.path, notification.old_path)
-        self._finds.put(find, partial(self._handler.hear, notification, nobody))
-
     def submit_events(self, notifications: Sequence[Notification]) -> None:
-        """Take what the watcher has seen at once, each as `submit_event` does."""
-        for notification in notifications:
-            self.submit_event(notification)
+        """Take what the watcher has seen, which waits for its files' owners' turns.
+
+        The watcher waits while there is too much of it.
+        """
+        hear = self._handler.hear
+        finds = [
+            (Find(one.path, one.old_path), partial(hear, one, nobody)) for one in notifications
+        ]
+        self._finds.put(finds)
 
     def submit_find(self, notification: Notification) -> bool:
-        """Take what a scan has found, as `submit_event` does: there may be a million of them.
+        """Take what a scan has found, as `submit_events` does: there may be a million of them.
 
         False: too many of the same owner's wait, see `takes_finds`.
         """
         is_held = self.hold_queue.get(notification.path) is not None
         if not is_held and self._waiting_of(notification.owner) >= WAITING:
             return False
-        self.submit_event(notification)
+        self.submit_events([notification])
         return True
 
     def takes_finds(self, owner: int) -> bool:
@@ -259,8 +261,10 @@ class Dispatcher:
         """Look at held files that are due, and for sessions that died; return when next, in s."""
         now = self._monotonic()
         heard = self.judge.heard_until()
-        for held in self.hold_queue.due(heard):
-            self._finds.put_now(Find(held.path), partial(self._look_at_held, held))
+        due = self.hold_queue.due(heard)
+        if due:
+            works = [(Find(held.path), partial(self._look_at_held, held)) for held in due]
+            self._finds.put(works, wait=False)
         patience = self.hold_queue.patience(now)
         if not patience and self.hold_queue.patience(heard):
             # The log is asked first; it wakes us.

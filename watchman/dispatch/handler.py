@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from watchman.config.rules import Rules
@@ -26,13 +25,13 @@ from watchman.store.journal import Journal
 from watchman.store.ledgers import Ledgers
 from watchman.uploads import beneath
 from watchman.uploads.access import may_speak
+from watchman.uploads.outcome import Outcome
 from watchman.uploads.upload import (
     PROFTPD,
     Answer,
     FileState,
     Kind,
     Notification,
-    Outcome,
     Respond,
     Source,
     Upload,
@@ -150,7 +149,9 @@ class Handler:
         """
         if notification.source in SPELLED:
             notification = self.placing.place(notification)
-        if not all(map(partial(self._may_speak, notification), _paths(notification))):
+        if notification.uid is not None and not all(
+            self._may_speak(notification, path) for path in _paths(notification)
+        ):
             answer(Answer(Outcome.ERROR, "only who may write a file may announce it"))
             return
         if notification.source in PROFTPD and notification.path:
@@ -221,19 +222,17 @@ class Handler:
                 self.decisions.pass_over(path, state, notification, answer)
             case Hold():
                 self.holding.hold(path, notification, held, verdict, answer)
-            case Fail(state, reason):
+            case Fail(_, reason):
                 is_missed = held is None or not held.failure
                 if is_missed and not isinstance(verdict, Refuse):
                     self.crosscheck.miss(watch.name, notification.source, hinted=False)
-                self.decisions.fail(watch, subpath, state, notification, reason, held)
+                self.decisions.fail(watch, subpath, verdict, notification, held)
                 answer(Answer(Outcome.IGNORED, reason))
-            case Accept(state, word, ownership):
+            case Accept(_, word):
                 if watch.proftpd and not self.judge.is_decisive(word):
                     hinted = word.source in PROFTPD or (held is not None and held.hooked)
                     self.crosscheck.miss(watch.name, word.source, hinted=hinted)
-                self.decisions.accept(
-                    watch, subpath, state, word, answer, held, ownership=ownership
-                )
+                self.decisions.accept(watch, subpath, verdict, answer, held)
 
     def named(self, notification: Notification) -> Notification:
         """Return what was said, of the one path that each file has."""

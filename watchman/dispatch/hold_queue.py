@@ -15,13 +15,13 @@ from watchman.dispatch.transfers import LOG_LAG
 from watchman.dispatch.verdicts import Fail, Hold, Ignore, PassOver
 from watchman.store.groupcommit import GroupCommit
 from watchman.store.journal import Journal
+from watchman.uploads.outcome import Outcome
 from watchman.uploads.upload import (
     PROFTPD,
     Answer,
     FileState,
     Kind,
     Notification,
-    Outcome,
     Respond,
     Source,
     State,

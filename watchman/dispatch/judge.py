@@ -118,7 +118,19 @@ class Judge:
             return Ignore(str(e))
         except OSError as e:
             return Hold(e.strerror or str(e), BARRED)
-        if not self._rewrites.is_new(watch, subpath, look.state, notification):
+        with look:
+            return self._judge(watch, subpath, look, notification, held)
+
+    def _judge(
+        self,
+        watch: WatchSettings,
+        subpath: str,
+        look: beneath.Look,
+        notification: Notification,
+        held: HeldFile | None,
+    ) -> Verdict:
+        """Say what a file is that is there, and may be an upload."""
+        if not self._rewrites.is_new(watch, subpath, look, notification):
             return PassOver(look.state)
         if (
             held is not None
@@ -140,13 +152,14 @@ class Judge:
         )
         if isinstance(verdict, Hold):
             return replace(verdict, word=word, overlapped=overlapped, unspoken=unspoken)
-        if verdict is not None:
-            return verdict
-        if not self._rules.matches(path):
+        if verdict is None and not self._rules.matches(os.path.join(watch.path, subpath)):
             self._ledgers[watch.name].put(subpath, look.state)
             self.unmatched[watch.name] += 1
             return Ignore("no task matches")
-        return self._refused(word, held, look) or Accept(look.state, word, look.ownership)
+        verdict = verdict or self._refused(word, held, look)
+        if isinstance(verdict, Fail):
+            return replace(verdict, sample=look.sample())
+        return verdict or Accept(look.state, word, look.ownership, look.sample())
 
     def _refused(
         self, word: Notification, held: HeldFile | None, look: beneath.Look

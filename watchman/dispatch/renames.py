@@ -17,7 +17,8 @@ from watchman.errors import NotBelowWatch
 from watchman.sinks.pipeline import Pipeline
 from watchman.store.ledger import Ledger
 from watchman.uploads import beneath
-from watchman.uploads.upload import FileState, Kind, Notification, Outcome, Respond, nobody
+from watchman.uploads.outcome import Outcome
+from watchman.uploads.upload import FileState, Kind, Notification, Respond, nobody
 
 #: Names of one file that are remembered.
 NAMES = 10

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from watchman.config import places
 from watchman.config.moves import origin_of
@@ -13,12 +13,13 @@ from watchman.config.rules import Rules
 from watchman.config.settings import MoveSettings
 from watchman.dispatch.decisions import Decisions
 from watchman.dispatch.hold_queue import Holding
-from watchman.dispatch.verdicts import PassOver
+from watchman.dispatch.verdicts import Accept, PassOver
 from watchman.errors import NotBelowWatch
 from watchman.sinks.pipeline import Pipeline, task_of
 from watchman.store.groupcommit import GroupCommit
 from watchman.uploads import beneath
-from watchman.uploads.upload import Answer, Notification, Outcome, Respond, State, Upload
+from watchman.uploads.outcome import Outcome
+from watchman.uploads.upload import Answer, Notification, Respond, State, Upload
 
 #: What to do instead, for whoever has named something else than a file.
 FILES = "name files below a watch, each by its own path, as `find DIRECTORY -type f` does"
@@ -51,6 +52,8 @@ class Resubmitter:
         look = _look(watch.path, subpath, answer)
         if look is None:
             return
+        with look:
+            verdict = Accept(look.state, notification, look.ownership, look.sample())
         if not self.rules.matches(path, notification.resubmit_as):
             answer(Answer(Outcome.ERROR, "no task matches it; give --as PATH"))
             return
@@ -64,9 +67,7 @@ class Resubmitter:
         if held is not None and held.id and notification.old_id:
             self.holding.release(held, PassOver(look.state))
             held = None
-        self.decisions.accept(
-            watch, subpath, look.state, notification, answer, held, ownership=look.ownership
-        )
+        self.decisions.accept(watch, subpath, verdict, answer, held)
 
     def _accept_moved(
         self, notification: Notification, move: MoveSettings, answer: Respond
@@ -76,9 +77,11 @@ class Resubmitter:
         look = _look(move.destination, os.path.relpath(path, move.destination), answer)
         if look is None:
             return
+        with look:
+            state = look.state
         original = notification.resubmit_as or origin_of(move, path)
-        tasks = self.rules.tasks_for(original)
-        if not tasks:
+        task = self.rules.task_for(original)
+        if task is None:
             answer(Answer(Outcome.ERROR, f"no task matches it as {original}; give --as PATH"))
             return
         located = self.rules.locate(original)
@@ -87,14 +90,14 @@ class Resubmitter:
             watch=located[0].name if located else "",
             path=path,
             original=original,
-            state=look.state,
+            state=state,
             # As it was moved already: nobody looks for it below a watch.
-            source_state=look.state,
+            source_state=state,
             source=notification.source,
             accepted=self.clock(),
             task=None,
         )
-        upload = replace(upload, task=task_of(upload, tasks[0]))
+        upload = upload._replace(task=task_of(upload, task))
 
         def durable(position: int) -> None:
             self.pipeline.wait(upload.at(position))

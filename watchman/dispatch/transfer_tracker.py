@@ -14,20 +14,20 @@ from watchman.dispatch.decisions import Decisions
 from watchman.dispatch.hold_queue import Holding
 from watchman.dispatch.judge import STILL_OPEN, WRITING, Judge
 from watchman.dispatch.transfers import LOG_LAG, Transfer, Transfers
-from watchman.dispatch.verdicts import RECENT, Hold, RecentDecisions
+from watchman.dispatch.verdicts import RECENT, Fail, Hold, RecentDecisions
 from watchman.errors import NotBelowWatch
 from watchman.store.groupcommit import GroupCommit
 from watchman.store.journal import Journal
 from watchman.store.ledger import Ledger
 from watchman.uploads import beneath
 from watchman.uploads.access import may_speak
+from watchman.uploads.outcome import Outcome
 from watchman.uploads.session import is_alive, waits
 from watchman.uploads.upload import (
     Answer,
     FileState,
     Kind,
     Notification,
-    Outcome,
     Respond,
     Source,
     nobody,
@@ -209,7 +209,8 @@ class TransferTracker:
         watch, subpath = located
         path = os.path.join(watch.path, subpath)
         try:
-            look = beneath.look(watch.path, subpath)
+            with beneath.look(watch.path, subpath) as look:
+                sample = look.sample()
         except (OSError, NotBelowWatch) as e:
             logger.debug("A failed transfer left nothing at %r: %s.", path, e)
             if notification.source is Source.LOG:
@@ -237,7 +238,8 @@ class TransferTracker:
             self.holding.hold(path, notification, held, hold, nobody, reason)
             return
         held, reason = self.holding.queue.pop(path), notification.reason
-        self.decisions.fail(watch, subpath, look.state, notification, reason, held)
+        failed = Fail(look.state, reason, sample)
+        self.decisions.fail(watch, subpath, failed, notification, held)
 
     # At start.
 

@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol, Self
 
 from watchman.config.places import Place
@@ -21,9 +21,11 @@ logger = logging.getLogger(__name__)
 #: Finds that wait until it is known whose their files are. Who brings more waits.
 UNSORTED = 10_000
 
-#: Finds whose owner is looked up for each one that is decided about: a burst is sorted faster than
-#: it can be made.
-SORTED = 30
+#: Finds that are decided about in one turn, of all owners who wait.
+AT_ONCE = 16
+
+#: Finds whose owner is looked up in one turn: a burst is sorted faster than it can be made.
+SORTED = 8 * AT_ONCE
 
 #: Finds that wait for one owner's turns, or are held: some 500 to 800 bytes each.
 WAITING = 50_000
@@ -80,19 +82,17 @@ class Finds:
         self._owners: OrderedDict[int, OrderedDict[Find, list[Work]]] = OrderedDict()
         self._owner_of: dict[Find, int] = {}
 
-    def put(self, find: Find, work: Work) -> None:
-        """Bring what is to be done about a find, after what came before; wait while too much is
-        unsorted.
+    def put(self, finds: Sequence[tuple[Find, Work]], *, wait: bool = True) -> None:
+        """Bring what is to be done about each of some finds, after what came before.
+
+        Waits while too much is unsorted, unless what is brought is in memory anyway.
         """
         with self._changed:
-            self._changed.wait_for(lambda: len(self._unsorted) < UNSORTED)
-        self.put_now(find, work)
-
-    def put_now(self, find: Find, work: Work) -> None:
-        """As `put`, but never wait: for what is in memory anyway."""
-        with self._changed:
-            self._unsorted.setdefault(find, []).append(work)
-            self._unsorted.move_to_end(find)
+            if wait:
+                self._changed.wait_for(lambda: len(self._unsorted) < UNSORTED)
+            for find, work in finds:
+                self._unsorted.setdefault(find, []).append(work)
+                self._unsorted.move_to_end(find)
             is_first, self._under_way = not self._under_way, True
         if is_first:
             self._inbox.bring(self._take_turn, LANE)
@@ -115,27 +115,38 @@ class Finds:
     def close(self) -> None:
         """Leave to the next start what would take long."""
         while self._unsorted:
-            self._sort()
+            self._sort(self._some_unsorted())
         for find in list(self._owner_of)[AT_STOP:]:
             if not find.old_path:
                 self._pop(self._owner_of[find], find)
 
     def _take_turn(self) -> None:
-        self._sort()
-        works = self._next()
+        unsorted = self._some_unsorted()
+        if self._owners or len(unsorted) > AT_ONCE:
+            self._sort(unsorted)
+            works = self._next()
+        else:
+            # Nobody waits for long, whoever is first.
+            works = [work for _, works in unsorted for work in works]
         with self._changed:
             self._under_way = bool(self._unsorted or self._owners)
         if self._under_way:
             self._inbox.bring(self._take_turn, LANE)
         for work in works:
-            work()
+            try:
+                work()
+            except Exception:
+                logger.exception("No decision on a file. It waits for a rescan.")
 
-    def _sort(self) -> None:
-        """Find out whose some of the unsorted are."""
+    def _some_unsorted(self) -> list[tuple[Find, list[Work]]]:
         with self._changed:
+            if len(self._unsorted) >= UNSORTED:
+                self._changed.notify_all()
             count = min(SORTED, len(self._unsorted))
-            unsorted = [self._unsorted.popitem(last=False) for _ in range(count)]
-            self._changed.notify_all()
+            return [self._unsorted.popitem(last=False) for _ in range(count)]
+
+    def _sort(self, unsorted: Iterable[tuple[Find, list[Work]]]) -> None:
+        """Find out whose the unsorted are."""
         with _Directories() as directories:
             for find, works in unsorted:
                 located = self._locate(find.path)
@@ -151,12 +162,14 @@ class Finds:
                     self._request_later(located[0].name, owner)
 
     def _next(self) -> list[Work]:
-        """Return what is to be done in this turn."""
-        if not self._owners:
-            return []
-        owner, finds = next(iter(self._owners.items()))
-        self._owners.move_to_end(owner)
-        return self._pop(owner, next(iter(finds)))
+        """Return what is to be done in this turn, of the owners who are next."""
+        works: list[Work] = []
+        for _ in range(AT_ONCE):
+            if self._owners:
+                owner, finds = next(iter(self._owners.items()))
+                self._owners.move_to_end(owner)
+                works += self._pop(owner, next(iter(finds)))
+        return works
 
     def _pop(self, owner: int, find: Find) -> list[Work]:
         finds = self._owners[owner]

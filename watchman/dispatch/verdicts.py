@@ -57,6 +57,7 @@ class Accept:
     state: FileState
     word: Notification
     ownership: Ownership
+    sample: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,7 @@ class Fail:
 
     state: FileState
     reason: str
+    sample: int = 0
 
 
 class Refuse(Fail):
@@ -148,15 +150,15 @@ class Rewrites:
         self._decides = decides
 
     def is_new(
-        self, watch: WatchSettings, subpath: str, state: FileState, notification: Notification
+        self, watch: WatchSettings, subpath: str, look: beneath.Look, notification: Notification
     ) -> bool:
         """Whether a file holds a write that nobody has decided about yet."""
-        source = notification.source
+        source, state = notification.source, look.state
         decision = self._ledgers[watch.name].get(subpath, state)
         if decision is None or state.rewritten_since(decision.size, decision.ctime):
             return not self._came_with_its_directory(watch, subpath, state)
         if source is Source.SCAN or notification.appeared:
-            return self._is_rewritten(watch, subpath, state)
+            return self._is_rewritten(watch, subpath, look)
         if decision.existing:
             # Open for writing since before the watch began, and closed now.
             return True
@@ -170,17 +172,17 @@ class Rewrites:
             return recent is None or source in recent.sources
         if not notification.closed or (recent is not None and not recent.closed):
             # Nobody wrote it, or it may be the end of that very write, heard of late.
-            return self._is_rewritten(watch, subpath, state)
+            return self._is_rewritten(watch, subpath, look)
         return True
 
-    def _is_rewritten(self, watch: WatchSettings, subpath: str, state: FileState) -> bool:
+    def _is_rewritten(self, watch: WatchSettings, subpath: str, look: beneath.Look) -> bool:
         """Whether a file whose ctime alone differs holds something else than was decided about."""
-        if not self._ledgers[watch.name].doubts(subpath, state):
+        if not self._ledgers[watch.name].doubts(subpath, look.state):
             return False
-        sample = beneath.sample(watch.path, subpath, state)
-        if sample is None:
+        sample = look.sample()
+        if not sample:
             return False  # changed since, of which there will be word; or not ours to read
-        return not self._ledgers[watch.name].holds(subpath, state, sample)
+        return not self._ledgers[watch.name].holds(subpath, look.state, sample)
 
     def _is_better(self, notification: Notification, recent: Recent, state: FileState) -> bool:
         """Whether it tells of a whole file that was taken for what a failed transfer has left.
@@ -200,7 +202,8 @@ class Rewrites:
 
         That leaves its ctime alone, to the nanosecond.
         """
-        decisions = [ledger.get(subpath, state) for ledger in self._ledgers.values()]
+        others = (self._ledgers[name] for name in self._ledgers if name != watch.name)
+        decisions = (ledger.get(subpath, state) for ledger in others)
         if not any(decision is not None and decision.is_of(state) for decision in decisions):
             return False
         self._ledgers[watch.name].put(subpath, state)

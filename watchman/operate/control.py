@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from watchman.errors import WatchmanError
+from watchman.errors import ConfigError, WatchmanError
 from watchman.operate.history import tell
 from watchman.operate.interventions import Interventions
 from watchman.operate.overview import status
@@ -56,8 +56,15 @@ class Control:
             case "resume":
                 return self._resume(fields.get("name", ALL))
             case "reload":
-                return [{"changed": self._reload()}]
+                return [self._try_reload()]
         raise WatchmanError(f"unknown query {event!r}")
+
+    def _try_reload(self) -> dict[str, Any]:
+        """Reload, and return what changed or all that is wrong with the INI file."""
+        try:
+            return {"changed": self._reload()}
+        except ConfigError as error:
+            return {"problems": error.problems}
 
     def _intervene(
         self, act: Callable[[Mapping[str, str]], Rows], fields: Mapping[str, str]

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from watchman.dispatch.dispatcher import Dispatcher
 from watchman.operate.history import SETTLED
 from watchman.store.journal import Journal
-from watchman.uploads.upload import Answer, Notification, Outcome, Respond, Source, State
+from watchman.uploads.outcome import Outcome
+from watchman.uploads.upload import Answer, Notification, Respond, Source, State
 
 logger = logging.getLogger(__name__)
 

@@ -85,15 +85,27 @@ class Backlog:
         #: When something last went on, or was first there to do so.
         self._moved = clock()
         self._closed = False
+        #: Whether something was added that nobody was told of.
+        self._added = False
 
     def add(self, position: int, owner: int | None = None) -> None:
-        """Let an upload wait that has just been accepted; `owner` is the uid of its file's."""
+        """Let an upload wait that has just been accepted; `owner` is the uid of its file's.
+
+        Who waits for uploads is told by `offer`: once for many of them.
+        """
         with self._changed:
             common = self._lanes[""]
             if not common.shares and not self._taken:
                 self._moved = self._clock()
             common.push(position, owner)
-            self._changed.notify_all()
+            self._added = True
+
+    def offer(self) -> None:
+        """Tell who waits for uploads of those that were added."""
+        if self._added:
+            with self._changed:
+                self._added = False
+                self._changed.notify_all()
 
     def take(self, limit: int, timeout: float, *, aside: bool = False) -> list[int]:
         """Wait at most `timeout` seconds for at most `limit` uploads; [] also once closed.
@@ -184,9 +196,10 @@ class Backlog:
         """Say that an upload that was taken does not come back."""
         with self._changed:
             self._moved = self._clock()
-            self._wanted.discard(position)
             self._forget(self._taken.pop(position, ("", None))[0])
-            self._changed.notify_all()
+            if position in self._wanted:
+                self._wanted.discard(position)
+                self._changed.notify_all()
 
     def has_taken(self, position: int) -> bool:
         """Whether an upload was taken from here and has neither come back nor been settled."""

@@ -55,6 +55,11 @@ class Backlogs(dict[str, Backlog]):
         for _, backlog in self.places():
             backlog.close()
 
+    def offer(self) -> None:
+        """Tell who waits for uploads of those that were added."""
+        for backlog in self.copy().values():
+            backlog.offer()
+
     def pause(self, pauses: Collection[str]) -> None:
         """Hold back what waits for what is in `pauses`, and nothing else."""
         self.pauses = frozenset(pauses)

@@ -6,7 +6,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
@@ -73,6 +73,8 @@ class FileTracker:
 
     def look(self, upload: Upload) -> Report | None:
         """Return a report about an upload that must not be moved or sent as it stands."""
+        if _is_as_accepted(upload):
+            return None
         located = self._rules.locate(upload.path)
         if located is None:
             return None  # its section left the INI file after it was accepted, or changed its path
@@ -102,12 +104,12 @@ class FileTracker:
         if located is None or upload.source_state is not None:
             return ""
         try:
-            look = beneath.look(located[0].path, located[1])
+            with beneath.look(located[0].path, located[1]) as look:
+                return look.ownership.refusal(upload.owner[0] if upload.owner else None)
         except FileNotFoundError:
             return "" if self._is_away(upload, located[0]) else "its file is not there any more"
         except (OSError, NotBelowWatch):
             return ""  # it is looked at in its turn
-        return look.ownership.refusal(upload.owner[0] if upload.owner else None)
 
     def _is_outdated(self, watch: WatchSettings, subpath: str, known: FileState) -> bool:
         """Whether a later write was decided about than that of a file as it was `known`."""
@@ -174,11 +176,11 @@ class FileTracker:
                 if state.inode == old.inode:
                     known = self._last_known(upload, path)
                     newer = self._is_outdated(found, subpath, known)
-                    upload = replace(upload, watch=found.name, path=path)
+                    upload = upload._replace(watch=found.name, path=path)
                     if newer or _is_rewritten(upload, found, subpath, state):
                         return Report(upload, State.SUPERSEDED, "overwritten before its turn")
                     root = beneath.identity(found.path)
-                    return Report(replace(upload, state=state, root=root), State.RENAMED)
+                    return Report(upload._replace(state=state, root=root), State.RENAMED)
         now = self._monotonic()
         if now - self._missing.setdefault(upload.id, now) < MISSING:
             lane = f"upload {upload.id}"
@@ -255,6 +257,17 @@ class FileTracker:
     def _keep(self, rename: Rename) -> None:
         self._journal.hold(rename.position)
         self._renames.append(rename)
+
+
+def _is_as_accepted(upload: Upload) -> bool:
+    """Whether a file is where it was and nothing of it has changed, not even its ctime.
+
+    By its path alone, whatever stands in the way: it is the same inode.
+    """
+    try:
+        return FileState.of(os.lstat(upload.path)) == upload.state
+    except OSError:
+        return False
 
 
 def _give_name_back(root: str, subpath: str, upload: Upload) -> None:

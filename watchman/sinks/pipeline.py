@@ -8,7 +8,6 @@ import time
 import uuid
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -31,6 +30,10 @@ logger = logging.getLogger(__name__)
 #: are settled: most are, soon after they were accepted.
 RECENT = 1_000
 
+#: Uploads that were accepted and are not taken yet that are kept in memory, some 1,500 bytes each;
+#: the records of others are read when they are taken.
+FRESH = 2_000
+
 #: Seconds between two looks of who waits for the journal at whether it will be written at all.
 WRITTEN_POLL = 0.5
 
@@ -45,7 +48,8 @@ CANNOT_BE_READ = "its record cannot be read"
 class Pipeline:
     """The uploads that wait, are taken by a mover, then by a publisher, and are settled.
 
-    In memory an upload is its journal position in a backlog; all else is read when it is taken.
+    In memory an upload is its journal position in a backlog; all else is read when it is taken, but
+    for the freshest.
     Publishers call `take` and `report`, movers `take_at`, `report_move` and `write`; all else
     happens in the dispatcher's thread. Long, for it is all that an upload can come to after it is
     accepted.
@@ -77,6 +81,8 @@ class Pipeline:
         self.backlogs = Backlogs(monotonic)
         #: Uploads whose record is on its way to the disk, by id, so that `queue` misses none.
         self.arriving: dict[str, Upload] = {}
+        #: By journal position, uploads that need not be read back.
+        self._fresh: dict[int, Upload] = {}
         #: Journal positions that could not be read back.
         self._unreadable: set[int] = set()
         self._closed = threading.Event()
@@ -106,13 +112,14 @@ class Pipeline:
             if report is None:
                 uploads.append(upload)
             else:
-                self.report(report)
+                self.report([report])
         return uploads
 
-    def report(self, report: Report) -> None:
-        """Take back an upload that a publisher took, once."""
-        assert report.upload.task is not None
-        self._take_back(report, self.backlogs[f"broker:{report.upload.task.broker}"])
+    def report(self, reports: Sequence[Report]) -> None:
+        """Take back uploads that one publisher took, each once."""
+        for report in reports[:1]:
+            assert report.upload.task is not None
+            self._take_back(reports, self.backlogs[f"broker:{report.upload.task.broker}"])
 
     # In the movers' threads.
 
@@ -120,11 +127,11 @@ class Pipeline:
         """Take back an upload that a mover took, once; what was MOVED has its task sent."""
         upload, backlog = report.upload, self.backlogs[f"move:{report.upload.move}"]
         if report.state is not State.MOVED:
-            self._take_back(report, backlog)
+            self._take_back([report], backlog)
         elif upload.task is None:
-            self._take_back(Report(upload, State.DONE), backlog)
+            self._take_back([Report(upload, State.DONE)], backlog)
         else:
-            self.backlogs[f"broker:{upload.task.broker}"].add(upload.position, upload.owned_by)
+            self._add(upload, f"broker:{upload.task.broker}").offer()
             backlog.settle(upload.position)
 
     def write(self, state: State, uploads: Sequence[Upload]) -> list[Upload]:
@@ -165,8 +172,8 @@ class Pipeline:
             return upload
         for section in self._settings.tasks:
             if section.name == upload.task.section:
-                return replace(upload, task=task_of(upload, section))
-        return replace(upload, task=self._task_now(upload))
+                return upload._replace(task=task_of(upload, section))
+        return upload._replace(task=self._task_now(upload))
 
     # In all of these.
 
@@ -195,21 +202,42 @@ class Pipeline:
                 backlog.put_back(position, UNREADABLE, RETRY, CANNOT_BE_READ)
                 continue
             self._unreadable.discard(position)
-            names = [f"watch:{upload.watch}", f"task:{upload.task.section}" if upload.task else ""]
-            paused = [name for name in names if name in self.backlogs.pauses]
-            if paused:
-                backlog.hold_back(position, paused[0])
+            if pause := self._pause_of(upload):
+                backlog.hold_back(position, pause)
             else:
                 uploads.append(upload)
         return uploads
 
-    def _take_back(self, report: Report, backlog: Backlog) -> None:
-        if report.state is State.DEFERRED:
-            backlog.put_back(report.upload.position, report.lane, report.delay, report.reason)
-        elif report.state is State.RENAMED:
-            self._commit.bring_first(lambda: self._rename(report, backlog))
-        else:
-            self._commit.bring_first(lambda: self._settle(report, backlog))
+    def _pause_of(self, upload: Upload) -> str:
+        """Return what an operator has paused of an upload's, "" if nothing."""
+        names = (f"watch:{upload.watch}", f"task:{upload.task.section}" if upload.task else "")
+        return next((name for name in names if name in self.backlogs.pauses), "")
+
+    def _take_back(self, reports: Sequence[Report], backlog: Backlog) -> None:
+        over = []
+        for report in reports:
+            if report.state is State.DEFERRED:
+                backlog.put_back(report.upload.position, report.lane, report.delay, report.reason)
+            else:
+                over.append(report)
+
+        def settle() -> None:
+            for report in over:
+                if report.state is State.RENAMED:
+                    self._rename(report, backlog)
+                else:
+                    self._settle(report, backlog)
+
+        if over:
+            self._commit.bring_first(settle)
+
+    def _add(self, upload: Upload, place: str) -> Backlog:
+        """Have an upload wait, for a place that is not told yet; return its backlog."""
+        if len(self._fresh) < FRESH:
+            self._fresh[upload.position] = upload
+        backlog = self.backlogs[place]
+        backlog.add(upload.position, upload.owned_by)
+        return backlog
 
     # In the dispatcher's thread.
 
@@ -218,18 +246,18 @@ class Pipeline:
         move = self._rules.move_for(upload.path)
         if move is not None:
             destination = destination_of(move, upload.path, int(upload.accepted * 1000))
-            upload = replace(upload, move=move.name, destination=destination)
-        return replace(upload, task=self._task_now(upload))
+            upload = upload._replace(move=move.name, destination=destination)
+        return upload._replace(task=self._task_now(upload))
 
     def _task_now(self, upload: Upload) -> Task | None:
         """Return the task that the rules give an upload now, if any."""
-        sections = self._rules.tasks_for(upload.original)
-        return task_of(upload, sections[0]) if sections else None
+        section = self._rules.task_for(upload.original)
+        return task_of(upload, section) if section is not None else None
 
     def wait(self, upload: Upload) -> None:
         """Let an upload wait for its move or its broker; its record is durable."""
         self._journal.hold(upload.position)
-        self.backlogs[_place_of(upload)].add(upload.position, upload.owned_by)
+        self._add(upload, _place_of(upload))
 
     def change(self, settings: Settings) -> None:
         """Go over to other settings; what waits goes on as it was accepted."""
@@ -245,7 +273,7 @@ class Pipeline:
             return "no task matches it"
         if reason := self.file_tracker.refusal(upload):
             return reason
-        again = replace(upload, task=task)
+        again = upload._replace(task=task)
         self.arriving[upload.id] = again
 
         def durable(position: int) -> None:
@@ -318,7 +346,7 @@ class Pipeline:
         """Settle an upload whose file has another name: it is an upload of its own under that."""
         renamed, before = report.upload, self._read(report.upload.position)
         if before.original == before.path:
-            renamed = replace(renamed, original=renamed.path)
+            renamed = renamed._replace(original=renamed.path)
         over = Report(before, State.RENAMED, f"renamed to {renamed.path!r}")
         self._settle(over, backlog, renamed)
 
@@ -374,6 +402,8 @@ class Pipeline:
             logger.info("Took up %d uploads that wait for %s %s.", count, kind, name)
 
     def _read(self, position: int) -> Upload:
+        if (fresh := self._fresh.pop(position, None)) is not None:
+            return fresh
         return Upload.decode(self._journal.read(position), position)
 
     # In any thread.

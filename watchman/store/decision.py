@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from hashlib import blake2b
 from typing import NamedTuple
@@ -44,6 +45,8 @@ SIZE = WAITING - 1
 FORGOTTEN = Decision(0, 0)
 
 
+# One decision asks for that of its file some five times.
+@functools.lru_cache(maxsize=1024)
 def key(subpath: str, inode: int, filesystem: bytes = OWN) -> bytes:
     """Return the 64-bit key of a file.
 

@@ -22,8 +22,9 @@ logger = logging.getLogger(__name__)
 INBOX = 10_000
 
 #: Seconds of work before a commit: whoever waits for one waits no longer than that, and what has
-#: been sent is sent again after a crash if that was not written down.
-SLICE = 0.01
+#: been sent is sent again after a crash if that was not written down. On a slow disk it is so many
+#: times what the last commit took, up to the most: else the disk would have most of the time.
+SLICE, SLICES, SLICE_MOST = 0.01, 4, 0.05
 
 #: Seconds between two tries to write a journal that could not be written.
 RETRY = 1.0
@@ -57,12 +58,15 @@ class GroupCommit:
         journal: Journal,
         *,
         timer: Callable[[], float],
+        committed: Work,
         idle: Work,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         #: `timer` does what is due and says in how many seconds it wants to be called again;
-        #: `idle` is called when all that was staged is durable. Both in the thread.
+        #: `committed` follows each commit, `idle` is called when all that was staged is durable.
+        #: All in the thread.
         self._timer = timer
+        self._committed = committed
         self._idle = idle
         self._monotonic = monotonic
         self._journal = journal
@@ -77,6 +81,7 @@ class GroupCommit:
         #: Why, and when to try again (monotonic).
         self._reason = ""
         self._next_try = 0.0
+        self._slice = SLICE
 
     def start(self) -> None:
         """Begin to work."""
@@ -166,7 +171,7 @@ class GroupCommit:
         if self._changes:
             patience = min(patience, RETRY if self.unwritable_since else 0.0)
         work = self._inbox.take(max(patience, 0.0001))
-        until = time.monotonic() + SLICE
+        until = time.monotonic() + self._slice
         while work is not None:
             self._outlive(work)
             work = self._inbox.take(0.0) if time.monotonic() < until else None
@@ -187,6 +192,7 @@ class GroupCommit:
             # Whoever asks meanwhile need not wait for a disk to say the same once more.
             self._take_back(changes)
             return
+        began = time.monotonic()
         try:
             positions = self._journal.write([c.record for c in changes if c.record is not None])
         except JournalUnwritable as e:
@@ -197,10 +203,12 @@ class GroupCommit:
         if self.unwritable_since:
             logger.info("Journal is written again.")
             self.unwritable_since = self._next_try = 0.0
+        self._slice = min(SLICE_MOST, max(SLICE, SLICES * (time.monotonic() - began)))
         following = iter(positions)
         for change in changes:
             position = next(following) if change.record is not None else -1
             self._outlive(partial(change.durable, position))
+        self._outlive(self._committed)
 
     def _take_back(self, changes: list[Change]) -> None:
         if not self.unwritable_since:

@@ -153,15 +153,21 @@ class Ledger:
 
     def put(
         self, subpath: str, state: FileState, *, sample: int = 0, waiting: bool = False
-    ) -> None:
-        """Write a decision down, in memory; `waiting` until `settle` if it made an upload."""
+    ) -> Decision | None:
+        """Write a decision down, in memory; `waiting` until `settle` if it made an upload.
+
+        Return what it replaces there, for `restore`.
+        """
         tag = self.filesystems.tag(subpath, state.device)
+        wanted = key(subpath, state.inode, tag)
         decision = Decision(state.size, state.ctime, waiting=waiting, sample=sample, filesystem=tag)
         # Should another root take its place before it was ever scanned.
         root = self._root or _inode(self.watch_path)
         with self._lock:
-            self._delta[key(subpath, state.inode, tag)] = decision
+            before = self._delta.get(wanted)
+            self._delta[wanted] = decision
             self._root = root
+        return before
 
     def settle(self, subpath: str, state: FileState) -> None:
         """Say that the upload is settled that was made of a file as it was then."""
@@ -189,7 +195,7 @@ class Ledger:
         return len(lost)
 
     def restore(self, subpath: str, state: FileState, decision: Decision | None) -> None:
-        """Undo a `put`: what it replaced is the last decision again."""
+        """Undo a `put` that returned `decision`: what it replaced is the last one again."""
         wanted = self.key(subpath, state)
         with self._lock:
             if decision is not None:

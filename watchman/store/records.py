@@ -14,9 +14,12 @@ CHECKSUM = b',"crc":"'
 ID = b'"id":"'
 
 
+_JSON = json.JSONEncoder(separators=(",", ":"))
+
+
 def encode(record: dict[str, Any]) -> bytes:
     """Return the line of a record: ASCII JSON whose last member is the CRC-32 of what precedes."""
-    body = json.dumps(record, separators=(",", ":")).encode("ascii")[:-1]
+    body = _JSON.encode(record).encode("ascii")[:-1]
     return b'%b%b%08x"}\n' % (body, CHECKSUM, zlib.crc32(body))
 
 

@@ -6,12 +6,12 @@ import errno
 import os
 import stat
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import Self
 
 from watchman.errors import NotBelowWatch
 from watchman.uploads import lease
 from watchman.uploads.ownership import Ownership
-from watchman.uploads.sample import sample_of
+from watchman.uploads.sample import sample_of, sample_of_open
 from watchman.uploads.upload import FileState
 
 #: Of each directory on the way: no right to read it is needed, and no symlink is followed.
@@ -29,13 +29,35 @@ KINDS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
 class Look:
-    """What a file looked like. `writing` is None where the kernel does not say."""
+    """What a file looked like; it stays open until the end of a `with`, where it may be read.
 
-    state: FileState
-    writing: bool | None
-    ownership: Ownership
+    `writing` is None where the kernel does not say.
+    """
+
+    __slots__ = ("_fd", "ownership", "state", "writing")
+
+    def __init__(
+        self, state: FileState, writing: bool | None, ownership: Ownership, fd: int
+    ) -> None:
+        self.state = state
+        self.writing = writing
+        self.ownership = ownership
+        self._fd = fd
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+
+    def sample(self) -> int:
+        """Return the sample of what it holds; 0 if it has changed since, or may not be read."""
+        try:
+            return (sample_of_open(self._fd, self.state) or 0) if self._fd >= 0 else 0
+        except OSError:
+            return 0
 
 
 def is_below(path: str, directory: str) -> bool:
@@ -116,7 +138,7 @@ def open_directory(root: str, subpath: str) -> int:
 
 
 def look(root: str, subpath: str) -> Look:
-    """Look at a regular file below `root`, and whether anyone has it open for writing.
+    """Look at a regular file below `root`, and whether anyone has it open for writing: for `with`.
 
     Raises FileNotFoundError where nothing is there, NotBelowWatch where it is no regular file or
     the way leads over a symlink, another OSError where the way is barred.
@@ -132,11 +154,12 @@ def look(root: str, subpath: str) -> Look:
             if e.errno in (errno.ENOENT, errno.ELOOP):
                 raise FileNotFoundError(errno.ENOENT, "gone while it was looked at") from e
             ownership = Ownership.of(status, os.fstat(parent))
-            return Look(FileState.of(status), None, ownership)
+            return Look(FileState.of(status), None, ownership, -1)
         try:
             return _look_open(fd, parent)
-        finally:
+        except BaseException:
             os.close(fd)
+            raise
     finally:
         os.close(parent)
 
@@ -188,4 +211,4 @@ def _look_open(fd: int, parent: int) -> Look:
         lease.release(fd)
     ownership = Ownership.of(status, os.fstat(parent))
     writing = None if held is None else not held
-    return Look(FileState.of(_regular(status)), writing, ownership)
+    return Look(FileState.of(_regular(status)), writing, ownership, fd)

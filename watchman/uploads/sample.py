@@ -32,15 +32,21 @@ def sample_of(directory: int, name: str, state: FileState) -> int | None:
         return None
     fd = os.open(name, _FLAGS, dir_fd=directory)
     try:
-        if not _is_as(state, os.fstat(fd)):
-            return None
-        found = hashlib.blake2b(state.size.to_bytes(8, "big"), digest_size=8)
-        for offset, length in _pieces(state.size):
-            found.update(os.pread(fd, length, offset))
-        if not _is_as(state, os.fstat(fd)):
-            return None
+        return sample_of_open(fd, state) if _is_as(state, os.fstat(fd)) else None
     finally:
         os.close(fd)
+
+
+def sample_of_open(fd: int, state: FileState) -> int | None:
+    """Return the sample of an open file that was as in `state`; None if it is not any more.
+
+    Raises OSError where it cannot be read.
+    """
+    found = hashlib.blake2b(state.size.to_bytes(8, "big"), digest_size=8)
+    for offset, length in _pieces(state.size):
+        found.update(os.pread(fd, length, offset))
+    if not _is_as(state, os.fstat(fd)):
+        return None
     return int.from_bytes(found.digest(), "big") or 1
 
 

@@ -16,7 +16,8 @@ from watchman.config.rules import fill
 from watchman.config.settings import BrokerSettings, Settings, TaskSettings
 from watchman.errors import BrokerUnavailable, WatchmanError
 from watchman.sinks.publishing import rehearsal, tls
-from watchman.sinks.publishing.celeryapp import Message, compose, embedded_folders
+from watchman.sinks.publishing.celeryapp import embedded_folders
+from watchman.sinks.publishing.messages import Message, compose
 from watchman.sinks.publishing.sender import Sent, explain
 from watchman.uploads.upload import FileState, Source, State, Upload
 
@@ -123,7 +124,7 @@ def _ask(app: Any, broker: BrokerSettings, *messages: Message) -> tuple[bool, li
             sender = rehearsal.connect(app, declare=broker.declare)
             if sender is not None:
                 with closing(sender):
-                    sent = list(sender.send(messages))
+                    sent = [one for some in sender.send(messages) for one in some]
             outcome.set_result((sender is not None, sent))
         except Exception as e:
             outcome.set_exception(e)

@@ -1,4 +1,11 @@
-"""`watchman check`: the INI file and everything it names."""
+"""`watchman check`: the INI file and everything it names.
+
+Check the INI file and everything it names: directories, rights, limits, and where each task
+goes. Run it as the user who runs the daemon. Touches and sends nothing. --brokers also asks each
+broker whether it would take each task: none is sent, and what RabbitMQ lacks is made for a moment,
+as the first task would make it. --proftpd FILE reads ProFTPD's configuration. Exit code 1 says
+that there is an ERROR; a WARN alone is 0.
+"""
 
 import argparse
 import os
@@ -10,17 +17,9 @@ from watchman.commands.check.findings import Finding, Level, ok, warn
 from watchman.commands.shared import shell
 from watchman.commands.shared.filesystems import user_name
 from watchman.commands.shared.table import count
+from watchman.config import inifile, whereabouts
 from watchman.config.settings import Settings
 from watchman.uploads.text import printable
-
-HELP = "the INI file and everything it names"
-DESCRIPTION = """\
-Check the INI file and everything it names: directories, rights, limits, and where each task
-goes. Run it as the user who runs the daemon. Touches and sends nothing. --brokers also asks each
-broker whether it would take each task: none is sent, and what RabbitMQ lacks is made for a moment,
-as the first task would make it. --proftpd FILE reads ProFTPD's configuration. Exit code 1 says
-that there is an ERROR; a WARN alone is 0.
-"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--proftpd", metavar="FILE", help="check ProFTPD's configuration as well")
 
 
-def main(settings: Settings, arguments: argparse.Namespace) -> int:
+def main(arguments: argparse.Namespace) -> int:
+    settings = inifile.load(whereabouts.find(arguments.config))
     levels: Counter[Level] = Counter()
     for finding in _check(settings, connect=arguments.brokers, proftpd_file=arguments.proftpd):
         levels[finding.level] += 1

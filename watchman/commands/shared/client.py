@@ -1,17 +1,17 @@
 """Talks to the daemon on its socket, for the commands."""
 
+import io
 import itertools
 import json
 import socket
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, BinaryIO
 
 from watchman.errors import RequestRefused, SocketUnavailable
 from watchman.sources.socket.wire import encode
+from watchman.uploads.outcome import Outcome
 from watchman.uploads.text import shorten
-from watchman.uploads.upload import Answer, Outcome
 
 #: Seconds to wait for the next answer.
 TIMEOUT = 10.0
@@ -40,9 +40,12 @@ def request(
     into memory.
     """
     count = 0
-    with tempfile.SpooledTemporaryFile(IN_MEMORY) as found:
+    with ExitStack() as inside:
+        found: BinaryIO = io.BytesIO()
         with _conversation(socket_path, encode(event, fields or {}), timeout) as answers:
             while (text := _next(answers, socket_path)).startswith("{"):
+                if isinstance(found, io.BytesIO) and found.tell() > IN_MEMORY:
+                    found = _on_disk(found, inside)
                 found.write(text.encode() + b"\n")
                 count += 1
         word, _, detail = text.partition(" ")
@@ -55,12 +58,22 @@ def request(
             yield json.loads(line)
 
 
+def _on_disk(found: io.BytesIO, inside: ExitStack) -> BinaryIO:
+    """A temporary file with what was found so far; `inside` closes it."""
+    from tempfile import TemporaryFile  # its import takes longer than most answers
+
+    file = inside.enter_context(TemporaryFile())  # noqa: SIM115
+    file.write(found.getbuffer())
+    return file
+
+
 def resubmit(
     socket_path: str, paths: Iterable[str], fields: Mapping[str, str] | None = None
-) -> Iterator[tuple[str, Answer]]:
+) -> Iterator[tuple[str, Outcome, str]]:
     """Resubmit paths, each answered once it is durable; raises SocketUnavailable.
 
-    `fields` are sent along with each of them.
+    Yields each path with its outcome and the upload's id or the reason. `fields` are sent along
+    with each of them.
     """
     following = iter(paths)
     while window := list(itertools.islice(following, WINDOW)):
@@ -68,22 +81,25 @@ def resubmit(
         sent = b"".join(one for one in requests if isinstance(one, bytes))
         with _conversation(socket_path, sent, COMMIT_TIMEOUT) as answers:
             for path, one in zip(window, requests, strict=True):
-                yield path, one if isinstance(one, Answer) else _answer(_next(answers, socket_path))
+                if isinstance(one, RequestRefused):
+                    yield path, Outcome.ERROR, str(one)
+                else:
+                    yield path, *_answer(_next(answers, socket_path))
 
 
-def _resubmission(fields: Mapping[str, str]) -> bytes | Answer:
-    """A request, or the answer where none can be made."""
+def _resubmission(fields: Mapping[str, str]) -> bytes | RequestRefused:
+    """A request, or why none can be made."""
     try:
         return encode("resubmit", fields)
     except RequestRefused as refusal:
-        return Answer(Outcome.ERROR, str(refusal))
+        return refusal
 
 
-def _answer(text: str) -> Answer:
+def _answer(text: str) -> tuple[Outcome, str]:
     word, _, detail = text.partition(" ")
     if word not in set(Outcome):
         raise SocketUnavailable(f"an answer that is not watchman's: {shorten(text)}")
-    return Answer(Outcome(word), detail)
+    return Outcome(word), detail
 
 
 @contextmanager

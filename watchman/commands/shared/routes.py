@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from watchman.config.settings import BrokerSettings
-from watchman.sinks.publishing import celeryapp
+from watchman.sinks.publishing import celeryapp, messages
 from watchman.uploads.upload import Task
 
 
@@ -21,6 +21,6 @@ class Routes:
             self._apps[broker] = celeryapp.make_app(self._brokers[broker])
         return self._apps[broker]
 
-    def of(self, task: Task) -> celeryapp.Route:
+    def of(self, task: Task) -> messages.Route:
         """Raises ConfigError, or TaskRefused for a task that cannot be sent at all."""
-        return celeryapp.route(self.app(task.broker), task)
+        return messages.route(self.app(task.broker), task)

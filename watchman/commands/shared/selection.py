@@ -4,7 +4,6 @@ import argparse
 from collections.abc import Iterator
 
 from watchman.commands.shared import client, shell
-from watchman.config.settings import Settings
 from watchman.uploads.text import printable
 
 #: Ids in one request: they and the rest fit into its 64 KiB.
@@ -30,11 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def carry_out(settings: Settings, event: str, done: str, arguments: argparse.Namespace) -> int:
+def carry_out(event: str, done: str, arguments: argparse.Namespace) -> int:
     """Have the daemon do it, and tell of each upload; `done` is the word for it."""
     acted = refused = 0
     for fields in _requests(arguments):
-        for row in client.request(settings.socket, event, fields, TIMEOUT):
+        for row in client.request(arguments.socket, event, fields, TIMEOUT):
             if row["refused"]:
                 refused += 1
                 shell.complain(f"watchman {event}", f"{row['id']}: {row['refused']}")

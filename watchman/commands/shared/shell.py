@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
 from watchman import __version__
-from watchman.config import inifile
-from watchman.config.settings import Settings
+from watchman.commands.shared import keeper
+from watchman.config import whereabouts
 from watchman.errors import (
     ConfigError,
     JournalTooNew,
     SocketUnavailable,
     SpoolLocked,
+    SpoolNotOurs,
     WatchmanError,
 )
 from watchman.uploads.text import printable
@@ -34,12 +35,16 @@ LOCKED = 4
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 
+#: Columns of a help.
+WIDTH = 80
+
 EXIT_CODES = """\
 exit codes:
   0  done
   1  some paths or ids were refused
      (status: not healthy; check: there is an ERROR; run: it could not start)
-  2  wrong usage, or the INI file is wrong (run: or its journal is of a newer version)
+  2  wrong usage, or the INI file is wrong
+     (run: or the spool is another user's, or its journal of a newer version)
   3  the daemon does not answer
   4  run: another daemon holds the spool"""
 
@@ -53,35 +58,41 @@ CODES: Mapping[type[WatchmanError], int] = {
     ConfigError: USAGE,
     Misused: USAGE,
     JournalTooNew: USAGE,
+    SpoolNotOurs: USAGE,
     SocketUnavailable: UNREACHABLE,
     SpoolLocked: LOCKED,
 }
+
+
+class Formatter(argparse.RawDescriptionHelpFormatter):
+    """Help as it is written. Asking a terminal for its width would take longer than an answer."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=WIDTH)
 
 
 class Parser(argparse.ArgumentParser):
     """Tells wrong usage in one line, as everything else."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(
-            formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options
-        )
+        super().__init__(formatter_class=Formatter, allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         complain(self.prog, f"{message}; see {self.prog} --help")
         sys.exit(USAGE)
 
 
-def texts(doc: str | None) -> tuple[str, str]:
-    """What a command says of itself, in a line and at length: its module's docstring."""
-    title, _, description = (doc or "").partition("\n\n")
-    return title.partition(": ")[2].removesuffix("."), description
+def description(doc: str | None) -> str:
+    """What a command says of itself: its module's docstring, without the title."""
+    return (doc or "").partition("\n\n")[2]
 
 
 def program(name: str, doc: str | None) -> Parser:
     """The parser of a program, whose docstring says what it is for and, after a line, the rest."""
-    description, _, more = texts(doc)[1].partition("\n\n")
-    parser = Parser(prog=name, description=description, epilog=f"{more}\n{EXIT_CODES}")
+    purpose, _, more = description(doc).partition("\n\n")
+    parser = Parser(prog=name, description=purpose, epilog=f"{more}\n{EXIT_CODES}")
     add_config(parser)
+    add_socket(parser)
     parser.add_argument("--version", action="version", version=f"watchman {__version__}")
     return parser
 
@@ -91,9 +102,42 @@ def add_config(parser: argparse.ArgumentParser, **options: Any) -> None:
         "-c",
         "--config",
         metavar="FILE",
-        help=f"the INI file (else $WATCHMAN_CONFIG, else {inifile.DEFAULT_FILE})",
+        help=f"the INI file (else $WATCHMAN_CONFIG, else {whereabouts.DEFAULT_FILE})",
         **options,
     )
+
+
+def add_socket(parser: argparse.ArgumentParser, **options: Any) -> None:
+    parser.add_argument(
+        "--socket",
+        metavar="PATH",
+        help="the daemon's socket (else $WATCHMAN_SOCKET, else the one that the INI file names)",
+        **options,
+    )
+
+
+def ask(command: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
+    """Run a command that asks the daemon; it finds the socket in `arguments.socket`.
+
+    Where nobody answers, the error also says how to start a daemon.
+    """
+    arguments.socket = whereabouts.find_socket(arguments.socket, arguments.config)
+    try:
+        return command(arguments)
+    except SocketUnavailable as error:
+        if not isinstance(error.__cause__, FileNotFoundError | ConnectionRefusedError):
+            raise
+        raise SocketUnavailable(f"{error}; {_hint(arguments)}") from error
+
+
+def _hint(arguments: argparse.Namespace) -> str:
+    """What to do where no daemon answers."""
+    file = os.path.abspath(whereabouts.find(arguments.config))
+    start = keeper.how_to_start(file)
+    hint = f"is it running? Start it with: {start}" if start else "is it running?"
+    if arguments.socket == whereabouts.DEFAULT_SOCKET and whereabouts.is_closed(file):
+        hint += f"; {file} may name another socket, but you may not read it: give --socket PATH"
+    return hint
 
 
 def leave(program: str, command: Callable[[], int]) -> NoReturn:
@@ -123,13 +167,6 @@ def leave(program: str, command: Callable[[], int]) -> NoReturn:
 
 def complain(program: str, problem: str) -> None:
     print(f"{program}: {printable(problem)}", file=sys.stderr)
-
-
-def hint(error: SocketUnavailable, settings: Settings) -> str:
-    """How to start the daemon, if that is what the error asks for."""
-    if isinstance(error.__cause__, FileNotFoundError | ConnectionRefusedError):
-        return f"; is it running? Start it with: watchman -c {settings.file} run"
-    return ""
 
 
 def show(rows: Iterable[Mapping[str, Any]], lines: Iterable[str], *, as_json: bool) -> None:

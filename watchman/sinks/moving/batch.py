@@ -8,7 +8,6 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 
 from watchman.config.moves import claim_name, destination_of
 from watchman.config.settings import MoveSettings, WatchSettings
@@ -108,7 +107,7 @@ class Batch:
             if not self._leads_to_destination(upload):
                 milliseconds = int(upload.accepted * 1000)
                 destination = destination_of(self._settings, upload.path, milliseconds)
-            uploads.append(replace(upload, destination=destination))
+            uploads.append(upload._replace(destination=destination))
         if uploads:
             written = self._write(State.RENAMED, uploads)
             for move, upload in zip(moves, written, strict=True):

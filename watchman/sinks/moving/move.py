@@ -14,7 +14,6 @@ import errno
 import os
 import time
 from collections.abc import Callable
-from dataclasses import replace
 
 from watchman.config.moves import copy_name, unique_name
 from watchman.config.settings import MoveSettings
@@ -61,8 +60,7 @@ class Move:
 
     def moved(self) -> Upload:
         """Return the upload of a file that has been moved."""
-        return replace(
-            self.upload,
+        return self.upload._replace(
             path=self.upload.destination,
             state=self._state,
             moved_from=self.upload.path,

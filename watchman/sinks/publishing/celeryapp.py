@@ -1,23 +1,19 @@
-"""Celery's side of one broker: its app, where a task goes, the message that it becomes."""
+"""Celery's side of one broker: an app of its own, and how it connects."""
 
 from __future__ import annotations
 
 import functools
 import importlib
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 # Loads its parts on first use, so commands that publish nothing stay quick.
 import celery
-from kombu.serialization import dumps
 from kombu.transport import TRANSPORT_ALIASES
 
 from watchman.config.settings import BrokerSettings
-from watchman.errors import ConfigError, TaskRefused
+from watchman.errors import ConfigError
 from watchman.sinks.publishing import tls
-from watchman.uploads.upload import Task, Upload
 
 #: Seconds to wait for a TCP connection, and for an answer on one that is open.
 CONNECT_TIMEOUT = 3.0
@@ -26,55 +22,6 @@ ANSWER_TIMEOUT = 5.0
 #: Schemes of the brokers that we tell how long to wait.
 AMQP = ("amqp", "amqps", "pyamqp")
 REDIS = ("redis", "rediss", "redis+socket", "sentinel")
-
-#: AMQP's short strings, among them names of exchanges and routing keys, hold so many bytes.
-SHORT_STRING = 255
-
-#: What else Celery resolves for a message, as `explain` shows it.
-RESOLVED = ("priority", "expiration", "serializer", "compression", "delivery_mode")
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """Where messages go: equal for those that the broker treats alike."""
-
-    exchange: str
-    routing_key: str
-    queue: str = field(default="", compare=False)
-    options: Mapping[str, Any] = field(default_factory=dict, compare=False)
-
-    def __str__(self) -> str:
-        if not self.exchange:
-            return f"queue {self.routing_key!r}"
-        return f"exchange {self.exchange!r} with routing key {self.routing_key!r}"
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """A task ready for `kombu.Producer.publish(body, **options)`; nothing has been sent."""
-
-    upload: Upload
-    route: Route
-    body: bytes
-    options: Mapping[str, Any]
-
-
-class _Recorder:
-    """Stands where Celery expects a producer and keeps what it would have published."""
-
-    def __init__(self, connection: Any) -> None:
-        self.connection = connection
-        self.published: list[tuple[Any, dict[str, Any]]] = []
-
-    def publish(self, body: Any, **options: Any) -> None:
-        self.published.append((body, options))
-
-
-class _NoResult:
-    """Stands for the AsyncResult, whose mere construction imports the result backend."""
-
-    def __init__(self, task_id: str) -> None:
-        self.id = task_id
 
 
 def make_app(broker: BrokerSettings) -> Any:
@@ -160,82 +107,3 @@ def embedded_folders(url: str) -> tuple[str, str]:
     """The directories of `filesystem://DIR`: one for messages, and one in it for bindings."""
     folder = url.removeprefix("filesystem://")
     return folder, os.path.join(folder, "control")
-
-
-def compose(app: Any, upload: Upload) -> Message:
-    """Make the message for an upload, routed by Celery. Raises TaskRefused; connects to nothing."""
-    assert upload.task is not None
-    route, body, options = _record(app, upload.task, upload.id, _header(upload))
-    return Message(upload, route, body, options)
-
-
-def route(app: Any, task: Task) -> Route:
-    """Where a task would go, and how. Raises TaskRefused; connects to nothing."""
-    return _record(app, task, "", {})[0]
-
-
-def _record(
-    app: Any, task: Task, task_id: str, header: Mapping[str, Any]
-) -> tuple[Route, bytes, Mapping[str, Any]]:
-    recorder = _Recorder(app.connection_for_write())
-    try:
-        app.send_task(
-            task.name,
-            task.args,
-            task.kwargs,
-            task_id=task_id or None,
-            producer=recorder,
-            headers={"watchman": header},
-            retry=False,
-            # Or a result backend that is down would hang it.
-            ignore_result=True,
-            result_cls=_NoResult,
-            add_to_parent=False,
-            **task.options,
-        )
-        body, options = recorder.published[0]
-        content_type, content_encoding, encoded = dumps(body, serializer=options["serializer"])
-        found = _route(options)
-    # Nothing has been sent yet, so no broker and no retry can change it.
-    except Exception as e:
-        raise TaskRefused(f"{type(e).__name__}: {e}") from e
-    options |= {"content_type": content_type, "content_encoding": content_encoding}
-    return found, encoded, options
-
-
-def _route(options: Mapping[str, Any]) -> Route:
-    exchange = options["exchange"]
-    exchange = getattr(exchange, "name", exchange) or ""
-    routing_key = options["routing_key"] or ""
-    for name in (exchange, routing_key):
-        if len(name.encode(errors="surrogateescape")) > SHORT_STRING:
-            raise ValueError(f"longer than {SHORT_STRING} bytes: {name!r}")
-    queues = [
-        queue.name
-        for queue in options["declare"] or ()
-        if not exchange or (queue.exchange.name, queue.routing_key) == (exchange, routing_key)
-    ]
-    headers = options["headers"]
-    resolved = {name: options.get(name) for name in RESOLVED}
-    resolved |= {name: headers.get(name) for name in ("eta", "expires")}
-    limits = headers.get("timelimit") or (None, None)
-    resolved |= zip(("time_limit", "soft_time_limit"), limits, strict=True)
-    return Route(
-        exchange,
-        routing_key,
-        queues[0] if queues else "" if exchange else routing_key,
-        {name: value for name, value in resolved.items() if value is not None},
-    )
-
-
-def _header(upload: Upload) -> dict[str, Any]:
-    header = {
-        "id": upload.id,
-        "original": upload.original,
-        "size": upload.state.size,
-        "source": upload.source.value,
-        "user": upload.user,
-        "client": upload.client,
-        "protocol": upload.protocol,
-    }
-    return {name: value for name, value in header.items() if value != ""}

@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import struct
 import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
+from amqp import spec
+from amqp.method_framing import frame_writer
+from amqp.serialization import dumps
+
 from watchman.errors import BrokerUnavailable
-from watchman.sinks.publishing.celeryapp import ANSWER_TIMEOUT, Message, Route
+from watchman.sinks.publishing.celeryapp import ANSWER_TIMEOUT
+from watchman.sinks.publishing.messages import Message, Route, Template
 from watchman.sinks.publishing.sender import REFUSALS, Sender, Sent, explain
 from watchman.uploads.upload import State
+
+#: Bytes that are written together. After them we look whether the broker has blocked us: more would
+#: fill the socket, and then a write fails with all that is under way.
+WRITE_SIZE = 32_768
+
+#: How amqp writes the arguments of basic.publish.
+PUBLISH = "Bssbb"
 
 #: Seconds between two looks at whether to stop, while the broker has blocked the connection.
 BLOCKED_POLL = 0.5
@@ -32,6 +50,10 @@ class ConfirmingSender(Sender):
         channel.events["basic_ack"].add(self._on_ack)
         channel.events["basic_nack"].add(self._on_nack)
         channel.events["basic_return"].add(self._on_return)
+        #: Frames that wait to be written together, and py-amqp's writer, which puts them there.
+        self._frames = bytearray()
+        writer = frame_writer(channel.connection, SimpleNamespace(write=self._frames.extend))
+        self._write_frames = functools.partial(writer, 1, channel.channel_id, spec.Basic.Publish)
 
     def _is_about_route(self, error: Exception) -> bool:
         """Whether it is a 403, 404 or 406, after which the connection goes on with a new channel.
@@ -45,17 +67,39 @@ class ConfirmingSender(Sender):
         return True
 
     def _publish(self, message: Message) -> None:
+        cut = self._cuts.get(message.template)
         try:
-            self._producer.publish(message.body, mandatory=True, **self._options(message))
-        except REFUSALS as e:
             # py-amqp encodes the whole message before it writes the first byte.
+            if cut is not None:
+                self._write_frames(cut.arguments, cut.content(message))
+            else:
+                self._write()
+                self._producer.publish(message.body, mandatory=True, **self._options(message))
+        except REFUSALS as e:
             self._settled.append(Sent(message, State.FAILED, explain(e)))
-        else:
-            self._tag += 1
-            self._pending[self._tag] = message
+            return
+        self._tag += 1
+        self._pending[self._tag] = message
+        if cut is None and (template := self._to_be_cut(message)):
+            self._cuts[template] = _Cut(template, message, self._prepared)
+        if len(self._frames) > WRITE_SIZE:
+            self._write()
+            self._look()
         if self._blocked:
-            # More would fill the socket, and then a write fails with all that is under way.
             self._flush()
+
+    def _write(self) -> None:
+        """Write the frames that wait for it."""
+        frames = bytes(self._frames)
+        self._frames.clear()
+        if frames:
+            self._connection.connection.transport.write(frames)
+
+    def _look(self) -> None:
+        """Hear what the broker has said so far."""
+        with contextlib.suppress(TimeoutError):
+            while not self._blocked:
+                self._connection.drain_events(timeout=0)
 
     def _flush(self) -> None:
         """Wait until nothing is pending, as long as answers keep coming.
@@ -63,6 +107,7 @@ class ConfirmingSender(Sender):
         While the broker blocks the connection there is no hurry: it has what was sent, and would
         get it twice over another connection.
         """
+        self._write()
         deadline = time.monotonic() + ANSWER_TIMEOUT
         pending = len(self._pending)
         while self._pending or self._blocked:
@@ -110,3 +155,47 @@ class ConfirmingSender(Sender):
         # connection would keep us waiting.
         with contextlib.suppress(Exception):
             self._connection.collect()
+
+
+class _Cut:
+    """What py-amqp writes for the messages of a template, cut where they differ."""
+
+    def __init__(
+        self, template: Template, message: Message, prepared: Callable[[Message], Any]
+    ) -> None:
+        self._template = template
+        mark, shared = uuid.uuid4().hex, template.shared()
+        options = {**message.options, "headers": shared, "correlation_id": mark}
+        whole = prepared(replace(message, options=options))._serialize_properties()
+        table, marked = dumps("F", [shared]), dumps("s", [mark])
+        self._before, rest = whole.split(table)
+        self._between, self._after = rest.split(marked)
+        # A table is its length and then its items, in any order.
+        self._shared = table[4:]
+        route = message.route
+        #: Those of basic.publish, with mandatory.
+        self.arguments = dumps(PUBLISH, [0, route.exchange, route.routing_key, True, False])
+
+    def content(self, message: Message) -> _Content:
+        own = dumps("F", [self._template.own(message.options["headers"])])[4:]
+        parts = (
+            self._before,
+            struct.pack(">I", len(self._shared) + len(own)),
+            self._shared,
+            own,
+            self._between,
+            dumps("s", [message.upload.id]),
+            self._after,
+        )
+        return _Content(message.body, b"".join(parts))
+
+
+@dataclass(slots=True)
+class _Content:
+    """What py-amqp's writer asks a message for."""
+
+    body: bytes
+    properties: bytes
+
+    def _serialize_properties(self) -> bytes:
+        return self.properties

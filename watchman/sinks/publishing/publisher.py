@@ -10,9 +10,12 @@ from typing import Any
 
 from watchman.config.settings import BrokerSettings
 from watchman.errors import BrokerUnavailable, TaskRefused
-from watchman.sinks.publishing.celeryapp import Message, compose, make_app
+from watchman.sinks.publishing.celeryapp import make_app
 from watchman.sinks.publishing.confirms import ConfirmingSender
+from watchman.sinks.publishing.messages import Message
+from watchman.sinks.publishing.pushes import PushingSender
 from watchman.sinks.publishing.sender import Sender, Sent, explain
+from watchman.sinks.publishing.templates import Composer
 from watchman.sinks.sink import LONGEST_DELAY, PATIENCE, BackOff, Sink
 from watchman.uploads.upload import Report, State, Upload
 
@@ -20,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 #: How many uploads go to the broker and are confirmed together. More gain little, and all of them
 #: are sent again if we are killed before it is written down that they were.
-BATCH = 16
+BATCH = 64
 
 #: Seconds after a stop that a join waits: longer than the timeouts of a connection.
 HUNG = 10.0
@@ -40,7 +43,8 @@ class Publisher(Sink):
     """One broker's thread, app and connection.
 
     `take(limit, timeout)` gives uploads, oldest first, and may give none. `report` hears of each of
-    them once, from this thread. Order is kept for each exchange and routing key.
+    them once, from this thread, and of those that were sent together in one call. Order is kept for
+    each exchange and routing key.
     """
 
     def __init__(
@@ -48,7 +52,7 @@ class Publisher(Sink):
         broker: BrokerSettings,
         *,
         take: Callable[[int, float], Sequence[Upload]],
-        report: Callable[[Report], None],
+        report: Callable[[Sequence[Report]], None],
     ) -> None:
         """Raises ConfigError for settings that Celery cannot use; does not connect."""
         super().__init__({f"publisher:{broker.name}": self._run}, hung=HUNG)
@@ -56,6 +60,7 @@ class Publisher(Sink):
         self._take = take
         self._report = report
         self._app = make_app(broker)
+        self._composer = Composer(self._app)
         self._sender: Sender | None = None
         self._back_off = BackOff()
         #: How often a host of a failover list has failed: the next connection begins with the next.
@@ -111,7 +116,7 @@ class Publisher(Sink):
         messages = []
         for upload in uploads:
             try:
-                message = compose(self._app, upload)
+                message = self._composer.compose(upload)
             except TaskRefused as e:
                 self._fail(upload, str(e))
                 continue
@@ -136,8 +141,9 @@ class Publisher(Sink):
         delay = self._back_off.fail(time.monotonic(), reason)
         if not self._stopping.is_set():
             self._say("down", reason, delay)
-        for message in messages:
-            self._report(Report(message.upload, State.DEFERRED, reason, delay=delay))
+        self._report(
+            [Report(message.upload, State.DEFERRED, reason, delay=delay) for message in messages]
+        )
         self._rest(delay)
 
     def _rest(self, delay: float) -> None:
@@ -156,9 +162,12 @@ class Publisher(Sink):
                 self._sender = self._connected()
             states: dict[str, set[State]] = {}
             for sent in self._sender.send(tuple(messages)):
-                messages.remove(sent.message)
+                if sent:
+                    self._say("up")
+                for one in sent:
+                    messages.remove(one.message)
+                    states.setdefault(str(one.message.route), set()).add(one.state)
                 self._settle(sent)
-                states.setdefault(str(sent.message.route), set()).add(sent.state)
             self._say("up")
             self._forgive(states)
         except BaseException as e:
@@ -173,7 +182,8 @@ class Publisher(Sink):
 
     def _connected(self) -> Sender:
         driver = self._app.connection_for_write().transport.driver_type
-        return (ConfirmingSender if driver == "amqp" else Sender)(
+        kinds = {"amqp": ConfirmingSender, "redis": PushingSender}
+        return kinds.get(driver, Sender)(
             self._app,
             declare=self._broker.declare,
             skip=self._failures,
@@ -184,23 +194,22 @@ class Publisher(Sink):
     def _on_blocked(self, blocked: bool) -> None:
         self._say("blocked" if blocked else "up", BLOCKED if blocked else None)
 
-    def _settle(self, sent: Sent) -> None:
-        upload = sent.message.upload
-        self._say("up")
-        match sent.state:
-            case State.DONE:
-                # First, so that it is written down soon.
-                self._report(Report(upload, State.DONE))
-                logger.info(
-                    "Sent upload %s to broker %s, %s.",
-                    upload.id,
-                    self._broker.name,
-                    sent.message.route,
-                )
-            case State.FAILED:
-                self._fail(upload, sent.reason)
-            case _:
-                self._defer_for_route(sent.message, sent.reason, tried=True)
+    def _settle(self, sent: Sequence[Sent]) -> None:
+        """Report what became of messages: what is done at once, so that it is written down soon."""
+        if done := [one.message for one in sent if one.state is State.DONE]:
+            self._report([Report(message.upload, State.DONE) for message in done])
+        for message in done:
+            logger.info(
+                "Sent upload %s to broker %s, %s.",
+                message.upload.id,
+                self._broker.name,
+                message.route,
+            )
+        for one in sent:
+            if one.state is State.FAILED:
+                self._fail(one.message.upload, one.reason)
+            elif one.state is State.DEFERRED:
+                self._defer_for_route(one.message, one.reason, tried=True)
 
     def _forgive(self, states: Mapping[str, Set[State]]) -> None:
         """Trust routes again that took what was sent; with half of it taken try again soon."""
@@ -219,7 +228,7 @@ class Publisher(Sink):
             self._broker.name,
             reason,
         )
-        self._report(Report(upload, State.FAILED, reason))
+        self._report([Report(upload, State.FAILED, reason)])
 
     def _defer_for_route(self, message: Message, reason: str, *, tried: bool) -> None:
         """Defer an upload whose route the broker refuses; other routes go on."""
@@ -236,7 +245,7 @@ class Publisher(Sink):
                     delay,
                 )
         delay = max(0.0, back_off.until - now)
-        self._report(Report(upload, State.DEFERRED, reason, lane=lane, delay=delay))
+        self._report([Report(upload, State.DEFERRED, reason, lane=lane, delay=delay)])
         # Not before the lane opens: a younger upload from elsewhere would overtake those in it.
         back_off.until = max(back_off.until, time.monotonic() + delay)
 

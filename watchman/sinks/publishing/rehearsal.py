@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 from watchman.errors import BrokerUnavailable, TaskRefused
-from watchman.sinks.publishing.celeryapp import Message
 from watchman.sinks.publishing.confirms import ConfirmingSender
+from watchman.sinks.publishing.messages import Message
 from watchman.sinks.publishing.publisher import BLOCKED
 from watchman.sinks.publishing.sender import Sender, Sent
 from watchman.uploads.upload import State

@@ -14,7 +14,7 @@ from kombu.transport import virtual
 from kombu.transport.virtual.base import NotEquivalentError
 
 from watchman.errors import BrokerUnavailable
-from watchman.sinks.publishing.celeryapp import Message, Route
+from watchman.sinks.publishing.messages import Message, Route, Template
 from watchman.uploads.upload import State
 
 #: What client libraries raise for a message that cannot be put on the wire.
@@ -74,6 +74,9 @@ class Sender:
         self._refused: dict[Route, str] = {}
         self._window: list[Message] = []
         self._settled: list[Sent] = []
+        #: What kombu sends for a template's messages, cut where they differ. The first of each is
+        #: sent by kombu, which also declares its queue.
+        self._cuts: dict[Template | None, Any] = {}
         self._connection = app.connection_for_write()
         for _ in range(skip % max(1, len(self._connection.alt))):
             self._connection.maybe_switch_next()
@@ -93,25 +96,29 @@ class Sender:
         self._channel = channel
         self._producer = self._app.amqp.Producer(channel, auto_declare=False)
 
-    def send(self, messages: Sequence[Message]) -> Iterator[Sent]:
-        """Send in order. What has not been yielded when BrokerUnavailable is raised is unknown."""
+    def send(self, messages: Sequence[Message]) -> Iterator[list[Sent]]:
+        """Send in order, and tell what became of messages as soon as it is known.
+
+        What has not been yielded when BrokerUnavailable is raised is unknown.
+        """
         self._refused = {}
         try:
             for message in messages:
                 if reason := self._refused.get(message.route):
-                    yield Sent(message, State.DEFERRED, reason)
+                    self._settled.append(Sent(message, State.DEFERRED, reason))
                 elif message.route in self._proven:
                     self._publish(message)
-                    yield from self._taken()
                 else:
                     self._flush()
-                    yield from self._taken()
-                    yield from self._tried(message)
+                    yield self._taken()
+                    yield self._tried(message)
+                if self._settled:
+                    yield self._taken()
             self._flush()
-            yield from self._taken()
+            yield self._taken()
             self._wary -= {message.route for message in messages} - self._refused.keys()
         except self.faults as e:
-            yield from self._taken()
+            yield self._taken()
             raise BrokerUnavailable(explain(e)) from e
 
     def _tried(self, message: Message) -> list[Sent]:
@@ -138,6 +145,7 @@ class Sender:
         self._refused[message.route] = reason
         # Declared once per connection; the queue may have been deleted since.
         self._connection.declared_entities.clear()
+        self._cuts.clear()
         return Sent(message, State.DEFERRED, reason)
 
     def _publish(self, message: Message) -> None:
@@ -162,6 +170,20 @@ class Sender:
         except REFUSALS as e:
             return Sent(message, State.FAILED, explain(e))
         return Sent(message, State.DONE)
+
+    def _to_be_cut(self, message: Message) -> Template | None:
+        """Return a message's template if what kombu makes of its messages can be cut."""
+        return None if message.options["compression"] else message.template
+
+    def _prepared(self, message: Message) -> Any:
+        """Return what kombu's producer hands to the channel for a message, and send nothing."""
+        taken: list[Any] = []
+        self._channel.basic_publish = lambda prepared, **_: taken.append(prepared)
+        try:
+            self._producer.publish(message.body, **{**message.options, "declare": ()})
+        finally:
+            del self._channel.basic_publish
+        return taken[0]
 
     def _options(self, message: Message) -> dict[str, Any]:
         return {**message.options, **({} if self._declare else {"declare": ()})}

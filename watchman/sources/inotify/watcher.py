@@ -30,6 +30,10 @@ LOOK = 1.0
 #: lasts longer even while files are made as fast as Python can read.
 SLICE = 0.01
 
+#: Seconds for which events are gathered that follow others within that time: what is read together
+#: wakes the dispatcher once, is one commit, and one batch of a publisher.
+GATHER = 0.005
+
 #: Seconds for which a MOVED_FROM waits for its MOVED_TO. The kernel queues the two one right after
 #: the other, but others' events and the end of a read may come between.
 MOVE_WAIT = 0.2
@@ -88,6 +92,8 @@ class Watcher:
         #: Counts the reads: a move may only lapse after a read that could have brought its end.
         self._turn = 0
         self._next_look = 0.0
+        #: When events were read last (monotonic).
+        self._last_read = 0.0
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
 
@@ -117,6 +123,7 @@ class Watcher:
             try:
                 if self._inotify.wait(self._patience()):
                     self._remount()
+                self._gather()
                 self._take_turn()
             except Exception:
                 logger.exception("Reading events failed. Every watch is compared with the disk.")
@@ -131,9 +138,17 @@ class Watcher:
             return MOVE_WAIT
         return max(0.0, min(LOOK, self._next_look - self._clock()))
 
+    def _gather(self) -> None:
+        """Let the events of a burst come together."""
+        if time.monotonic() < self._last_read + GATHER and not self._coverage.busy:
+            self._stopping.wait(GATHER)
+
     def _take_turn(self) -> None:
         self._turn += 1
-        self._handle(self._inotify.read())
+        read = self._inotify.read()
+        if read:
+            self._last_read = time.monotonic()
+        self._handle(read)
         now = self._clock()
         self._let_moves_lapse(now)
         if now >= self._next_look:

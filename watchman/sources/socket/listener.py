@@ -138,7 +138,7 @@ class Listener:
         """Wait until there is something to do, and do it."""
         read: Counter[int] = Counter()
         # Who is not read from now is ready in the next turn as well.
-        for connection, events in self._connections.wait(timeout):
+        for connection, events in self._connections.wait(0.0 if self._answers else timeout):
             if connection is None:
                 for new in self._connections.accept():
                     self._serve(new, receive=True)
@@ -256,7 +256,9 @@ class Listener:
     def _settle(self, due: Due, text: bytes, rest: Parts | None = None) -> None:
         """Any thread: hand an answer over to the loop."""
         self._answers.append((due, text, rest))
-        self._connections.rouse()
+        # The first wakes it for those that follow, as those of one commit do; see `_turn`.
+        if len(self._answers) == 1:
+            self._connections.rouse()
 
     def _finish(self, deadline: float) -> None:
         for connection in list(self._connections):
