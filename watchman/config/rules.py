@@ -158,7 +158,8 @@ class Excludes:
         )
 
     def _first_of_names(self, directory: str) -> str | None:
-        return next(filter(None, map(self._of_names.first, directory.split("/"))), None)
+        names = dict.fromkeys(directory.split("/"))
+        return next(filter(None, map(self._of_names.first, names)), None)
 
 
 def _nearest(by_path: Mapping[str, T], path: str) -> T | None:

@@ -11,13 +11,13 @@ from typing import Any
 from watchman.config.settings import WatchSettings
 from watchman.sources.inotify.events import Inotify
 from watchman.sources.inotify.refusals import Refusals
-from watchman.sources.inotify.tree import Node, Root
+from watchman.sources.inotify.tree import Node, Place, Root
 from watchman.sources.inotify.watched import Watched
 from watchman.sources.scan.roots import identify, inner_roots
-from watchman.sources.scan.walk import BARRED, GONE, join, open_below, walk
+from watchman.sources.scan.walk import BARRED, GONE, Directory, join, open_below, walk
 
-#: Directory entries looked at before events are read again.
-STEP = 2000
+#: Directory entries, and directories, looked at before events are read again.
+STEP, FEW = 2000, 20
 
 
 class Coverage:
@@ -189,7 +189,7 @@ class Coverage:
         fd = -1
         try:
             fd = open_below(root.settings.path, subpath)
-            node = self.watched.enter(fd, parent, name)
+            node = self.watched.enter(fd, parent, name, (root, subpath))
         except OSError as e:
             _close(fd)
             self._failed(parent, name, e)
@@ -206,34 +206,36 @@ class Coverage:
 
     def _descend(self, fd: int, top: Node) -> Iterator[None]:
         """Watch all below an open directory that is watched itself."""
-        for directory in walk(fd, top, self._failed):
+        for count, directory in enumerate(walk(fd, top, self._failed), 1):
             above, name = directory.above, directory.name
+            place = (top if above is None else above).locate()
+            if place is None:
+                continue
             if above is not None:
+                place = place[0], join(place[1], name)
                 try:
-                    directory.here = self.watched.enter(directory.fd, above, name)
+                    directory.here = self.watched.enter(directory.fd, above, name, place)
                 except OSError as e:
                     self._failed(above, name, e)
             if directory.here is not None:
-                yield from self._list(directory.fd, directory.here, directory.names)
-            yield
+                yield from self._list(directory, directory.here, place)
+            if not count % FEW:
+                yield
 
-    def _list(self, fd: int, node: Node, names: list[str]) -> Iterator[None]:
-        """Add to `names` the subdirectories to go into; forget those that are there no more."""
-        place = node.locate()
-        if place is None:
-            return
+    def _list(self, directory: Directory[Node], node: Node, place: Place) -> Iterator[None]:
+        """Note the subdirectories to go into; forget those that are there no more."""
+        (root, subpath), names = place, directory.names
         self._refusals.pop(node, None)
-        root, subpath = place
         if not root.settings.rec:
             return
-        adopts = root.adopts()
+        adopts, prefix = root.adopts(), join(subpath, "")
         before = list(node.children.items())
         try:
-            with os.scandir(fd) as entries:
+            with os.scandir(directory.fd) as entries:
                 for count, entry in enumerate(entries, 1):
                     if (
                         entry.is_dir(follow_symlinks=False)
-                        and self.takes(root, join(subpath, entry.name))
+                        and self.takes(root, prefix + entry.name)
                         and (adopts or entry.name in node.children)
                     ):
                         names.append(entry.name)

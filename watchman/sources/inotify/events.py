@@ -47,15 +47,14 @@ Event = tuple[int, int, int, str]
 
 
 class _Calls(pyinotify._CtypesLibcINotifyWrapper):  # type: ignore[misc]
-    """pyinotify's system calls, with any path and a descriptor that no child inherits."""
+    """pyinotify's system calls, with paths in bytes and a descriptor that no child inherits."""
 
     def _inotify_init(self) -> int:
         flags = os.O_CLOEXEC | os.O_NONBLOCK  # IN_CLOEXEC and IN_NONBLOCK are the same bits
         return int(self._libc.inotify_init1(flags))
 
-    def _inotify_add_watch(self, fd: int, pathname: str, mask: int) -> int:
-        # pyinotify encodes strictly and raises for a name that is not UTF-8.
-        return int(self._libc.inotify_add_watch(fd, os.fsencode(pathname), mask))
+    def inotify_add_watch(self, fd: int, pathname: bytes, mask: int) -> int:
+        return int(self._libc.inotify_add_watch(fd, pathname, mask))
 
 
 class Inotify:
@@ -120,11 +119,11 @@ class Inotify:
     def watch(self, directory: int, mask: int = MASK) -> int:
         """Watch an open directory; the watch descriptor, the same for the same inode."""
         # By way of the descriptor no component can be swapped for a symlink, and any depth goes.
-        wd = self._calls.inotify_add_watch(self._fd, f"/proc/self/fd/{directory}", mask)
+        wd: int = self._calls.inotify_add_watch(self._fd, b"/proc/self/fd/%d" % directory, mask)
         if wd < 0:
             error = self._calls.get_errno()
             raise OSError(error, os.strerror(error))
-        return int(wd)
+        return wd
 
     def unwatch(self, wd: int) -> None:
         """Remove a watch; one that the kernel removed already does no harm."""

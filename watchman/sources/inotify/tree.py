@@ -14,6 +14,11 @@ logger = logging.getLogger(__name__)
 UNWATCHED = -1
 
 
+#: What all have in common that have no children, which are most: it is never written to. A dict of
+#: its own would take as much memory as all else of a node.
+CHILDLESS: dict[str, Node] = {}
+
+
 class Node:
     """A directory, by its name in its parent. Renaming one with all below it is one step."""
 
@@ -25,10 +30,10 @@ class Node:
         self.parent: Node | None = None
         #: What it is the root of.
         self.root: Root | None = None
-        self.children: dict[str, Node] = {}
+        self.children = CHILDLESS
         self.wd = UNWATCHED
 
-    def locate(self) -> tuple[Root, str] | None:
+    def locate(self) -> Place | None:
         """The root and the sub-path below it; None for what lies below no root."""
         node, names = self, []
         while (parent := node.parent) is not None:
@@ -69,6 +74,8 @@ class Node:
         displaced = parent.children.get(name)
         if displaced is not None:
             displaced.parent = None
+        if parent.children is CHILDLESS:
+            parent.children = {}
         parent.children[name] = self
         self.parent, self.name = parent, name
         return displaced
@@ -137,3 +144,7 @@ class Root:
     def adopts(self) -> bool:
         """Whether directories that are new are watched, or only those there from the start."""
         return self.settings.auto_add or not self.covered
+
+
+#: A root, and a sub-path below it.
+Place = tuple[Root, str]

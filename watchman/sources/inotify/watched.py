@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 
 from watchman.sources.inotify.events import Inotify
 from watchman.sources.inotify.refusals import Refusals
-from watchman.sources.inotify.tree import UNWATCHED, Node, Root
-from watchman.sources.scan.walk import below, join, too_long
+from watchman.sources.inotify.tree import CHILDLESS, UNWATCHED, Node, Place, Root
+from watchman.sources.scan.walk import below, too_long
 
 
 class Watched:
@@ -44,12 +44,9 @@ class Watched:
         self.forget(ours)
         return node
 
-    def enter(self, fd: int, parent: Node, name: str) -> Node | None:
+    def enter(self, fd: int, parent: Node, name: str, place: Place) -> Node | None:
         """Watch an open directory and put it where it was found, None if it belongs elsewhere."""
-        place = parent.locate()
-        if place is None:
-            return None
-        if too_long(below(place[0].settings.path, join(place[1], name))):
+        if too_long(place[0].settings.path, place[1]):
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         wd = self._inotify.watch(fd)
         node = self.by_wd.get(wd)
@@ -97,7 +94,7 @@ class Watched:
                 for child in node.children.values():
                     child.parent = None
                     stack.append(child)
-                node.children = {}
+                node.children = CHILDLESS
                 self._drop(node)
                 yield
 

@@ -108,7 +108,7 @@ class Scan:
 
         for directory in walk(fd, subpath, failed):
             if directory.above is not None:
-                if directory.identity in self.foreign:
+                if self.foreign and directory.identity in self.foreign:
                     continue
                 directory.here = join(directory.above, directory.name)
             try:
@@ -185,7 +185,7 @@ class Scan:
         """Whether it is not excluded, and has a path that can be named, or else that is said."""
         if self.excluded(self.watch, subpath):
             return False
-        if too_long(below(self.watch.path, subpath)):
+        if too_long(self.watch.path, subpath):
             self.failed(subpath, OSError(errno.ENAMETOOLONG, "the path is too long"))
             return False
         return True

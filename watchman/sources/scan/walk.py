@@ -37,7 +37,7 @@ class Directory(Generic[T]):
     sets `here` to whatever it wants to see again as `above` in each of them.
     """
 
-    __slots__ = ("above", "fd", "here", "identity", "name", "names")
+    __slots__ = ("_identity", "above", "fd", "here", "name", "names")
 
     def __init__(self, fd: int, name: str, above: T | None, here: T | None) -> None:
         self.fd = fd
@@ -45,7 +45,28 @@ class Directory(Generic[T]):
         self.above = above
         self.here = here
         self.names: list[str] = []
-        self.identity = identity(fd)
+        self._identity: Identity | None = None
+
+    @property
+    def identity(self) -> Identity:
+        """What it is; few ask."""
+        if self._identity is None:
+            self._identity = identity(self.fd)
+        return self._identity
+
+    def close(self) -> None:
+        """Close it until it is needed again."""
+        assert self.identity
+        os.close(self.fd)
+        self.fd = -1
+
+    def reopen(self, inner: int) -> None:
+        """Open it again from a directory in it, unless that was moved elsewhere."""
+        fd = os.open("..", _FLAGS, dir_fd=inner)
+        if identity(fd) != self._identity:
+            os.close(fd)
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        self.fd = fd
 
 
 def identity(fd: int) -> Identity:
@@ -64,10 +85,12 @@ def below(path: str, subpath: str) -> str:
     return f"{path.rstrip('/')}/{subpath}" if subpath else path
 
 
-def too_long(path: str) -> bool:
-    """Whether no system call can name this path."""
+def too_long(path: str, subpath: str) -> bool:
+    """Whether no system call can name what has this sub-path below a watch's path."""
     # A character takes at most four bytes, so most paths need not be encoded to know.
-    return 4 * len(path) >= PATH_MAX and len(os.fsencode(path)) >= PATH_MAX
+    if 4 * (len(path) + 1 + len(subpath)) < PATH_MAX:
+        return False
+    return len(os.fsencode(below(path, subpath))) >= PATH_MAX
 
 
 def open_below(path: str, subpath: str) -> int:
@@ -98,7 +121,7 @@ def walk(fd: int, here: T, failed: Callable[[T, str, OSError], None]) -> Iterato
                 chain.pop()
                 try:
                     if chain and chain[-1].fd < 0:
-                        _reopen(chain[-1], directory.fd)
+                        chain[-1].reopen(directory.fd)
                 except OSError as e:
                     for lost in chain:
                         if lost.names:
@@ -117,19 +140,9 @@ def walk(fd: int, here: T, failed: Callable[[T, str, OSError], None]) -> Iterato
                 continue
             chain.append(Directory(fd, name, directory.here, None))
             if len(chain) > HELD and (outer := chain[-HELD - 1]).fd >= 0:
-                os.close(outer.fd)
-                outer.fd = -1
+                outer.close()
             yield chain[-1]
     finally:
         for directory in chain:
             if directory.fd >= 0:
                 os.close(directory.fd)
-
-
-def _reopen(directory: Directory[T], inner: int) -> None:
-    """Open a directory of the way again from one in it, unless that was moved elsewhere."""
-    fd = os.open("..", _FLAGS, dir_fd=inner)
-    if identity(fd) != directory.identity:
-        os.close(fd)
-        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-    directory.fd = fd
