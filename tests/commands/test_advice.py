@@ -103,6 +103,16 @@ def test_run_says_which_file_in_the_spool_is_not_its_users_and_what_cures_it(
     said, _, cure = line.partition("; ")
     assert f"'{ledger}' in the spool belongs to root, and nobody may not read and write it" in said
     assert cure == f"chown -R nobody: {yard}/own/spool"
+    checked = subprocess.run(
+        [*nobodys.prefix, *nobodys.watchman("check")],
+        env=nobodys.environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    [told] = [line for line in checked.stdout.splitlines() if line.startswith("ERROR")]
+    assert told.split(maxsplit=2)[1:] == ["spool", line.removeprefix("watchman: ")]
     subprocess.run(cure, shell=True, check=True)
     nobodys.begin()
     eventually(lambda: (yard / "own/log").read_text().count("Started") == 2)

@@ -24,7 +24,7 @@ from tests.servers.daemon import Daemon
 MODULES = (
     *(
         "watchman.commands.main",
-        "watchman.daemon",
+        "watchman.commands.run",
         "watchman.sinks.publishing.publisher",
         "watchman.sinks.moving.mover",
     ),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from watchman.commands.check.findings import Finding, error, ok, warn
 from watchman.commands.check.rights import ENTER, WRITE, closed, complaint, directory, me
+from watchman.commands.check.spool import strays
 from watchman.commands.shared.filesystems import NETWORK, VOLATILE, may, type_of, user_name
 from watchman.config.settings import Settings
 
@@ -35,6 +36,8 @@ def _spool(settings: Settings) -> Iterator[Finding]:
         owner = user_name(status.st_uid)
         text = f"the spool is {owner}'s, and it is {me()}'s rights that are looked at"
         yield warn("config", f"{text}; runuser -u {owner} -- watchman -c {settings.file} check")
+    elif text := strays(path):
+        yield error("spool", text)
     yield writable("spool", path, "0700", WRITE | os.R_OK)
     if status is None:
         return

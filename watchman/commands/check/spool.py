@@ -1,0 +1,46 @@
+"""Whose the spool is: what one user leaves in it, the daemon of another could not go on with."""
+
+import contextlib
+import os
+import shlex
+from collections.abc import Iterator
+
+from watchman.commands.check.rights import account, me
+from watchman.commands.shared import keeper
+from watchman.commands.shared.filesystems import may, user_name
+from watchman.config.settings import Settings
+
+
+def whose(settings: Settings) -> str:
+    """Say that the spool is another user's and what to do; nothing if it is ours, or not there."""
+    spool = settings.spool
+    if not os.path.isdir(spool) or (owner := os.stat(spool).st_uid) == os.geteuid():
+        return ""
+    name = user_name(owner)
+    run = f"runuser -u {name} -- watchman -c {shlex.quote(settings.file)} run"
+    cure = f"let {name} run it: {keeper.start_kept(settings.file) or run}"
+    if os.geteuid() != 0:
+        cure += f"; or if {me()} is to run it: {_give(spool)}"
+    return f"the spool {spool!r} belongs to {name}, and this is {me()}; {cure}"
+
+
+def strays(spool: str) -> str:
+    """Say which file in the spool is another's and closed to us, and what to do; or nothing."""
+    for path, owner in _of_others(spool):
+        if not may(path, os.R_OK | os.W_OK):
+            what = f"{path!r} in the spool belongs to {user_name(owner)}, and {me()} may not"
+            return f"{what} read and write it; {_give(spool)}"
+    return ""
+
+
+def _give(spool: str) -> str:
+    return f"chown -R {account()}: {shlex.quote(spool)}"
+
+
+def _of_others(spool: str) -> Iterator[tuple[str, int]]:
+    """What there is in a spool that is not ours, and whose."""
+    for directory, _, names in os.walk(spool):
+        for path in (directory, *(os.path.join(directory, name) for name in names)):
+            with contextlib.suppress(FileNotFoundError):  # another daemon is at work here
+                if (owner := os.lstat(path).st_uid) != os.geteuid():
+                    yield path, owner
