@@ -1,10 +1,23 @@
-"""Run all benchmarks, or those named: `python -m tests.bench transferlog`."""
+"""Run all benchmarks, or those named: `python -m tests.bench burst`."""
 
 import sys
 
-from tests.bench import floods, scale, transferlog
+from tests.bench import burst, floods, scale, transferlog
+from tests.bench.rows import keep
 
-BENCHMARKS = {"transferlog": transferlog.main, "scale": scale.main, "floods": floods.main}
+#: What is asked of watchman, a table of both sides.
+TABLE = {"burst": burst.rows}
 
-for name in sys.argv[1:] or BENCHMARKS:
-    BENCHMARKS[name]()
+#: What else is measured, and printed only.
+OTHERS = {"transferlog": transferlog.main, "scale": scale.main, "floods": floods.main}
+
+for name in sys.argv[1:] or [*TABLE, *OTHERS]:
+    if name in OTHERS:
+        OTHERS[name]()
+        continue
+    print(name)
+    rows = []
+    for row in TABLE[name]():
+        print(f"  {row}", flush=True)
+        rows.append(row)
+        keep(name, rows)
