@@ -2,14 +2,22 @@
 
 import sys
 
-from tests.bench import burst, floods, scale, transferlog
+from tests.bench import burst, floods, inside, intake, latency, scale, transferlog
 from tests.bench.rows import keep
 
 #: What is asked of watchman, a table of both sides.
-TABLE = {"burst": burst.rows}
+TABLE = {
+    "burst": burst.rows,
+    "latency": latency.rows,
+    "upload": latency.upload_rows,
+    "inside": inside.rows,
+    "intake": intake.rows,
+    "scale": scale.rows,
+    "transferlog": transferlog.rows,
+}
 
 #: What else is measured, and printed only.
-OTHERS = {"transferlog": transferlog.main, "scale": scale.main, "floods": floods.main}
+OTHERS = {"floods": floods.main}
 
 for name in sys.argv[1:] or [*TABLE, *OTHERS]:
     if name in OTHERS:

@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.bench.loops import LOOPS
 from tests.bench.processes import Script, processor_time, python, settle
 from tests.bench.queues import Broker, broker
-from tests.bench.rows import Row, in_turn
+from tests.bench.rows import Row, columns, in_turn
 from tests.servers.brokers import ROOT, Server, clean_environment
 from tests.servers.daemon import Daemon
 
@@ -21,84 +21,88 @@ FILES, DIRECTORIES = 3_000, 20
 
 INI = """
 [watchman]
-spool = {{tmp}}/spool
-socket = {{tmp}}/watchman.sock
-log_file = {{tmp}}/output.log
+spool = {tmp}/spool
+socket = {tmp}/watchman.sock
+log_file = {tmp}/output.log
 [broker:b]
-url = {url}
+url = BROKER
 [watch:in]
-path = {{tmp}}/in
+path = {tmp}/in
 [task:csv]
 pattern = *.csv
 broker = b
 task = tests.record
 """
 
+#: What is asked for: files per second, against the best loop, and microseconds of processor time.
+LIMITS = {"Redis": ((2, 4), (250, 120)), "RabbitMQ": ((1, 1.5), (300, 150))}
+
+ALONE = "sending alone"
+
 #: Writes the files, and prints when it began.
 WRITE = """
 import os, sys, time
-directory, files, directories = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+directory, (files, directories, owners) = sys.argv[1], map(int, sys.argv[2:])
 print(time.monotonic())
 for n in range(files):
     fd = os.open(f"{directory}/{n % directories}/{n}.csv", os.O_CREAT | os.O_WRONLY)
     os.write(fd, b"1,2,3")
+    if owners:
+        os.fchown(fd, 100_000 + n % owners, 100_000 + n % owners)
     os.close(fd)
 """
-
-#: What is asked for: files per second, against the best loop, and microseconds of processor time.
-LIMITS = {"Redis": ((2, 4), (250, 120)), "RabbitMQ": ((1, 1.5), (300, 150))}
 
 #: Files per second, and microseconds of processor time for each.
 Speed = tuple[float, float]
 
+#: Makes a server on a directory, whose watch is `in` below it, and starts nothing yet.
+Make = Callable[[Path], Server]
+
 
 def rows() -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as name:
-        for broker_name, (speed, cpu) in LIMITS.items():
+        for broker_name, limits in LIMITS.items():
             with broker(broker_name, Path(name)) as there:
-                found = in_turn(sides(there))
-            for column, (what, unit, (least, aim)) in enumerate(
-                [("burst", "files/s", speed), ("CPU in a burst", "us/file", cpu)]
-            ):
-                others = {side: [one[column] for one in all_] for side, all_ in found.items()}
-                yield Row(
-                    f"{what} to {broker_name}",
-                    unit,
-                    others.pop("watchman"),
-                    others,
-                    least,
-                    aim,
-                    list(LOOPS) if what == "burst" else [],
-                )
+                speeds, costs = columns(in_turn(sides(there)))
+            speed, cost = limits
+            ours = speeds.pop("watchman")
+            name = f"burst to {broker_name}"
+            yield Row(name, "files/s", ours, speeds, *speed, against=list(LOOPS))
+            yield Row(f"CPU, {name}", "us/file", costs.pop("watchman"), costs, *cost)
 
 
 def sides(there: Broker) -> dict[str, Callable[[], Speed]]:
-    def daemon() -> Speed:
-        return burst(there, lambda directory: Daemon(directory, INI.format(url=there.url)))
-
     def loop(name: str) -> Callable[[], Speed]:
-        arguments = "tests.bench.loops", name, there.url
-        return lambda: burst(there, lambda d: Script(d, *arguments, str(d / "in")))
+        return lambda: burst(there, make_loop(name, there))
 
     return {
-        "watchman": daemon,
+        "watchman": lambda: burst(there, make_daemon(there)),
         **{name: loop(name) for name in LOOPS},
-        "sending alone": lambda: alone(there, FILES),
+        ALONE: lambda: alone(there, FILES),
     }
 
 
-def burst(there: Broker, make: Callable[[Path], Server]) -> Speed:
-    """Write the files below a watch of a server's that is made for them."""
+def make_daemon(there: Broker, sections: str = "") -> Make:
+    ini = INI.replace("BROKER", there.url) + sections
+    return lambda directory: Daemon(directory, ini)
+
+
+def make_loop(name: str, there: Broker) -> Make:
+    return lambda d: Script(d, "tests.bench.loops", name, there.url, str(d / "in"))
+
+
+def burst(there: Broker, make: Make, *, directories: int = DIRECTORIES, owners: int = 0) -> Speed:
+    """Write the files below the watch of a server that is made for them."""
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        for number in range(DIRECTORIES):
+        for number in range(directories):
             (directory / f"in/{number}").mkdir(parents=True)
         with make(directory) as server:
             warm_up(there, server, directory / "in")
             busy = processor_time(server)
+            numbers = map(str, (FILES, directories, owners))
             writer = subprocess.Popen(
-                python("-c", WRITE, str(directory / "in"), str(FILES), str(DIRECTORIES)),
-                stdout=subprocess.PIPE,
+                python("-c", WRITE, str(directory / "in"), *numbers), stdout=subprocess.PIPE
             )
             ended = there.wait_for(FILES)
             began = float(writer.communicate()[0])
@@ -108,14 +112,20 @@ def burst(there: Broker, make: Callable[[Path], Server]) -> Speed:
     return FILES / (ended - began), 1e6 * busy / FILES
 
 
-def warm_up(there: Broker, server: Server, directory: Path) -> None:
+def write(file: Path) -> object:
+    return file.write_text("1")
+
+
+def warm_up(
+    there: Broker, server: Server, directory: Path, tell: Callable[[Path], object] = write
+) -> None:
     """Return when it has sent what it has seen, and its connection stands."""
     there.purge()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     number = 0
     while not there.length():
         assert time.monotonic() < deadline, server.log
-        (directory / f"0/first{number}.csv").write_text("1")
+        tell(directory / f"0/first{number}.csv")
         number += 1
         time.sleep(0.2)
     settle(server)
@@ -123,6 +133,7 @@ def warm_up(there: Broker, server: Server, directory: Path) -> None:
 
 
 def alone(there: Broker, count: int) -> Speed:
+    """Send messages about paths that are ready."""
     there.purge()
     done = subprocess.run(
         [sys.executable, "-m", "tests.bench.alone", there.url, str(count)],

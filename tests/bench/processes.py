@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.servers.brokers import ROOT, Server
+from tests.servers.daemon import Daemon
+from tests.support import bulk
+from tests.support.deadline import eventually
 
 #: Units of processor time in /proc/PID/stat.
 TICK: float = 1 / os.sysconf("SC_CLK_TCK")
@@ -73,6 +76,17 @@ def settle(*servers: Server) -> None:
         now = sum(map(processor_time, servers))
         if now != before:
             since, before = time.monotonic(), now
+
+
+def start(daemon: Daemon, *, stop: bool = False) -> tuple[float, float]:
+    """Start; return the seconds that takes, and the peak of memory in MB."""
+    began = time.perf_counter()
+    daemon.begin()
+    eventually(daemon.is_ready_or_dead, timeout=300)
+    found = time.perf_counter() - began, bulk.peak_memory(daemon) / 1e6
+    if stop:
+        daemon.stop()
+    return found
 
 
 def python(*arguments: str) -> Sequence[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,6 +43,14 @@ class Broker:
 
     def purge(self) -> None:
         self._channel.queue_purge(QUEUE)
+
+    def take(self) -> str:
+        """Wait for the next message, and return the path in it."""
+        assert self.name == "Redis"
+        taken: Any = self._redis.brpop([QUEUE], timeout=10)
+        assert taken is not None, "no message came"
+        [path], _, _ = json.loads(base64.b64decode(json.loads(taken[1])["body"]))
+        return str(path)
 
     def wait_for(self, count: int, patience: float = PATIENCE) -> float:
         """Return when so many messages wait, and how long ago, as `time.monotonic()` tells it."""

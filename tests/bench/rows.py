@@ -87,6 +87,12 @@ def in_turn(sides: Mapping[str, Callable[[], T]]) -> dict[str, list[T]]:
     return found
 
 
+def columns(found: Mapping[str, Sequence[tuple[float, ...]]]) -> list[dict[str, list[float]]]:
+    """Of sides that measure several figures at once: each of these, by side."""
+    width = {len(figures) for rounds in found.values() for figures in rounds}.pop()
+    return [{name: [one[n] for one in all_] for name, all_ in found.items()} for n in range(width)]
+
+
 def keep(benchmark: str, rows: Sequence[Row]) -> None:
     KEPT.mkdir(parents=True, exist_ok=True)
     text = json.dumps([asdict(row) for row in rows], indent=1)
