@@ -52,7 +52,9 @@ def main() -> None:
     app = Celery(broker=url)
     send = in_batches if url.startswith("redis") else in_windows
     with app.connection_for_write() as connection:
+        # So that Celery has made what it makes once, and the connection stands.
         send(app, connection.clone(), ["/srv/ftp/in/first.csv"])
+        assert connection.default_channel
         paths = [f"/srv/ftp/in/{n % 20}/{n}.csv" for n in range(count)]
         began, busy = time.perf_counter(), time.process_time()
         send(app, connection, paths)

@@ -60,15 +60,12 @@ Make = Callable[[Path], Server]
 
 
 def rows() -> Iterator[Row]:
-    with tempfile.TemporaryDirectory() as name:
-        for broker_name, limits in LIMITS.items():
-            with broker(broker_name, Path(name)) as there:
-                speeds, costs = columns(in_turn(sides(there)))
-            speed, cost = limits
-            ours = speeds.pop("watchman")
-            name = f"burst to {broker_name}"
-            yield Row(name, "files/s", ours, speeds, *speed, against=list(LOOPS))
-            yield Row(f"CPU, {name}", "us/file", costs.pop("watchman"), costs, *cost)
+    for broker_name, (speed, cost) in LIMITS.items():
+        with broker(broker_name) as there:
+            speeds, costs = columns(in_turn(sides(there)))
+        what, ours = f"burst to {broker_name}", speeds.pop("watchman")
+        yield Row(what, "files/s", ours, speeds, *speed, against=list(LOOPS))
+        yield Row(f"CPU, {what}", "us/file", costs.pop("watchman"), costs, *cost)
 
 
 def sides(there: Broker) -> dict[str, Callable[[], Speed]]:
@@ -88,7 +85,7 @@ def make_daemon(there: Broker, sections: str = "") -> Make:
 
 
 def make_loop(name: str, there: Broker) -> Make:
-    return lambda d: Script(d, "tests.bench.loops", name, there.url, str(d / "in"))
+    return lambda d: Script(d, "-m", "tests.bench.loops", name, there.url, str(d / "in"))
 
 
 def burst(there: Broker, make: Make, *, directories: int = DIRECTORIES, owners: int = 0) -> Speed:

@@ -45,7 +45,7 @@ class Unsynced(Daemon):
 
 
 def rows() -> Iterator[Row]:
-    with tempfile.TemporaryDirectory() as name, broker("Redis", Path(name)) as there:
+    with broker("Redis") as there:
         ini = INI.replace("BROKER", there.url)
         found = in_turn(
             {
@@ -60,7 +60,7 @@ def rows() -> Iterator[Row]:
         others = {"without fdatasync": speeds["no fdatasync"]}
         yield Row("burst, journal on", "files/s", speeds["as it is"], others, 0.9, 0.98, [*others])
     for broker_name, limits in LIMITS.items():
-        with tempfile.TemporaryDirectory() as name, broker(broker_name, Path(name)) as there:
+        with broker(broker_name) as there:
             found = in_turn(
                 {"watchman": lambda: backlog(there), ALONE: lambda: alone(there, UPLOADS)}
             )

@@ -44,7 +44,7 @@ Times = tuple[float, float]
 
 
 def rows() -> Iterator[Row]:
-    with tempfile.TemporaryDirectory() as name, broker("Redis", Path(name)) as there:
+    with broker("Redis") as there:
         loops = {loop: lambda loop=loop: wait(there, make_loop(loop, there)) for loop in LOOPS}
         found = in_turn(
             {
@@ -64,7 +64,7 @@ def rows() -> Iterator[Row]:
 
 
 def upload_rows() -> Iterator[Row]:
-    with tempfile.TemporaryDirectory() as name, broker("Redis", Path(name)) as there:
+    with broker("Redis") as there:
         times = in_turn(
             {"ours": lambda: upload(make_told(there, LOG)), "ProFTPD alone": lambda: upload()}
         )

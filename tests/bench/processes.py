@@ -21,13 +21,13 @@ QUIET = 0.3
 
 
 class Script(Server):
-    """`python -m MODULE ARGUMENTS...` from here; ready as soon as it runs."""
+    """`python ARGUMENTS...` with our modules at hand; ready as soon as it runs."""
 
     patience = 2.0
 
-    def __init__(self, directory: Path, module: str, *arguments: str) -> None:
+    def __init__(self, directory: Path, *arguments: str) -> None:
         super().__init__(directory)
-        self.arguments = [sys.executable, "-m", module, *arguments]
+        self.arguments = [sys.executable, *arguments]
 
     def command(self) -> list[str]:
         return self.arguments

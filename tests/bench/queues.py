@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,6 +64,6 @@ class Broker:
 
 
 @contextlib.contextmanager
-def broker(name: str, directory: Path) -> Iterator[Broker]:
-    with BROKERS[name](directory / name) as server:
+def broker(name: str) -> Iterator[Broker]:
+    with tempfile.TemporaryDirectory() as directory, BROKERS[name](Path(directory)) as server:
         yield Broker(name, server)
