@@ -10,8 +10,9 @@ JOBS = 3
 SOAK = 20
 # Inputs for each part that `make fuzz` tries
 FUZZ = 5000
-# Which measurements, as in: make bench BENCH=transferlog
+# Which measurements, as in: make bench BENCH=burst; how often each side is measured
 BENCH =
+ROUNDS = 5
 
 # The real servers and clients that the tests start.
 DEBIAN = redis-server rabbitmq-server proftpd-core proftpd-mod-crypto lftp curl rclone ncftp wput \
@@ -20,6 +21,9 @@ DEBIAN = redis-server rabbitmq-server proftpd-core proftpd-mod-crypto lftp curl 
 
 # Of those that conflict with one of these: they are unpacked, and not installed.
 UNPACKED = pure-ftpd pure-ftpd-common
+
+# What `make bench` measures beside watchman.
+MEASURED = inotify-tools
 
 .ONESHELL:
 .SHELLFLAGS = -euc
@@ -75,8 +79,9 @@ fuzz:
 
 # Figures are this machine's; ratios travel.
 bench:
-	@.ci/make-environment "$(PYTHON)" "$(VENV)" test
-	exec "$(VENV)/bin/python" -m tests.bench $(BENCH)
+	@.ci/install-debian $(DEBIAN) $(MEASURED) || [ "$$(id -u)" != 0 ]
+	.ci/make-environment "$(PYTHON)" "$(VENV)" bench
+	ROUNDS="$(ROUNDS)" exec "$(VENV)/bin/python" -m tests.bench $(BENCH)
 
 clean:
 	rm -rf "$(VENV)" build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -10,6 +10,19 @@ HERE = Path(__file__).parent
 version = re.search(r'^__version__ = "(.+)"$', (HERE / "watchman/__init__.py").read_text(), re.M)
 assert version, "no __version__ in watchman/__init__.py"
 
+TEST = [
+    "build >= 1.2",
+    "docutils >= 0.21",
+    "hypothesis >= 6.100",
+    "mypy == 2.4.*",
+    "paramiko >= 5",
+    "pytest >= 9",
+    "pytest-timeout >= 2.4",
+    "pytest-xdist >= 3.8",
+    "ruff == 0.17.*",
+    "supervisor >= 4.3",
+]
+
 setup(
     name="watchman-ftp",
     version=version[1],
@@ -44,18 +57,9 @@ setup(
     extras_require={
         # Keeps the daemon running on a server; never imported, so Debian's does as well.
         "supervisor": ["supervisor >= 4.3"],
-        "test": [
-            "build >= 1.2",
-            "docutils >= 0.21",
-            "hypothesis >= 6.100",
-            "mypy == 2.4.*",
-            "paramiko >= 5",
-            "pytest >= 9",
-            "pytest-timeout >= 2.4",
-            "pytest-xdist >= 3.8",
-            "ruff == 0.17.*",
-            "supervisor >= 4.3",
-        ],
+        "test": TEST,
+        # What is measured beside watchman, and the picture of it.
+        "bench": [*TEST, "matplotlib >= 3.10", "watchdog >= 6", "watchfiles >= 1"],
     },
     entry_points={
         "console_scripts": [

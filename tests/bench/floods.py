@@ -7,8 +7,8 @@ import os
 import re
 import time
 from datetime import datetime
-from pathlib import Path
 
+from tests.bench.processes import memory
 from tests.servers.daemon import Daemon
 from tests.servers.proftpd import public_directory
 from tests.support.floods import FLOODS, INI, answered, flooded, furnish, hanging
@@ -34,13 +34,12 @@ def main() -> None:
                 stack.enter_context(flooded(name, directory))
                 time.sleep(1)
             times = answered(directory, COUNT)
-            assert daemon.process is not None
-            memory = rss(daemon.process.pid)
+            size = memory(daemon)
             log = (directory / "output.log").stat().st_size
             median, late = times[COUNT // 2], times[COUNT * 99 // 100]
             print(
                 f"{name:<25} {1000 * median:27.1f} ms {1000 * late:7.1f} ms"
-                f" {memory:9.0f} MB {log / 1000:6.0f} kB"
+                f" {size:9.0f} MB {log / 1000:6.0f} kB"
             )
 
     print("\nBurst by one user          another's file to its upload: median     p99")
@@ -73,9 +72,3 @@ def found(name: str) -> list[float]:
                     moment = datetime.fromisoformat(match[1])
                     accepted[int(match[2])] = moment.timestamp()
         return sorted(accepted[number] - ended[number] for number in ended)
-
-
-def rss(pid: int) -> float:
-    """The memory of a process in MB, see proc(5)."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.partition("VmRSS:")[2].split()[0]) / 1000

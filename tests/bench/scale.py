@@ -6,9 +6,11 @@ import json
 import os
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from tests.bench.sides import say, start
+from tests.bench.processes import start
+from tests.bench.rows import Row, columns, in_turn
 from tests.servers.daemon import Daemon
 from tests.support import bulk
 from tests.support.deadline import eventually
@@ -30,42 +32,44 @@ task = tests.record
 
 SCANNED = re.compile(r"Scanned watch in: \d+ files in ([\d.]+) seconds, 0 of them new")
 
-
-def main() -> None:
-    print("scale")
-    measure_restart()
-    measure_backlog()
+WALK = "scandir and lstat"
 
 
-def measure_restart() -> None:
+def rows() -> Iterator[Row]:
+    yield from restart_rows()
+    yield from backlog_rows()
+
+
+def restart_rows() -> Iterator[Row]:
     """A scan of what is all known, beside what nobody can do without."""
     with bulk.roomy_directory(FILES) as directory:
-        (directory / "in").mkdir()
-        daemon = Daemon(directory, INI)
-        _, idle = start(daemon)
-        daemon.stop()
-        (directory / "spool").rename(directory / "spool without")
         for _ in bulk.create(directory / "in", range(FILES)):
             pass
-        for _ in range(2):
-            began = time.perf_counter()
-            start(daemon)
-            eventually(lambda: daemon.status()["watches"]["in"]["last_scan"], timeout=600)
-            whole = time.perf_counter() - began
-            busy = bulk.peak_memory(daemon) / 1024
-            daemon.stop()
-        found = SCANNED.search(daemon.log[daemon.begun :])
-        assert found is not None
-        began = time.perf_counter()
-        assert walk(directory / "in") == FILES
-        plain = {"scandir() and lstat()": time.perf_counter() - began}
-    say(f"to scan {FILES:,} known files", float(found[1]), "s", plain)
-    say("from the start to the end of that", whole, "s", plain)
-    say("memory with them", busy / 1024, "MiB", {"that without": idle / 1024})
+        daemon = Daemon(directory, INI)
+        restart(daemon)
+        found = in_turn(
+            {"watchman": lambda: restart(daemon), WALK: lambda: (walk(directory / "in"),) * 2}
+        )
+    for what, times in zip(("restart on", "its scan of"), columns(found), strict=True):
+        ours = times.pop("watchman")
+        least, aim = (2, 1.2) if what == "restart on" else (None, None)
+        yield Row(f"{what} {FILES:,} known files", "s", ours, times, least, aim, [WALK])
 
 
-def walk(path: Path) -> int:
-    """Look at each file, as plainly as it can be."""
+def restart(daemon: Daemon) -> tuple[float, float]:
+    """The seconds from the start to the end of the scan, and those of the scan."""
+    began = time.perf_counter()
+    start(daemon)
+    eventually(lambda: daemon.status()["watches"]["in"]["last_scan"], timeout=600)
+    whole = time.perf_counter() - began
+    daemon.stop()
+    scanned = SCANNED.search(daemon.log[daemon.begun :])
+    return whole, float(scanned[1]) if scanned else whole
+
+
+def walk(path: Path) -> float:
+    """Look at each file, as plainly as it can be; return the seconds that takes."""
+    began = time.perf_counter()
     files, directories = 0, [os.fspath(path)]
     while directories:
         with os.scandir(directories.pop()) as entries:
@@ -75,30 +79,34 @@ def walk(path: Path) -> int:
                 else:
                     entry.stat(follow_symlinks=False)
                     files += 1
-    return files
+    assert files == FILES
+    return time.perf_counter() - began
 
 
-def measure_backlog() -> None:
+def backlog_rows() -> Iterator[Row]:
     """A start with uploads that wait, beside reading their records."""
     with bulk.roomy_directory(UPLOADS) as directory:
         daemon = Daemon(directory, INI)
         (directory / "in").mkdir()
-        nothing, idle = start(daemon)
-        daemon.stop()
+        nothing = in_turn({"nothing": lambda: start(daemon, stop=True)})
         bulk.write_journal(
             directory / "spool",
             bulk.create(directory / "in", range(UPLOADS)),
             lambda path: Task("csv", "b", "tests.record", [path]),
         )
-        began = time.perf_counter()
-        for segment in sorted((directory / "spool/journal").iterdir()):
-            with segment.open("rb") as lines:
-                for line in lines:
-                    json.loads(line)
-        plain = time.perf_counter() - began
-        waiting, busy = start(daemon)
-        daemon.stop()
-    each = 1e6 / UPLOADS
-    sides = {"json.loads() alone": each * plain}
-    say(f"to take up {UPLOADS:,} uploads", each * (waiting - nothing), "us each", sides)
-    say("memory with them", busy / 1024, "MiB", {"that without": idle / 1024})
+        plain = in_turn({"json.loads alone": lambda: read(directory / "spool/journal")})
+        waiting = in_turn({"all": lambda: start(daemon, stop=True)})
+    seconds, memory = columns(nothing | waiting)
+    others = {"without": seconds["nothing"], **plain}
+    yield Row(f"start with {UPLOADS:,} uploads waiting", "s", seconds["all"], others)
+    yield Row("memory with them", "MB", memory["all"], {"without": memory["nothing"]})
+
+
+def read(journal: Path) -> float:
+    """The seconds to read its records, as plainly as it can be."""
+    began = time.perf_counter()
+    for segment in sorted(journal.iterdir()):
+        with segment.open("rb") as lines:
+            for line in lines:
+                json.loads(line)
+    return time.perf_counter() - began

@@ -1,0 +1,145 @@
+"""Many small files at once: how fast watchman and the loops have a task for each in the broker."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tests.bench.loops import LOOPS
+from tests.bench.processes import Script, processor_time, python, settle
+from tests.bench.queues import Broker, broker
+from tests.bench.rows import Row, columns, in_turn
+from tests.servers.brokers import ROOT, Server, clean_environment
+from tests.servers.daemon import Daemon
+
+#: Files, and the directories that they are spread over.
+FILES, DIRECTORIES = 3_000, 20
+
+INI = """
+[watchman]
+spool = {tmp}/spool
+socket = {tmp}/watchman.sock
+log_file = {tmp}/output.log
+[broker:b]
+url = BROKER
+[watch:in]
+path = {tmp}/in
+[task:csv]
+pattern = *.csv
+broker = b
+task = tests.record
+"""
+
+#: What is asked for: files per second, against the best loop, and microseconds of processor time.
+LIMITS = {"Redis": ((2, 4), (250, 120)), "RabbitMQ": ((1, 1.5), (300, 150))}
+
+ALONE = "sending alone"
+
+#: Writes the files, and prints when it began.
+WRITE = """
+import os, sys, time
+directory, (files, directories, owners) = sys.argv[1], map(int, sys.argv[2:])
+print(time.monotonic())
+for n in range(files):
+    fd = os.open(f"{directory}/{n % directories}/{n}.csv", os.O_CREAT | os.O_WRONLY)
+    os.write(fd, b"1,2,3")
+    if owners:
+        os.fchown(fd, 100_000 + n % owners, 100_000 + n % owners)
+    os.close(fd)
+"""
+
+#: Files per second, and microseconds of processor time for each.
+Speed = tuple[float, float]
+
+#: Makes a server on a directory, whose watch is `in` below it, and starts nothing yet.
+Make = Callable[[Path], Server]
+
+
+def rows() -> Iterator[Row]:
+    for broker_name, (speed, cost) in LIMITS.items():
+        with broker(broker_name) as there:
+            speeds, costs = columns(in_turn(sides(there)))
+        what, ours = f"burst to {broker_name}", speeds.pop("watchman")
+        yield Row(what, "files/s", ours, speeds, *speed, against=list(LOOPS))
+        yield Row(f"CPU, {what}", "us/file", costs.pop("watchman"), costs, *cost)
+
+
+def sides(there: Broker) -> dict[str, Callable[[], Speed]]:
+    def loop(name: str) -> Callable[[], Speed]:
+        return lambda: burst(there, make_loop(name, there))
+
+    return {
+        "watchman": lambda: burst(there, make_daemon(there)),
+        **{name: loop(name) for name in LOOPS},
+        ALONE: lambda: alone(there, FILES),
+    }
+
+
+def make_daemon(there: Broker, sections: str = "") -> Make:
+    ini = INI.replace("BROKER", there.url) + sections
+    return lambda directory: Daemon(directory, ini)
+
+
+def make_loop(name: str, there: Broker) -> Make:
+    return lambda d: Script(d, "-m", "tests.bench.loops", name, there.url, str(d / "in"))
+
+
+def burst(there: Broker, make: Make, *, directories: int = DIRECTORIES, owners: int = 0) -> Speed:
+    """Write the files below the watch of a server that is made for them."""
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        for number in range(directories):
+            (directory / f"in/{number}").mkdir(parents=True)
+        with make(directory) as server:
+            warm_up(there, server, directory / "in")
+            busy = processor_time(server)
+            numbers = map(str, (FILES, directories, owners))
+            writer = subprocess.Popen(
+                python("-c", WRITE, str(directory / "in"), *numbers), stdout=subprocess.PIPE
+            )
+            ended = there.wait_for(FILES)
+            began = float(writer.communicate()[0])
+            settle(server)
+            busy = processor_time(server) - busy
+            assert there.length() == FILES
+    return FILES / (ended - began), 1e6 * busy / FILES
+
+
+def write(file: Path) -> object:
+    return file.write_text("1")
+
+
+def warm_up(
+    there: Broker, server: Server, directory: Path, tell: Callable[[Path], object] = write
+) -> None:
+    """Return when it has sent what it has seen, and its connection stands."""
+    there.purge()
+    deadline = time.monotonic() + 60
+    number = 0
+    while not there.length():
+        assert time.monotonic() < deadline, server.log
+        tell(directory / f"0/first{number}.csv")
+        number += 1
+        time.sleep(0.2)
+    settle(server)
+    there.purge()
+
+
+def alone(there: Broker, count: int) -> Speed:
+    """Send messages about paths that are ready."""
+    there.purge()
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.bench.alone", there.url, str(count)],
+        cwd=ROOT,
+        env=clean_environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    seconds, busy = map(float, done.stdout.split())
+    assert there.length() >= count
+    return count / seconds, 1e6 * busy / count
