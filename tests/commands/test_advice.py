@@ -13,7 +13,7 @@ from tests.support.deadline import eventually
 from tests.support.filesystems import unprivileged
 from watchman.commands.shared import keeper
 from watchman.config import trusted
-from watchman.config.whereabouts import DEFAULT_FILE
+from watchman.config.locations import DEFAULT_FILE
 
 Start = Callable[..., Daemon]
 

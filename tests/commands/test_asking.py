@@ -13,7 +13,7 @@ import pytest
 from tests.servers.daemon import Daemon
 from tests.support.filesystems import unprivileged
 from watchman.commands import main
-from watchman.config import whereabouts
+from watchman.config import locations
 from watchman.errors import ConfigError
 
 Start = Callable[..., Daemon]
@@ -215,20 +215,20 @@ def test_the_socket_is_found_in_what_can_be_read_of_a_file(tmp_path: Path) -> No
         "[watchman]\nsocket = run/s\n": f"{tmp_path}/run/s",
         "\ufeff[watchman]\r\nsocket: /s\r\n": "/s",
         "x = 1\n[ watchman]\nsocket = /no\n[watchman]\nbad\nsocket = ./s": f"{tmp_path}/s",
-        "[watchman]\nsocket = \n": whereabouts.DEFAULT_SOCKET,
-        "[watchman]\n[proftpd]\nsocket = /no\n": whereabouts.DEFAULT_SOCKET,
-        "[watchman]\nsocket = a\0b\n": whereabouts.DEFAULT_SOCKET,
-        "[[[\n\n]=\n": whereabouts.DEFAULT_SOCKET,
-        "": whereabouts.DEFAULT_SOCKET,
+        "[watchman]\nsocket = \n": locations.DEFAULT_SOCKET,
+        "[watchman]\n[proftpd]\nsocket = /no\n": locations.DEFAULT_SOCKET,
+        "[watchman]\nsocket = a\0b\n": locations.DEFAULT_SOCKET,
+        "[[[\n\n]=\n": locations.DEFAULT_SOCKET,
+        "": locations.DEFAULT_SOCKET,
     }.items():
         ini.write_bytes(text.encode())
-        assert whereabouts.find_socket(None, str(ini)) == socket
+        assert locations.find_socket(None, str(ini)) == socket
     ini.write_bytes(b"[watchman]\nsocket = /\xff\n")
-    assert os.fsencode(whereabouts.find_socket(None, str(ini))) == b"/\xff"
+    assert os.fsencode(locations.find_socket(None, str(ini))) == b"/\xff"
     os.mkfifo(tmp_path / "fifo")
-    assert whereabouts.find_socket(None, f"{tmp_path}/fifo") == whereabouts.DEFAULT_SOCKET
+    assert locations.find_socket(None, f"{tmp_path}/fifo") == locations.DEFAULT_SOCKET
     with pytest.raises(ConfigError, match="Is a directory"):
-        whereabouts.find_socket(None, str(tmp_path))
+        locations.find_socket(None, str(tmp_path))
 
 
 @pytest.mark.root
@@ -239,17 +239,17 @@ def test_the_file_in_etc_need_not_be_readable(
     ini = public_path / "watchman.ini"
     ini.write_text("[watchman]\nsocket = /else\n")
     ini.chmod(0o600)
-    monkeypatch.setattr(whereabouts, "DEFAULT_FILE", str(ini))
+    monkeypatch.setattr(locations, "DEFAULT_FILE", str(ini))
     monkeypatch.delenv("WATCHMAN_CONFIG", raising=False)
-    assert whereabouts.find_socket(None, None) == "/else"
+    assert locations.find_socket(None, None) == "/else"
     os.seteuid(65534)
     try:
-        assert whereabouts.find_socket(None, None) == whereabouts.DEFAULT_SOCKET
-        assert whereabouts.is_closed(str(ini))
+        assert locations.find_socket(None, None) == locations.DEFAULT_SOCKET
+        assert locations.is_closed(str(ini))
     finally:
         os.seteuid(0)
-    assert not whereabouts.is_closed(str(ini))
-    assert not whereabouts.is_closed(str(public_path / "none"))
+    assert not locations.is_closed(str(ini))
+    assert not locations.is_closed(str(public_path / "none"))
 
 
 # What they import is what they cost: a tenth of a second is eight of these.

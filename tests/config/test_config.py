@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from watchman.config import inifile, options, whereabouts
+from watchman.config import inifile, locations, options
 from watchman.config.sections import SECTIONS
 from watchman.config.settings import (
     BrokerSettings,
@@ -92,10 +92,10 @@ def test_the_option_goes_before_the_environment_and_that_before_etc(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("WATCHMAN_CONFIG", "/srv/a.ini")
-    assert whereabouts.find("b.ini") == "b.ini"
-    assert whereabouts.find(None) == "/srv/a.ini"
+    assert locations.find("b.ini") == "b.ini"
+    assert locations.find(None) == "/srv/a.ini"
     monkeypatch.delenv("WATCHMAN_CONFIG")
-    assert whereabouts.find(None) == "/etc/watchman/watchman.ini"
+    assert locations.find(None) == "/etc/watchman/watchman.ini"
 
 
 def test_a_missing_file_says_how_to_name_one(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from watchman.commands.shared import client, shell
 from watchman.commands.shared.plan import Plan
 from watchman.commands.shared.table import ago, clock, count
-from watchman.config import inifile, whereabouts
+from watchman.config import inifile, locations
 from watchman.errors import ConfigError, RequestRefused, SocketUnavailable
 from watchman.uploads.text import printable
 
@@ -61,7 +61,7 @@ class Explainer:
         self._plan: Plan | None = None
         self._wrong: ConfigError | None = None
         try:
-            self._plan = Plan(inifile.load(whereabouts.find(arguments.config)))
+            self._plan = Plan(inifile.load(locations.find(arguments.config)))
         except ConfigError as error:
             self._wrong = error
 

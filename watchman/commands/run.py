@@ -13,7 +13,7 @@ import os
 from watchman.commands.check import spool
 from watchman.commands.check.rights import WRITE, complaint
 from watchman.commands.shared import shell
-from watchman.config import inifile, whereabouts
+from watchman.config import inifile, locations
 from watchman.daemon import Daemon
 from watchman.errors import SocketUnavailable, SpoolNotOurs
 
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    settings = inifile.load(whereabouts.find(arguments.config))
+    settings = inifile.load(locations.find(arguments.config))
     try:
         # Before anything else, the log too, is made in a wrong user's name.
         if why := spool.whose(settings) or spool.strays(settings.spool):

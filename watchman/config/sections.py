@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from watchman.config import celery_file, celery_settings, options
-from watchman.config.whereabouts import DEFAULT_SOCKET
+from watchman.config.locations import DEFAULT_SOCKET
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from watchman.commands.check.findings import Finding, Level, ok, warn
 from watchman.commands.shared import shell
 from watchman.commands.shared.filesystems import user_name
 from watchman.commands.shared.table import count
-from watchman.config import inifile, whereabouts
+from watchman.config import inifile, locations
 from watchman.config.settings import Settings
 from watchman.uploads.text import printable
 
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    settings = inifile.load(whereabouts.find(arguments.config))
+    settings = inifile.load(locations.find(arguments.config))
     levels: Counter[Level] = Counter()
     for finding in _check(settings, connect=arguments.brokers, proftpd_file=arguments.proftpd):
         levels[finding.level] += 1

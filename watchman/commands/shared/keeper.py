@@ -3,7 +3,7 @@
 import os
 import shlex
 
-from watchman.config.whereabouts import DEFAULT_FILE
+from watchman.config.locations import DEFAULT_FILE
 
 SYSTEMD = "systemctl start watchman"
 SUPERVISOR = "supervisorctl start watchman"

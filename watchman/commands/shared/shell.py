@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from watchman import __version__
 from watchman.commands.shared import keeper
-from watchman.config import whereabouts
+from watchman.config import locations
 from watchman.errors import (
     ConfigError,
     JournalTooNew,
@@ -102,7 +102,7 @@ def add_config(parser: argparse.ArgumentParser, **options: Any) -> None:
         "-c",
         "--config",
         metavar="FILE",
-        help=f"the INI file (else $WATCHMAN_CONFIG, else {whereabouts.DEFAULT_FILE})",
+        help=f"the INI file (else $WATCHMAN_CONFIG, else {locations.DEFAULT_FILE})",
         **options,
     )
 
@@ -121,7 +121,7 @@ def ask(command: Callable[[argparse.Namespace], int], arguments: argparse.Namesp
 
     Where nobody answers, the error also says how to start a daemon.
     """
-    arguments.socket = whereabouts.find_socket(arguments.socket, arguments.config)
+    arguments.socket = locations.find_socket(arguments.socket, arguments.config)
     try:
         return command(arguments)
     except SocketUnavailable as error:
@@ -132,10 +132,10 @@ def ask(command: Callable[[argparse.Namespace], int], arguments: argparse.Namesp
 
 def _hint(arguments: argparse.Namespace) -> str:
     """What to do where no daemon answers."""
-    file = os.path.abspath(whereabouts.find(arguments.config))
+    file = os.path.abspath(locations.find(arguments.config))
     start = keeper.how_to_start(file)
     hint = f"is it running? Start it with: {start}" if start else "is it running?"
-    if arguments.socket == whereabouts.DEFAULT_SOCKET and whereabouts.is_closed(file):
+    if arguments.socket == locations.DEFAULT_SOCKET and locations.is_closed(file):
         hint += f"; {file} may name another socket, but you may not read it: give --socket PATH"
     return hint
 
