@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
 from watchman.config.settings import WatchSettings
@@ -16,8 +16,11 @@ from watchman.sources.inotify.watched import Watched
 from watchman.sources.scan.roots import identify, inner_roots
 from watchman.sources.scan.walk import BARRED, GONE, Directory, join, open_below, walk
 
-#: Directory entries, and directories, looked at before events are read again.
-STEP, FEW = 2000, 20
+#: Directory entries looked at before events are read again, and how many of them take as long as to
+#: open a directory and set its watch.
+STEP, WATCH = 2000, 100
+
+Listing = Generator[None, None, int]
 
 
 class Coverage:
@@ -206,7 +209,8 @@ class Coverage:
 
     def _descend(self, fd: int, top: Node) -> Iterator[None]:
         """Watch all below an open directory that is watched itself."""
-        for count, directory in enumerate(walk(fd, top, self._failed), 1):
+        looked = 0
+        for directory in walk(fd, top, self._failed):
             above, name = directory.above, directory.name
             place = (top if above is None else above).locate()
             if place is None:
@@ -218,18 +222,20 @@ class Coverage:
                 except OSError as e:
                     self._failed(above, name, e)
             if directory.here is not None:
-                yield from self._list(directory, directory.here, place)
-            if not count % FEW:
+                looked += yield from self._list(directory, directory.here, place)
+            looked += WATCH
+            if looked >= STEP:
+                looked = 0
                 yield
 
-    def _list(self, directory: Directory[Node], node: Node, place: Place) -> Iterator[None]:
-        """Note the subdirectories to go into; forget those that are there no more."""
+    def _list(self, directory: Directory[Node], node: Node, place: Place) -> Listing:
+        """Note subdirectories to go into, forget those that have gone; return how many entries."""
         (root, subpath), names = place, directory.names
         self._refusals.pop(node, None)
         if not root.settings.rec:
-            return
+            return 0
         adopts, prefix = root.adopts(), join(subpath, "")
-        before = list(node.children.items())
+        before, count = list(node.children.items()), 0
         try:
             with os.scandir(directory.fd) as entries:
                 for count, entry in enumerate(entries, 1):
@@ -243,12 +249,12 @@ class Coverage:
                         yield
         except OSError as e:
             self._refusals.add(node, e)
-            return
-        if before:
-            listed = set(names)
-            for name, child in before:
-                if name not in listed and node.children.get(name) is child:
-                    self.watched.forget(child)
+            return count
+        listed = set(names)
+        for name, child in before:
+            if name not in listed and node.children.get(name) is child:
+                self.watched.forget(child)
+        return count
 
     def _failed(self, parent: Node, name: str, error: OSError) -> None:
         """A directory could not be opened or watched."""
