@@ -165,6 +165,8 @@ def test_a_message_from_a_template_is_what_celery_makes(
                 composer.compose(one)
             continue
         filled = composer.compose(one)
+        if filled.template is None:  # Celery has made it
+            continue
         assert fields(filled) == fields(made)
         assert_same(made.options["headers"], filled.options["headers"])
 

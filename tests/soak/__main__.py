@@ -76,18 +76,18 @@ class Row:
 
     def cells(self) -> list[str]:
         other = sum(n for what, n in self.wrong.items() if what not in ("lost", "half"))
-        share = f"{self.repeated / self.uploads:.2%}" if self.uploads else "-"
+        by_kill = f"{self.repeated / self.faults:.1f}" if self.faults else "-"
         counts = (self.faults, self.missed, self.uploads, self.wrong.get("lost", 0), self.repeated)
         return [
             self.name,
             *map(str, counts),
-            share,
+            by_kill,
             str(self.wrong.get("half", 0)),
             str(other),
         ]
 
 
-HEADER = ["scenario", "faults", "missed", "uploads", "lost", "repeated", "share", "half", "other"]
+HEADER = ["scenario", "faults", "missed", "uploads", "lost", "repeated", "by kill", "half", "other"]
 
 
 class Soak:

@@ -21,8 +21,8 @@ from watchman.uploads.upload import Report, State, Upload
 
 logger = logging.getLogger(__name__)
 
-#: How many uploads go to the broker and are confirmed together. More gain little, and all of them
-#: are sent again if we are killed before it is written down that they were.
+#: How many uploads go to the broker and are confirmed together: all of them are sent again if we
+#: are killed before it is written down that they were. With 16 each costs a third more CPU time.
 BATCH = 64
 
 #: Seconds after a stop that a join waits: longer than the timeouts of a connection.
