@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from tests.bench.loops import LOOPS
@@ -15,6 +17,7 @@ from tests.bench.queues import Broker, broker
 from tests.bench.rows import Row, columns, in_turn
 from tests.servers.brokers import ROOT, Server, clean_environment
 from tests.servers.daemon import Daemon
+from tests.support import bulk
 
 #: Files, and the directories that they are spread over.
 FILES, DIRECTORIES = 3_000, 20
@@ -76,6 +79,7 @@ def sides(there: Broker) -> dict[str, Callable[[], Speed]]:
         "watchman": lambda: burst(there, make_daemon(there)),
         **{name: loop(name) for name in LOOPS},
         ALONE: lambda: alone(there, FILES),
+        "writing alone": writing,
     }
 
 
@@ -88,18 +92,37 @@ def make_loop(name: str, there: Broker) -> Make:
     return lambda d: Script(d, "-m", "tests.bench.loops", name, there.url, str(d / "in"))
 
 
-def burst(there: Broker, make: Make, *, directories: int = DIRECTORIES, owners: int = 0) -> Speed:
+@contextlib.contextmanager
+def fresh(disk: Path | None = None) -> Iterator[Path]:
+    """A directory in memory with a spool on a disk; or all of it on that disk, where it is left.
+
+    ext4 looks at every inode that was deleted in the last seconds before it makes another one, see
+    recently_deleted() there: files of one round would slow down those of the next.
+    """
+    if disk is not None:
+        yield Path(tempfile.mkdtemp(dir=disk))
+        return
+    with bulk.roomy_directory(FILES) as directory, tempfile.TemporaryDirectory() as spool:
+        (directory / "spool").symlink_to(spool)
+        yield directory
+
+
+def burst(
+    there: Broker,
+    make: Make,
+    *,
+    disk: Path | None = None,
+    directories: int = DIRECTORIES,
+    owners: int = 0,
+) -> Speed:
     """Write the files below the watch of a server that is made for them."""
-    with tempfile.TemporaryDirectory() as name:
-        directory = Path(name)
-        for number in range(directories):
-            (directory / f"in/{number}").mkdir(parents=True)
+    with fresh(disk) as directory:
+        make_directories(directory / "in", directories)
         with make(directory) as server:
             warm_up(there, server, directory / "in")
             busy = processor_time(server)
-            numbers = map(str, (FILES, directories, owners))
             writer = subprocess.Popen(
-                python("-c", WRITE, str(directory / "in"), *numbers), stdout=subprocess.PIPE
+                write_files(directory / "in", FILES, directories, owners), stdout=subprocess.PIPE
             )
             ended = there.wait_for(FILES)
             began = float(writer.communicate()[0])
@@ -107,6 +130,30 @@ def burst(there: Broker, make: Make, *, directories: int = DIRECTORIES, owners: 
             busy = processor_time(server) - busy
             assert there.length() == FILES
     return FILES / (ended - began), 1e6 * busy / FILES
+
+
+def writing() -> Speed:
+    """Only write the files: nobody can be faster."""
+    with fresh() as directory:
+        make_directories(directory, DIRECTORIES)
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run(write_files(directory, FILES), stdout=subprocess.PIPE, check=True)
+        seconds = time.monotonic() - float(done.stdout)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    busy = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return FILES / seconds, 1e6 * busy / FILES
+
+
+def write_files(
+    directory: Path, files: int, directories: int = DIRECTORIES, owners: int = 0
+) -> Sequence[str]:
+    """The command that does, spread over directories that are there; of so many users, if any."""
+    return python("-c", WRITE, str(directory), *map(str, (files, directories, owners)))
+
+
+def make_directories(directory: Path, count: int) -> None:
+    for number in range(count):
+        (directory / f"{number}").mkdir(parents=True)
 
 
 def write(file: Path) -> object:

@@ -11,6 +11,7 @@ from tests.bench.burst import INI, Make, Speed, burst, make_daemon
 from tests.bench.queues import Broker, broker
 from tests.bench.rows import Row, columns, in_turn
 from tests.bench.trees import fewest_watches, many_directories
+from tests.servers.brokers import Server
 from tests.servers.daemon import Daemon
 from tests.support import bulk
 from tests.support.floods import flooded
@@ -116,10 +117,10 @@ def measurements(there: Broker, trees: Path) -> Iterator[tuple[str, int, int, Me
 def full(there: Broker, count: int) -> Make:
     """A daemon below whose watch many files are already."""
 
-    def make(directory: Path) -> Daemon:
+    def make(directory: Path) -> Server:
         for number in range(count):
             (directory / f"in/0/{number}.old").touch()
-        return Daemon(directory, INI.replace("BROKER", there.url))
+        return make_daemon(there)(directory)
 
     return make
 
@@ -127,15 +128,13 @@ def full(there: Broker, count: int) -> Make:
 def late(make: Make, files: Path) -> Make:
     """A daemon in whose journal uploads of all those files wait for a dead broker."""
 
-    def make_late(directory: Path) -> Daemon:
+    def make_late(directory: Path) -> Server:
         bulk.write_journal(
             directory / "spool",
             (str(path) for path in files.rglob("*.csv")),
             lambda path: Task("old", "away", "tests.record", [path]),
             watch="more",
         )
-        daemon = make(directory)
-        assert isinstance(daemon, Daemon)
-        return daemon
+        return make(directory)
 
     return make_late

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 
-from tests.bench.burst import DIRECTORIES, WRITE
+from tests.bench.burst import DIRECTORIES, make_directories, write_files
 from tests.bench.processes import python
 from tests.bench.rows import Row, in_turn
 from tests.bench.trees import fewest_watches, many_directories
@@ -44,8 +44,12 @@ def rows() -> Iterator[Row]:
     yield Row("intake", "us/event", events.pop("ours"), events, 3, 1.5, [*events])
     with bulk.roomy_directory(WATCHES) as directory, fewest_watches(WATCHES + 1_000):
         many_directories(directory / "in", WATCHES)
-        name = "scandir and add_watch"
-        times = in_turn({"ours": lambda: cover(directory), name: lambda: add_watches(directory)})
+        times = in_turn(
+            {
+                "ours": lambda: cover(directory),
+                "scandir and add_watch": lambda: add_watches(directory),
+            }
+        )
     what = f"start until {WATCHES:,} directories are watched"
     yield Row(what, "s", times.pop("ours"), times, 1.5, 1.2, [*times])
 
@@ -55,10 +59,7 @@ def rows() -> Iterator[Row]:
 
 def taken(directory: Path, read: Callable[[], object]) -> float:
     """The processor time for each event, all of which wait when it begins to read."""
-    numbers = map(str, (FILES, DIRECTORIES, 0))
-    subprocess.run(
-        python("-c", WRITE, str(directory), *numbers), stdout=subprocess.DEVNULL, check=True
-    )
+    subprocess.run(write_files(directory, FILES), stdout=subprocess.DEVNULL, check=True)
     began = time.process_time()
     read()
     return 1e6 * (time.process_time() - began) / (2 * FILES)
@@ -66,11 +67,10 @@ def taken(directory: Path, read: Callable[[], object]) -> float:
 
 def ours() -> float:
     """The watcher, up to its notifications."""
-    with tempfile.TemporaryDirectory() as name:
-        directory = Path(name)
-        make_directories(directory / "in")
+    with bulk.roomy_directory(FILES) as directory:
+        make_directories(directory / "in", DIRECTORIES)
         (directory / "watchman.ini").write_text(
-            f"[watchman]\nspool = spool\n{INI}".replace("{tmp}", name)
+            f"[watchman]\nspool = spool\n{INI}".replace("{tmp}", str(directory))
         )
         settings = inifile.load(str(directory / "watchman.ini"))
         paths: list[str] = []
@@ -106,12 +106,12 @@ def ours() -> float:
 def raw() -> float:
     """The same mask, and the path of each file that is closed."""
     libc = ctypes.CDLL(None)
-    with tempfile.TemporaryDirectory() as name:
-        make_directories(Path(name))
+    with bulk.roomy_directory(FILES) as directory:
+        make_directories(directory, DIRECTORIES)
         fd = libc.inotify_init1(os.O_CLOEXEC)
         watched = {}
         for number in range(DIRECTORIES):
-            path = os.fsencode(f"{name}/{number}")
+            path = os.fsencode(f"{directory}/{number}")
             watched[libc.inotify_add_watch(fd, path, MASK)] = path
         paths: list[str] = []
 
@@ -126,14 +126,9 @@ def raw() -> float:
                         name = data[position - length : position].rstrip(b"\0")
                         paths.append(os.fsdecode(watched[wd] + b"/" + name))
 
-        found = taken(Path(name), read)
+        found = taken(directory, read)
         os.close(fd)
     return found
-
-
-def make_directories(directory: Path) -> None:
-    for number in range(DIRECTORIES):
-        (directory / f"{number}").mkdir(parents=True)
 
 
 # Watches.

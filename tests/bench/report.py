@@ -39,7 +39,7 @@ GROWTH = "growth"
 
 
 def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A simple table of reStructuredText."""
+    """A simple table of reStructuredText, whose first column has no empty cell."""
     widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
     rule = " ".join("=" * width for width in widths)
     text = (
@@ -61,7 +61,7 @@ def loops() -> str:
     rows = loop_rows()
     sides = ["watchman", *LOOPS, "sending alone"]
     lines = [[side, *(cell(row, side) for row in rows.values())] for side in sides]
-    return table(["", *(LOOP_ROWS[what] for what in rows)], lines)
+    return table(["side", *(LOOP_ROWS[what] for what in rows)], lines)
 
 
 def cell(row: Row, side: str) -> str:
@@ -69,8 +69,11 @@ def cell(row: Row, side: str) -> str:
     return figure(median(values)) if values else ""
 
 
-def asked() -> str:
-    """What is asked, and what of it is reached."""
+def asked(*, limits: bool) -> str:
+    """What is asked of watchman; with the limits, and which of them are reached, or else without
+    what the table of loops has already.
+    """
+    head, width = ["what", "watchman", "beside", "ratio", "at least", "aim", "reached"], 4
     lines = [
         [
             row.what,
@@ -83,9 +86,11 @@ def asked() -> str:
         ]
         for benchmark in ASKED
         for row in kept(benchmark)
-        if row.verdict
+        if row.verdict and (limits or row.what not in LOOP_ROWS)
     ]
-    return table(["", "watchman", "beside", "ratio", "at least", "aim", "reached"], lines)
+    if not limits:
+        head, lines = head[:width], [line[:width] for line in lines]
+    return table(head, lines)
 
 
 def growth() -> str:
@@ -99,12 +104,12 @@ def growth() -> str:
         ]
         for row in kept(GROWTH)
     ]
-    return table(["", "CPU us", "beside", "ratio"], lines)
+    return table(["what", "CPU us", "beside", "ratio"], lines)
 
 
-def say() -> None:
-    """Print all tables."""
-    for text in (loops(), asked(), growth()):
+def say(*, limits: bool = True) -> None:
+    """Print all tables; without limits they are what README.rst has."""
+    for text in (loops(), asked(limits=limits), growth()):
         print(f"\n{text}", end="")
 
 
