@@ -52,8 +52,9 @@ HUNG = 5.0
 #: that it grows.
 COLLECT = 600.0
 
-#: The highest threshold of the module gc, a C int.
-NEVER = 2**31 - 1
+#: Objects made until those are searched that are young, some fifty for each upload; and the highest
+#: threshold of the module gc, a C int.
+YOUNG, NEVER = 10_000, 2**31 - 1
 
 #: Seconds between two looks of who waits for a reload at whether it will come at all.
 RELOAD_POLL = 0.5
@@ -193,8 +194,8 @@ def collect_young() -> None:
     generations of the module gc.
     """
     gc.freeze()
-    young, middle, _ = gc.get_threshold()
-    gc.set_threshold(young, middle, NEVER)
+    _, middle, _ = gc.get_threshold()
+    gc.set_threshold(YOUNG, middle, NEVER)
 
 
 def _make_parts(settings: Settings, inside: contextlib.ExitStack) -> Parts:

@@ -33,6 +33,9 @@ PLACEHOLDERS = (
     "size",
 )
 
+#: Paths of which is remembered in which watch they are.
+PATHS = 4_096
+
 #: Directories of a watch of which is remembered whether a name on the way there is excluded.
 DIRECTORIES = 4_096
 
@@ -50,6 +53,8 @@ class Rules:
     def change(self, settings: Settings) -> None:
         """Go by other settings from now on."""
         self._watches = {watch.path.rstrip("/"): watch for watch in settings.watches.values()}
+        #: One upload's path is asked about several times until it is settled.
+        self._locate = functools.lru_cache(PATHS)(self._find_watch)
         self._excludes = {watch.name: Excludes(watch) for watch in settings.watches.values()}
         self._moves = {move.source.rstrip("/"): move for move in settings.moves.values()}
         self._destinations = {
@@ -72,6 +77,9 @@ class Rules:
         With nested watches the inner one owns its directory. A path with `..` in it is below none:
         what that means depends on symlinks, so it has to be resolved before.
         """
+        return self._locate(path)
+
+    def _find_watch(self, path: str) -> tuple[WatchSettings, str] | None:
         if not path.startswith("/") or ("/.." in path and ".." in path.split("/")):
             return None
         path = os.path.normpath(path)

@@ -29,6 +29,8 @@ SLICE, SLICES, SLICE_MOST = 0.01, 4, 0.05
 #: Seconds between two tries to write a journal that could not be written.
 RETRY = 1.0
 
+LEFT_UNDONE = "Work left undone. What it was about waits for a rescan."
+
 T = TypeVar("T")
 
 
@@ -181,7 +183,7 @@ class GroupCommit:
         try:
             return work()
         except Exception:
-            logger.exception("Work left undone. What it was about waits for a rescan.")
+            logger.exception(LEFT_UNDONE)
             return None
 
     def _commit(self) -> None:
@@ -207,7 +209,10 @@ class GroupCommit:
         following = iter(positions)
         for change in changes:
             position = next(following) if change.record is not None else -1
-            self._outlive(partial(change.durable, position))
+            try:
+                change.durable(position)
+            except Exception:
+                logger.exception(LEFT_UNDONE)
         self._outlive(self._committed)
 
     def _take_back(self, changes: list[Change]) -> None:

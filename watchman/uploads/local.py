@@ -31,13 +31,13 @@ LOCAL = frozenset(
     }
 )
 
-#: Bytes that statfs(2) fills at most, on any architecture.
-_STATFS_SIZE = 256
+#: What statfs(2) fills at most, on any architecture.
+_Buffer = ctypes.c_char * 256
 
 
 def is_local(fd: int) -> bool:
     """Whether an open file, also one opened with O_PATH, is on a filesystem known to be local."""
-    buffer = ctypes.create_string_buffer(_STATFS_SIZE)
+    buffer = _Buffer()
     if _fstatfs()(fd, buffer) != 0:
         return False
     # `f_type` is the first member, a long on every architecture but s390.
