@@ -21,8 +21,8 @@ WAITING = 10_000
 #: Lines written at once.
 AT_ONCE = 1_000
 
-#: Seconds for which lines are gathered that are written at once.
-GATHER = 0.02
+#: Seconds for which lines are gathered that follow others within that time.
+GATHER = 0.01
 
 #: Seconds that an end waits until all is written that waits.
 LAST_WORDS = 1.0
@@ -143,6 +143,8 @@ class Writer(logging.Handler):
         self._counting = threading.Lock()
         #: When a log file that is not written may be said of again (monotonic).
         self._next_complaint = 0.0
+        #: When lines were written last (monotonic).
+        self._last_write = 0.0
         #: Whether what was written last ends within a line.
         self._torn = False
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
@@ -171,7 +173,9 @@ class Writer(logging.Handler):
         is_last = False
         while not is_last:
             records = [self._records.get()]
-            self._ending.wait(GATHER)
+            if time.monotonic() < self._last_write + GATHER:
+                self._ending.wait(GATHER)
+            self._last_write = time.monotonic()
             while len(records) < AT_ONCE and not self._records.empty():
                 records.append(self._records.get())
             is_last = None in records or self._ending.is_set()
