@@ -15,7 +15,7 @@ from watchman.config.settings import (
     TaskSettings,
     WatchSettings,
 )
-from watchman.uploads.beneath import is_below
+from watchman.uploads.beneath import below, is_below
 from watchman.uploads.upload import Task
 
 #: What `{...}` may stand for inside the strings of a task's `args` and `kwargs`.
@@ -33,7 +33,7 @@ PLACEHOLDERS = (
     "size",
 )
 
-#: Paths of which is remembered in which watch they are.
+#: Paths of which is remembered what was found of them: of one upload it is asked several times.
 PATHS = 4_096
 
 #: Directories of a watch of which is remembered whether a name on the way there is excluded.
@@ -59,7 +59,6 @@ class Rules:
     def change(self, settings: Settings) -> None:
         """Go by other settings from now on."""
         self._watches = {watch.path.rstrip("/"): watch for watch in settings.watches.values()}
-        #: One upload's path is asked about several times until it is settled.
         self._locate = functools.lru_cache(PATHS)(self._find_watch)
         self._excludes = {watch.name: Excludes(watch) for watch in settings.watches.values()}
         self._moves = {move.source.rstrip("/"): move for move in settings.moves.values()}
@@ -67,11 +66,12 @@ class Rules:
             move.destination.rstrip("/"): move for move in reversed([*settings.moves.values()])
         }
         self._tasks = settings.tasks
-        self._task_patterns = Patterns(
+        patterns = Patterns(
             (pattern, task.ignore_case, task)
             for task in settings.tasks
             for pattern in task.patterns
         )
+        self._first_task = functools.lru_cache(PATHS)(patterns.first)
 
     def watches(self) -> list[WatchSettings]:
         """All of them, the inner before those that they lie in."""
@@ -100,8 +100,7 @@ class Rules:
         whose destination it lies below.
         """
         if self._destinations:
-            path = os.path.join(watch.path, subpath)
-            move = _nearest(self._destinations, path)
+            move = _nearest(self._destinations, below(watch.path, subpath))
             if move is not None and is_below(move.destination, watch.path):
                 return f"[move:{move.name}], whose destination it lies below"
         return self._excludes[watch.name].first(subpath)
@@ -120,7 +119,7 @@ class Rules:
 
     def task_for(self, path: str) -> TaskSettings | None:
         """The first task, in file order, that wants the file uploaded as `path`."""
-        return self._task_patterns.first(path)
+        return self._first_task(path)
 
     def tasks_for(self, path: str) -> list[TaskSettings]:
         """Every task that wants the file uploaded as `path`, in file order: the first one wins."""
@@ -190,10 +189,11 @@ class Excludes:
         patterns = (*watch.exclude, *(DEFAULT_EXCLUDES if watch.exclude_defaults else ()), HIDDEN)
         self._of_names = Patterns((one, False, one) for one in patterns if "/" not in one)
         self._of_paths = Patterns((one, False, one) for one in patterns if "/" in one)
-        #: Files come by the directory.
+        #: The watcher asks, and then the judge; and files come by the directory.
+        self.first = functools.lru_cache(PATHS)(self._first)
         self._of_directory = functools.lru_cache(DIRECTORIES)(self._first_of_names)
 
-    def first(self, subpath: str) -> str | None:
+    def _first(self, subpath: str) -> str | None:
         """Return the pattern that excludes a file, if any does."""
         directory, _, name = subpath.rpartition("/")
         return (

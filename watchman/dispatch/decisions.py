@@ -105,7 +105,7 @@ class Decisions:
         held: HeldFile | None = None,
     ) -> None:
         """Make an upload of a file, and hand it on; `held` is how it was held."""
-        path, state = os.path.join(watch.path, subpath), verdict.state
+        path, state = beneath.below(watch.path, subpath), verdict.state
         upload = self._upload(watch, path, verdict, verdict.word, held)
         ledger = self.ledgers[watch.name]
         before = ledger.put(subpath, state, sample=upload.sample, waiting=True)
@@ -152,7 +152,7 @@ class Decisions:
 
         `held` is how it was held: whoever was answered with an id finds it by that.
         """
-        path = os.path.join(watch.path, subpath)
+        path = beneath.below(watch.path, subpath)
         if not self.rules.matches(path):
             self.ledgers[watch.name].put(subpath, verdict.state)
             if held is not None and held.id:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -205,7 +204,7 @@ class Handler:
             answer(Answer(Outcome.IGNORED, "below no watch"))
             return
         watch, subpath = located
-        path = os.path.join(watch.path, subpath)
+        path = beneath.below(watch.path, subpath)
         held = self.holding.queue.get(path)
         if not may_speak(notification, watch.path, subpath):
             # Another's file has taken the place of what it was said of.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -102,7 +101,7 @@ class Judge:
         held: HeldFile | None,
     ) -> Verdict:
         """Look at a file below a watch that its source says is complete, `held` if it was."""
-        path = os.path.join(watch.path, subpath)
+        path = beneath.below(watch.path, subpath)
         pattern = self._rules.excluded(watch, subpath)
         if pattern is not None:
             self.excluded[watch.name] += 1
@@ -130,7 +129,7 @@ class Judge:
         held: HeldFile | None,
     ) -> Verdict:
         """Say what a file is that is there, and may be an upload."""
-        path = os.path.join(watch.path, subpath)
+        path = beneath.below(watch.path, subpath)
         if not self._rewrites.is_new(watch, subpath, look, notification):
             return PassOver(look.state)
         if (
@@ -273,7 +272,7 @@ class Judge:
         """
         if decided:
             return None
-        begun = self._transfers.of(os.path.join(watch.path, subpath))
+        begun = self._transfers.of(beneath.below(watch.path, subpath))
         if any(may_speak(one, watch.path, subpath) for one in begun):
             return Hold("ProFTPD is receiving it", WRITING_MOST, state)
         if not watch.proftpd and word.source not in PROFTPD:

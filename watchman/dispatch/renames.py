@@ -102,7 +102,7 @@ class Renames:
         """Whether a name is none of an upload."""
         if self.rules.excluded(watch, subpath) is not None:
             return True
-        return not self.rules.matches(os.path.join(watch.path, subpath))
+        return not self.rules.matches(beneath.below(watch.path, subpath))
 
     def _word_of_held(
         self, old_watch: WatchSettings, old: str, watch: WatchSettings, subpath: str
@@ -117,7 +117,7 @@ class Renames:
             return None
         if not self.judge.confirms(held, state):
             return None
-        path = os.path.join(watch.path, subpath)
+        path = beneath.below(watch.path, subpath)
         return held.notification._replace(kind=Kind.COMPLETED, path=path)
 
     def _was_decided(

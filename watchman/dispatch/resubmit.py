@@ -48,7 +48,7 @@ class Resubmitter:
             answer(Answer(Outcome.ERROR, f"{why}; {FILES}"))
             return
         watch, subpath = located
-        path = os.path.join(watch.path, subpath)
+        path = beneath.below(watch.path, subpath)
         look = _look(watch.path, subpath, answer)
         if look is None:
             return

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -75,7 +74,7 @@ class TransferTracker:
             answer(Answer(Outcome.OK))
             return
         watch, subpath = located
-        path = os.path.join(watch.path, subpath)
+        path = beneath.below(watch.path, subpath)
         self.recent.begin(path)
         self._left.pop(path, None)
         before = None
@@ -207,7 +206,7 @@ class TransferTracker:
         if located is None or self.rules.excluded(*located) is not None:
             return
         watch, subpath = located
-        path = os.path.join(watch.path, subpath)
+        path = beneath.below(watch.path, subpath)
         try:
             with beneath.look(watch.path, subpath) as look:
                 sample = look.sample()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -162,7 +161,7 @@ class Rewrites:
         if decision.existing:
             # Open for writing since before the watch began, and closed now.
             return True
-        recent = self._recent.get(os.path.join(watch.path, subpath), state)
+        recent = self._recent.get(beneath.below(watch.path, subpath), state)
         if recent is not None and self._is_better(notification, recent, state):
             return True
         if state.ctime == decision.ctime:
@@ -203,8 +202,7 @@ class Rewrites:
         That leaves its ctime alone, to the nanosecond.
         """
         others = (self._ledgers[name] for name in self._ledgers if name != watch.name)
-        decisions = (ledger.get(subpath, state) for ledger in others)
-        if not any(decision is not None and decision.is_of(state) for decision in decisions):
+        if not any(ledger.has_decision_of(subpath, state) for ledger in others):
             return False
         self._ledgers[watch.name].put(subpath, state)
         return True

@@ -129,6 +129,14 @@ class Ledger:
         """Return the last decision about a file of that name and inode."""
         return self._get(self.key(subpath, state), subpath, state)
 
+    def has_decision_of(self, subpath: str, state: FileState) -> bool:
+        """Whether a file that is elsewhere now was decided about here, as it is."""
+        tag = self.filesystems.known_tag(state.device)
+        if tag is None:
+            return False
+        decision = self._get(key(subpath, state.inode, tag), subpath, state)
+        return decision is not None and decision.is_of(state)
+
     def key(self, subpath: str, state: FileState) -> bytes:
         """Return the key of a file that was on its filesystem when its state was taken."""
         return key(subpath, state.inode, self.filesystems.tag(subpath, state.device))

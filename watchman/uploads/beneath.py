@@ -60,6 +60,11 @@ class Look:
             return 0
 
 
+def below(root: str, subpath: str) -> str:
+    """The absolute path of what lies at a sub-path of a watch or another directory."""
+    return f"{root.rstrip('/')}/{subpath}" if subpath else root
+
+
 def is_below(path: str, directory: str) -> bool:
     """Whether `path` is `directory` or lies below it, as it is written."""
     return os.path.join(path, "").startswith(os.path.join(directory, ""))

@@ -39,6 +39,15 @@ class Filesystems:
         """
         return (self._known.get(device) or self._look(subpath, device))[0]
 
+    def known_tag(self, device: int) -> bytes | None:
+        """Return the tag of a filesystem by its device number alone; None for one on which nothing
+        was looked at below the root.
+        """
+        if not self._known:
+            self._look("", device)
+        known = self._known.get(device)
+        return known[0] if known is not None else None
+
     def is_local(self, subpath: str, device: int) -> bool:
         """Whether the kernel's own clock sets the times of a file."""
         return (self._known.get(device) or self._look(subpath, device))[1]

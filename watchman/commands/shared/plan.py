@@ -32,7 +32,7 @@ class Plan:
             why = places.why_nowhere(self._settings.watches.values(), path)
             return {"path": path, "would": f"Nothing: {why}"}
         watch, subpath = located
-        path = os.path.join(watch.path, subpath)
+        path = beneath.below(watch.path, subpath)
         found: dict[str, Any] = {"path": path, "watch": watch.name, "watch_path": watch.path}
         state, problem = _look(watch, subpath)
         found["file"] = {"size": state.size, "modified": state.mtime / 1e9} if state else problem

@@ -7,7 +7,7 @@ import logging
 from collections import defaultdict
 
 from watchman.sources.inotify.tree import Node, Root
-from watchman.sources.scan.walk import below
+from watchman.uploads.beneath import below
 
 logger = logging.getLogger(__name__)
 

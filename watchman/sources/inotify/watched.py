@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from watchman.sources.inotify.events import Inotify
 from watchman.sources.inotify.refusals import Refusals
 from watchman.sources.inotify.tree import CHILDLESS, UNWATCHED, Node, Place, Root
-from watchman.sources.scan.walk import below, too_long
+from watchman.sources.scan.walk import too_long
+from watchman.uploads.beneath import below
 
 
 class Watched:

@@ -17,8 +17,8 @@ from watchman.sources.inotify.coverage import Coverage
 from watchman.sources.inotify.events import CLOSE_WRITE, CREATE, Event, Inotify
 from watchman.sources.inotify.mountpoints import MountPoints
 from watchman.sources.inotify.tree import Node, Root
-from watchman.sources.scan.walk import below, join
-from watchman.uploads.beneath import is_below
+from watchman.sources.scan.walk import join
+from watchman.uploads.beneath import below, is_below
 from watchman.uploads.upload import Kind, Notification, Source
 
 logger = logging.getLogger(__name__)

@@ -18,11 +18,11 @@ from watchman.sources.scan.walk import (
     GONE,
     Directory,
     Identity,
-    below,
     join,
     too_long,
     walk,
 )
+from watchman.uploads.beneath import below
 from watchman.uploads.ownership import owner_of
 from watchman.uploads.sample import sample_of
 from watchman.uploads.upload import FileState, Kind, Notification, Source

@@ -80,17 +80,12 @@ def join(above: str, name: str) -> str:
     return f"{above}/{name}" if above else name
 
 
-def below(path: str, subpath: str) -> str:
-    """The absolute path of a sub-path below a watch's path."""
-    return f"{path.rstrip('/')}/{subpath}" if subpath else path
-
-
 def too_long(path: str, subpath: str) -> bool:
     """Whether no system call can name what has this sub-path below a watch's path."""
     # A character takes at most four bytes, so most paths need not be encoded to know.
     if 4 * (len(path) + 1 + len(subpath)) < PATH_MAX:
         return False
-    return len(os.fsencode(below(path, subpath))) >= PATH_MAX
+    return len(os.fsencode(beneath.below(path, subpath))) >= PATH_MAX
 
 
 def open_below(path: str, subpath: str) -> int:
