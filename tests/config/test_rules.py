@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from watchman.config.rules import PLACEHOLDERS, Rules, faults, fill
+from watchman.config.rules import PLACEHOLDERS, Patterns, Rules, compiled, faults, fill
 from watchman.config.settings import (
     BrokerSettings,
     MoveSettings,
@@ -146,6 +146,26 @@ def test_the_tasks_of_a_path_come_in_file_order() -> None:
 def test_case_is_ignored_where_a_task_says_so() -> None:
     task = replace(CSV, patterns=("*/Ärger/*.csv",), ignore_case=True)
     assert Rules(settings(FTP, tasks=(task,))).tasks_for("/srv/ftp/äRGER/A.CSV") == [task]
+
+
+ODD = st.text("aB/.*?[]!-\n", max_size=12)
+
+
+@given(st.lists(st.tuples(ODD, st.booleans()), max_size=8), st.text("abB/.[]\n", max_size=12))
+def test_patterns_asked_together_say_what_each_alone_does(
+    patterns: list[tuple[str, bool]], text: str
+) -> None:
+    alone = [number for number, one in enumerate(patterns) if compiled(*one).match(text)]
+    together = Patterns((*one, number) for number, one in enumerate(patterns))
+    assert together.first(text) == (alone[0] if alone else None)
+
+
+def test_of_many_patterns_the_first_that_matches_counts() -> None:
+    patterns = [f"*/site{n % 700}/*.t{n % 300}" for n in range(2_000)] + ["*"]
+    together = Patterns((pattern, False, n) for n, pattern in enumerate(patterns))
+    assert together.first("/srv/site5/a.t5") == 5
+    assert together.first("/srv/site5/a.t105") == patterns.index("*/site5/*.t105")
+    assert together.first("/srv/site5/a.csv") == 2_000
 
 
 @given(subpaths)

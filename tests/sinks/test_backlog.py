@@ -219,3 +219,18 @@ def test_who_comes_late_has_the_next_turn() -> None:
     assert backlog.take(2, 0) == [1, 4]
     backlog.add(7, owner=1003)
     assert backlog.take(3, 0) == [7, 2, 5]
+
+
+def test_no_more_are_out_than_may_be_until_some_are_settled() -> None:
+    backlog, _ = filled(*range(5))
+    assert backlog.take(2, 0, most=3) == [0, 1]
+    assert backlog.take(2, 0, most=3) == [2]
+    assert backlog.take(2, 0, most=3) == []
+    got: list[list[int]] = []
+    thread = threading.Thread(target=lambda: got.append(backlog.take(2, 60, most=3)))
+    thread.start()
+    for position in (0, 1):
+        backlog.settle(position)
+    backlog.offer()
+    thread.join(10)
+    assert got == [[3, 4]]

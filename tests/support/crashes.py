@@ -31,7 +31,7 @@ from tests.servers.daemon import Daemon
 from tests.support.deadline import eventually
 from tests.support.nursery import Nursery, NurseryDaemon
 from tests.support.translog import TOKEN, append, line
-from watchman.sinks.publishing.publisher import BATCH
+from watchman.sinks.pipeline import SENT
 from watchman.sources.socket import wire
 
 #: How uploads are moved: not at all, on one filesystem, and to another one.
@@ -77,7 +77,7 @@ path = {tmp}/another
 """
 
 #: Tasks that one kill may have sent twice: what was sent together, and not written down yet.
-REPEATED = BATCH
+REPEATED = SENT
 
 #: Seconds that a held upload waits for ProFTPD's word.
 CONFIRM = 0.2

@@ -39,6 +39,12 @@ PATHS = 4_096
 #: Directories of a watch of which is remembered whether a name on the way there is excluded.
 DIRECTORIES = 4_096
 
+#: Patterns that are compiled as one.
+TOGETHER = 50
+
+#: What of a pattern stands before the text that it ends with.
+_END = re.compile(r".*[*?\[\]]", re.DOTALL)
+
 T = TypeVar("T")
 
 _BRACES = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
@@ -126,24 +132,55 @@ class Rules:
 
 
 class Patterns(Generic[T]):
-    """Patterns of fnmatch(3)'s kind, each with what it stands for, asked all at once."""
+    """Patterns of fnmatch(3)'s kind, each with what it stands for, asked as few as can be.
+
+    Most have a directory's name in them, or end with some text, that a path must have for them to
+    match. Those that it has nothing of are not asked.
+    """
 
     def __init__(self, patterns: Iterable[tuple[str, bool, T]]) -> None:
         """Each is a pattern, whether it ignores case, and what it stands for."""
-        self._meanings: dict[str, T] = {}
-        alternatives = []
+        self._meanings: list[T] = []
+        by_name: dict[str, list[str]] = {}
+        by_end: dict[str, list[str]] = {}
         for number, (pattern, ignore_case, meaning) in enumerate(patterns):
+            self._meanings.append(meaning)
             flags = "(?i:" if ignore_case else "(?:"
-            alternatives.append(f"(?P<p{number}>{flags}{_translated(pattern)}))")
-            self._meanings[f"p{number}"] = meaning
-        # Of nothing at all, an expression that nothing matches.
-        self._regex = re.compile("|".join(alternatives) or "(?!)")
+            alternative = f"(?P<p{number}>{flags}{_translated(pattern)}))"
+            if not ignore_case and (name := _directory_in(pattern)):
+                by_name.setdefault(name, []).append(alternative)
+            else:
+                end = "" if ignore_case else _END.sub("", pattern)
+                by_end.setdefault(end, []).append(alternative)
+        self._by_name = {name: _any_of(some) for name, some in by_name.items()}
+        self._by_end = {end: _any_of(some) for end, some in by_end.items()}
+        self._lengths = sorted({len(end) for end in by_end})
 
     def first(self, text: str) -> T | None:
         """Return what the first pattern stands for that matches, None if none does."""
-        found = self._regex.match(text)
+        matches = (one.match(text) for one in self._candidates(text))
         # The group that was closed last is the outermost: the alternative itself.
-        return self._meanings[found.lastgroup or ""] if found is not None else None
+        found = [int((match.lastgroup or "")[1:]) for match in matches if match is not None]
+        return self._meanings[min(found)] if found else None
+
+    def _candidates(self, text: str) -> Iterator[re.Pattern[str]]:
+        for length in self._lengths:
+            yield from self._by_end.get(text[len(text) - length :] if length else "", ())
+        if self._by_name:
+            for name in set(text.split("/")):
+                yield from self._by_name.get(name, ())
+
+
+def _any_of(alternatives: list[str]) -> list[re.Pattern[str]]:
+    """Compile alternatives, some at once: the time that each takes grows with their number."""
+    starts = range(0, len(alternatives), TOGETHER)
+    return [re.compile("|".join(alternatives[at : at + TOGETHER])) for at in starts]
+
+
+def _directory_in(pattern: str) -> str:
+    """Return the longest name of a directory that a pattern spells out, "" if it has none."""
+    names = [] if "[" in pattern else pattern.split("/")[1:-1]
+    return max((name for name in names if not _END.search(name)), key=len, default="")
 
 
 class Excludes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
+import sys
 import threading
 import time
 from collections import deque
@@ -85,8 +86,10 @@ class Backlog:
         #: When something last went on, or was first there to do so.
         self._moved = clock()
         self._closed = False
-        #: Whether something was added that nobody was told of.
-        self._added = False
+        #: Whether there is something to take that who waits was not told of.
+        self._untold = False
+        #: Whether a take found too many taken.
+        self._is_full = False
 
     def add(self, position: int, owner: int | None = None) -> None:
         """Let an upload wait that has just been accepted; `owner` is the uid of its file's.
@@ -98,25 +101,32 @@ class Backlog:
             if not common.shares and not self._taken:
                 self._moved = self._clock()
             common.push(position, owner)
-            self._added = True
+            self._untold = True
 
     def offer(self) -> None:
-        """Tell who waits for uploads of those that were added."""
-        if self._added:
+        """Tell who waits for uploads of those that were added, or may be taken as others are
+        settled.
+        """
+        if self._untold:
             with self._changed:
-                self._added = False
+                self._untold = self._is_full = False
                 self._changed.notify_all()
 
-    def take(self, limit: int, timeout: float, *, aside: bool = False) -> list[int]:
+    def take(
+        self, limit: int, timeout: float, *, most: int = sys.maxsize, aside: bool = False
+    ) -> list[int]:
         """Wait at most `timeout` seconds for at most `limit` uploads; [] also once closed.
 
-        Those `aside` are taken by who asks for them, and by nobody else.
+        No more than `most` are taken at any time and not settled. Those `aside` are taken by who
+        asks for them, and by nobody else.
         """
         deadline = self._clock() + timeout
         with self._changed:
             while not self._closed:
                 now = self._clock()
-                taken = [] if self._paused else list(self._pop(limit, now, aside))
+                limit_now = min(limit, most - len(self._taken))
+                self._is_full = limit_now <= 0
+                taken = [] if self._paused else list(self._pop(limit_now, now, aside))
                 if taken or now >= deadline:
                     self._taken.update(taken)
                     return [position for position, _ in taken]
@@ -138,7 +148,7 @@ class Backlog:
                 by_owner.setdefault(owner, []).append((lane, name))
         self._turns = {owner: self._turns.get(owner, 0) for owner in by_owner}
         owners = deque(sorted(by_owner, key=self._turns.__getitem__))
-        while owners and limit:
+        while owners and limit > 0:
             owner = owners.popleft()
             lanes = by_owner[owner]
             oldest, name = min(lanes, key=lambda lane: lane[0].shares[owner][0])
@@ -197,6 +207,7 @@ class Backlog:
         with self._changed:
             self._moved = self._clock()
             self._forget(self._taken.pop(position, ("", None))[0])
+            self._untold |= self._is_full
             if position in self._wanted:
                 self._wanted.discard(position)
                 self._changed.notify_all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 import uuid
@@ -29,6 +30,11 @@ logger = logging.getLogger(__name__)
 #: Uploads whose records are kept for a moment while the journal is replayed, for those that it says
 #: are settled: most are, soon after they were accepted.
 RECENT = 1_000
+
+#: Uploads of one broker that may be sent while it is not written down that they were: after a kill
+#: they are sent again. Twice what is sent together, so that one half is sent while the other is
+#: written down.
+SENT = 128
 
 #: Uploads that were accepted and are not taken yet that are kept in memory, some 1,500 bytes each;
 #: the records of others are read when they are taken.
@@ -106,7 +112,7 @@ class Pipeline:
     def take(self, broker: str, limit: int, timeout: float) -> list[Upload]:
         """Return uploads that wait for a broker, each looked at just now."""
         uploads = []
-        for upload in self.take_at(f"broker:{broker}", limit, timeout):
+        for upload in self.take_at(f"broker:{broker}", limit, timeout, most=SENT):
             # What was moved lies where nobody uploads, and perhaps on a server that hangs.
             report = self.file_tracker.look(upload) if upload.source_state is None else None
             if report is None:
@@ -177,17 +183,26 @@ class Pipeline:
 
     # In all of these.
 
-    def take_at(self, place: str, limit: int, timeout: float, aside: bool = False) -> list[Upload]:
+    def take_at(
+        self,
+        place: str,
+        limit: int,
+        timeout: float,
+        aside: bool = False,
+        *,
+        most: int = sys.maxsize,
+    ) -> list[Upload]:
         """Return uploads that wait at a place, those `aside` if asked for them: they take long.
 
-        Of a move they are to be moved, or were and have left something behind.
+        Of a move they are to be moved, or were and have left something behind. No more than `most`
+        of a place are taken and not settled.
         """
         backlog, uploads = self.backlogs[place], []
         if self._commit.unwritable_since:
             # What is done now could not be written down, and would be done again after a restart.
             self._closed.wait(timeout)
             return []
-        for position in backlog.take(limit, timeout, aside=aside):
+        for position in backlog.take(limit, timeout, most=most, aside=aside):
             try:
                 upload = self._read(position)
             except (JournalCorrupt, OSError) as e:
