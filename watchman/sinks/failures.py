@@ -16,7 +16,7 @@ from watchman.uploads.upload import State, Upload
 
 logger = logging.getLogger(__name__)
 
-#: Marks the record of an upload that failed with its transfer, before it waited for move or task.
+#: Marks the record of an upload whose transfer failed, so that it never waited for move or task.
 NEVER_WAITED = "never_waited"
 
 #: Old failures that `forget` settles in one commit.
