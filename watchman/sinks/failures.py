@@ -16,7 +16,8 @@ from watchman.uploads.upload import State, Upload
 
 logger = logging.getLogger(__name__)
 
-#: Marks the record of an upload whose transfer failed, so that it never waited for move or task.
+#: Marks the record of an upload that failed before it waited for a move or for its task: the
+#: transfer failed, or ProFTPD did not confirm it.
 NEVER_WAITED = "never_waited"
 
 #: Old failures that `forget` settles in one commit.
