@@ -605,6 +605,22 @@ def test_of_two_who_wrote_a_file_the_word_of_the_last_counts_though_both_are_rea
     other.kill()
 
 
+def test_a_close_that_is_heard_after_its_line_is_not_taken_for_that_of_one_more_writer(
+    logged: House, session: Session
+) -> None:
+    path = logged.write("a.csv")
+    assert log(logged, Kind.COMPLETED, path, session, size=6).outcome is Outcome.OK
+    assert len(logged.take()) == 1
+    with path.open("r+") as file:
+        file.write("654321")
+        file.flush()
+        logged.closed(path)
+        assert logged.dispatcher.hold_queue.get(str(path))
+    logged.closed(path)
+    assert log(logged, Kind.COMPLETED, path, session, size=6).outcome is Outcome.OK
+    assert len(logged.take()) == 1
+
+
 @pytest.mark.parametrize("refused", [False, True])
 def test_of_one_files_lines_that_are_read_together_the_last_counts(
     logged: House, session: Session, refused: bool

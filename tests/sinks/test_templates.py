@@ -7,7 +7,6 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -240,7 +239,7 @@ def odd_uploads(**options: Any) -> list[Upload]:
     """The first of each kind is sent by kombu, the others are cut."""
     found = ["plain", "100%.csv", "%(id)s%s", "caf\udce9", "käse '\"\n", "x" * 3000]
     uploads = [upload(name, kwargs={"name": name}, **options) for name in found]
-    return [replace(one, id=f"{one.id[:30]}-{n}", protocol="sftp") for n, one in enumerate(uploads)]
+    return [one._replace(id=f"{one.id[:30]}-{n}", protocol="sftp") for n, one in enumerate(uploads)]
 
 
 KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

@@ -130,6 +130,7 @@ class Judge:
         held: HeldFile | None,
     ) -> Verdict:
         """Say what a file is that is there, and may be an upload."""
+        path = os.path.join(watch.path, subpath)
         if not self._rewrites.is_new(watch, subpath, look, notification):
             return PassOver(look.state)
         if (
@@ -140,7 +141,7 @@ class Judge:
             # It told of what was there before, and of what is there now nobody has spoken.
             notification = notification._replace(source=Source.INOTIFY)
         word, overlapped = self._word(notification, held, look.state)
-        unspoken = self._counted(notification, held, writing=look.writing)
+        unspoken = self._counted(path, notification, held, look)
         overlapped = overlapped or (unspoken < 0 and not look.writing)
         decided = self.decides(word, look.state) and not overlapped
         verdict = (
@@ -152,7 +153,7 @@ class Judge:
         )
         if isinstance(verdict, Hold):
             return replace(verdict, word=word, overlapped=overlapped, unspoken=unspoken)
-        if verdict is None and not self._rules.matches(os.path.join(watch.path, subpath)):
+        if verdict is None and not self._rules.matches(path):
             self._ledgers[watch.name].put(subpath, look.state)
             self.unmatched[watch.name] += 1
             return Ignore("no task matches")
@@ -188,7 +189,7 @@ class Judge:
         return held.notification, held.writing or held.overlapped
 
     def _counted(
-        self, notification: Notification, held: HeldFile | None, *, writing: bool | None
+        self, path: str, notification: Notification, held: HeldFile | None, look: beneath.Look
     ) -> int:
         """Return 1 where one of several writers has closed a file, -1 where ProFTPD speaks of one.
 
@@ -197,7 +198,13 @@ class Judge:
         """
         if held is not None and notification is held.notification:
             return 0
+        writing = look.writing
         if notification.closed:
+            recent = self._recent.get(path, look.state)
+            if recent is not None and recent.source is self.decisive and not recent.closed:
+                # Of this one it has spoken, and faster than the kernel.
+                recent.closed = True
+                return 0
             return 1 if writing else 0
         if notification.source is not self.decisive or notification.kind is not Kind.COMPLETED:
             return 0

@@ -25,8 +25,8 @@ WAITING = 10_000
 #: Lines that are written together.
 AT_ONCE = 1_000
 
-#: Seconds to wait for more lines that are written together.
-GATHER = 0.02
+#: Seconds to wait for more lines, if the last ones were written less than that ago.
+GATHER = 0.01
 
 #: Seconds that `close` waits for the last lines to be written.
 LAST_WORDS = 1.0
@@ -149,6 +149,8 @@ class Writer(logging.Handler):
         self._counting = threading.Lock()
         #: When stderr may be told again (monotonic) that the log file cannot be written.
         self._next_complaint = 0.0
+        #: When lines were last written (monotonic).
+        self._last_write = 0.0
         #: Whether the last write ended in the middle of a line.
         self._torn = False
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
@@ -178,7 +180,9 @@ class Writer(logging.Handler):
         is_last = False
         while not is_last:
             records = [self._records.get()]
-            self._ending.wait(GATHER)
+            if time.monotonic() < self._last_write + GATHER:
+                self._ending.wait(GATHER)
+            self._last_write = time.monotonic()
             while len(records) < AT_ONCE and not self._records.empty():
                 records.append(self._records.get())
             is_last = None in records or self._ending.is_set()
