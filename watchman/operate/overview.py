@@ -127,6 +127,7 @@ def _sinks(parts: Parts, groups: Iterable[Group]) -> dict[str, Told]:
 
 
 def _problems(parts: Parts, watches: Told, logs: Told, sinks: Mapping[str, Told]) -> Iterator[str]:
+    """Yield a line for everything that an operator should look at."""
     dispatcher = parts.dispatcher
     for name, watch in watches.items():
         if watch["state"] in ("missing", "incomplete"):

@@ -46,6 +46,7 @@ def reload(parts: Parts, listener: Listener) -> list[str]:
 
 
 def _go_over(parts: Parts, listener: Listener, new: Settings) -> None:
+    """Apply new settings to all parts."""
     # Everything that may fail comes first, so that a failure leaves all as it was.
     with contextlib.ExitStack() as failed:
         publishers = parts.publishers.prepare(new.brokers)

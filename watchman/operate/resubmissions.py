@@ -79,6 +79,7 @@ class Resubmissions:
                     answer(Answer(Outcome.ERROR, "the journal cannot be read; see the log"))
 
     def _decide(self, batch: list[Asked]) -> None:
+        """Submit or refuse each of a batch; returns after all with `--same-id` were decided."""
         pasts = past_of(self._journal, {notification.path for notification, _ in batch})
         decided = threading.Semaphore(0)
         submitted = 0

@@ -145,6 +145,10 @@ class Backlog:
     def _pop(
         self, limit: int, now: float, aside: bool
     ) -> Iterator[tuple[int, tuple[str, int | None]]]:
+        """Yield positions with their lane and owner: one of each owner in turn, oldest first.
+
+        The owner whose last turn is longest ago comes first.
+        """
         by_owner: dict[int | None, list[tuple[Lane, str]]] = {}
         for lane, name in self._filled(aside):
             for owner in lane.shares if lane.until <= now else ():

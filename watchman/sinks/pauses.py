@@ -56,6 +56,7 @@ class Pauses:
         self._replace(left)
 
     def _replace(self, since: dict[str, float]) -> None:
+        """Write a new file, sync it, rename it over the old one, and sync the directory."""
         ordered = dict(sorted(since.items(), key=lambda item: item[1]))
         temporary = self._path + ".new"
         try:

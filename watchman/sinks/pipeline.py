@@ -231,6 +231,7 @@ class Pipeline:
         return next((name for name in names if name in self.backlogs.pauses), "")
 
     def _take_back(self, reports: Sequence[Report], backlog: Backlog) -> None:
+        """Let deferred uploads wait again, and settle all others."""
         over = []
         for report in reports:
             if report.state is State.DEFERRED:

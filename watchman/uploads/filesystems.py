@@ -44,6 +44,7 @@ class Filesystems:
         return (self._known.get(device) or self._look(subpath, device))[1]
 
     def _look(self, subpath: str, device: int) -> tuple[bytes, bool]:
+        """Look up tag and locality of the filesystem that a file is on, and remember them."""
         known = self._known
         try:
             place, here = self._place(os.path.dirname(subpath))

@@ -51,6 +51,7 @@ def sample_of_open(fd: int, state: FileState) -> int | None:
 
 
 def _pieces(size: int) -> Iterator[tuple[int, int]]:
+    """Yield offset and length of each piece that is read of a file."""
     if size <= MOST:
         yield 0, size
         return

@@ -77,6 +77,7 @@ class Batch:
                 yield move
 
     def _open_directories(self, move: Move) -> None:
+        """Open the directories that a file is moved from and to; raises Obstructed."""
         upload = move.upload
         # By its path, since the section may have another name in the INI file by now.
         above = [w for w in self._watches.values() if is_below(upload.source_path, w.path)]
@@ -130,6 +131,7 @@ class Batch:
         self._write_down(moved)
 
     def _advance(self, move: Move) -> None:
+        """Move one file to its destination, under another name if its own is taken there."""
         subpath = subpath_of(os.path.dirname(move.upload.destination), self._settings.destination)
         assert subpath is not None
         move.place = os.path.dirname(move.upload.destination)

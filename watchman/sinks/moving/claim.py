@@ -151,6 +151,7 @@ class Claim:
                 lease.release(self.fd)
 
     def _rename_into(self, into: int) -> None:
+        """Rename the file to its hidden name. Raises Superseded if that was another file."""
         try:
             os.rename(self._name, self._hidden, src_dir_fd=self.source, dst_dir_fd=into)
         except FileNotFoundError as e:

@@ -142,6 +142,7 @@ class Move:
         self._copy_over(keep_on)
 
     def _rename(self) -> None:
+        """Move the file on one filesystem, by two renames."""
         assert self.target is not None
         if self.claim.held is None:
             try:
@@ -158,6 +159,7 @@ class Move:
         self._arrive(now, now)
 
     def _copy_over(self, keep_on: Callable[[], None]) -> None:
+        """Move the file to another filesystem: copy it, link the final name, claim the source."""
         assert self.target is not None
         claim = self.claim
         if not self._is_whole:
@@ -183,6 +185,7 @@ class Move:
         self.place = place
 
     def _make_copy(self, keep_on: Callable[[], None]) -> None:
+        """Copy the file to its hidden name at the destination; the copy is synced on return."""
         claim = self.claim
         assert self.target is not None
         claim.open()

@@ -75,6 +75,7 @@ class ConfirmingSender(Sender):
         return True
 
     def _publish(self, message: Message) -> None:
+        """Write a message, or keep its frames to be written with those of the next ones."""
         cut = self._cuts.get(message.template)
         try:
             # If this raises, nothing was written: py-amqp encodes the whole message first.

@@ -37,6 +37,7 @@ class PushingSender(Sender):
         return super()._to_be_cut(message)
 
     def _publish(self, message: Message) -> None:
+        """Keep a message to be pushed with others, or have kombu send it."""
         cut = self._cuts.get(message.template)
         before = self._window if cut else [one for some in self._lists.values() for one, _ in some]
         if any(one.route == message.route for one in before):
@@ -60,6 +61,7 @@ class PushingSender(Sender):
         super()._flush()
 
     def _push(self, lists: dict[str, list[tuple[Message, str]]]) -> None:
+        """Push to all lists in one pipeline. Raises the first error that concerns the server."""
         with self._channel.conn_or_acquire() as client:
             pipeline = client.pipeline(transaction=False)
             for name, pushed in lists.items():

@@ -96,6 +96,7 @@ class _Declaring:
         return self._make("queue", queue, options, if_unused=True, if_empty=True)
 
     def _make(self, kind: str, name: str, options: dict[str, Any], **unless: bool) -> Any:
+        """Declare something; a passive declaration before that tells whether it existed."""
         declare = getattr(self._channel, f"{kind}_declare")
         try:
             declare(name, **{**options, "passive": True})

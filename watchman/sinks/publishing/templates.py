@@ -88,6 +88,7 @@ class Composer:
         return template if _timeless(filled, moments) == _timeless(made, moments) else None
 
     def _fill(self, template: Template, upload: Upload) -> Message:
+        """Return the message of an upload, made from a template."""
         task = upload.task
         assert task is not None
         # Celery sends an empty tuple for a task without arguments.

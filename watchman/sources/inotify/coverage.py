@@ -1,4 +1,15 @@
-"""Keeps the tree of watched directories equal to the tree on disk."""
+"""Keeps the tree of watched directories equal to the tree on disk.
+
+A directory is watched first and listed afterwards. Once a whole subtree is watched, a scan of it is
+asked for: files that were created before the watch was set have sent no event. With pyinotify's
+auto_add, 92 to 99.9 % of the files in quickly made directories sent none.
+
+If a directory cannot be watched, nothing below it is watched either. Otherwise that directory could
+be renamed without an event, and all paths below it would be wrong.
+
+Tree and disk may differ for a moment. Whenever they do, an event is waiting in the kernel's queue
+that makes us compare that place again.
+"""
 
 from __future__ import annotations
 
@@ -27,15 +38,7 @@ Listing = Generator[None, None, int]
 class Coverage:
     """Sets the watches, in small steps between which the watcher reads events.
 
-    A directory is watched first and listed afterwards. Once a whole subtree is watched, `rescan` is
-    called for it: files that were created before the watch was set have sent no event. (With
-    pyinotify's auto_add, 92 to 99.9 % of the files in quickly made directories sent none.)
-
-    If a directory cannot be watched, nothing below it is watched either. Otherwise that directory
-    could be renamed without an event, and all paths below it would be wrong.
-
-    Tree and disk may differ for a moment. Whenever they do, an event is waiting in the kernel's
-    queue that makes us compare that place again.
+    `rescan(watch, subpath)` is called for each subtree that is watched from now on.
     """
 
     def __init__(

@@ -76,7 +76,8 @@ class Inotify:
         self._calls: Any = _Calls()
         self._fd = self._wake = -1
         self._poll = select.poll()
-        #: Guards `_wake`, which any thread writes to, against being closed and used again.
+        #: Guards `_wake`, to which any thread writes. If it were closed at that moment, its number
+        #: could already belong to another file.
         self._wake_lock = threading.Lock()
 
     def open(self, beside: int = -1) -> None:

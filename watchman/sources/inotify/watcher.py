@@ -151,6 +151,7 @@ class Watcher:
             self._stopping.wait(GATHER)
 
     def _take_turn(self) -> None:
+        """Handle the events that wait, then set watches for SLICE seconds."""
         self._turn += 1
         read = self._inotify.read()
         if read:

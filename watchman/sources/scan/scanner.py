@@ -130,6 +130,7 @@ class Scanner:
             self._serve(request)
 
     def _serve(self, request: Request) -> None:
+        """Do what is requested. Errors are logged, and the scan is tried again later."""
         owners = () if request.subpath else self._crowded.pop(request.watch, ())
         if owners and not any(map(self._takes, owners)):
             self.request_later(request.watch, owners)
@@ -164,6 +165,7 @@ class Scanner:
         self._walk(scan, fd, request.subpath)
 
     def _scan_watch(self, request: Request) -> None:
+        """Scan a whole watch. If it was complete, the ledger forgets the files that are gone."""
         progress = self._progress[request.watch]
         progress.scanning, progress.files = True, 0
         sweep = self._ledgers[request.watch].sweep()
@@ -217,6 +219,7 @@ class Scanner:
         return is_same and not scan.errors and not scan.crowded
 
     def _begin(self, request: Request, sweep: Sweep | None = None) -> Scan:
+        """Return the scan for a request; only a scan of a whole watch has a `sweep`."""
         watch, watches = self._watches[request.watch], self._watches.values()
         ledger = self._ledgers[watch.name]
         return self._scan(

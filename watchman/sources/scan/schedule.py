@@ -96,6 +96,7 @@ class Schedule:
             self._changed.notify_all()
 
     def _next(self, now: float) -> Request | None:
+        """Return the scan to do next: requests first, then periodic ones; None if none is due."""
         for key, moment in list(self._postponed.items()):
             if moment <= now:
                 del self._postponed[key]

@@ -32,7 +32,8 @@ class Connections(dict[Connection, int]):
     def __init__(self, path: str) -> None:
         self._path = path
         self._limit = min(CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
-        #: Guards `_wake`, which any thread writes to, against being closed and used again.
+        #: Guards `_wake`, to which any thread writes. If it were closed at that moment, its number
+        #: could already belong to another file.
         self._wake_lock = threading.Lock()
         self._wake = -1
 

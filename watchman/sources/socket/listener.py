@@ -216,6 +216,7 @@ class Listener:
             self._connections.drop(connection)
 
     def _take(self, connection: Connection, raw: bytes) -> None:
+        """Take a request: refuse it, or give it to the dispatcher or to the thread of queries."""
         due = connection.owe()
         try:
             request = Request.decode(raw)

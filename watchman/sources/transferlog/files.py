@@ -173,6 +173,7 @@ class LogFiles:
                 tail.close()
 
     def _change(self) -> None:
+        """Open the file at `path`, which is another one than before, and keep the old ones."""
         tail = Tail(self.path)
         if self._first_sight:
             tail.seek(tail.size)

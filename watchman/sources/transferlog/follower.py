@@ -91,6 +91,10 @@ class Log:
         return problem.strerror or str(problem)
 
     def _understand(self, piece: bytes, since: int) -> Notification | None:
+        """Return what a piece of the log says, None if nothing or if it is refused.
+
+        Records older than `since` were read in another file.
+        """
         try:
             record = parse(piece, self._token)
             path = whole(record.path)
