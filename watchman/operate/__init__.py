@@ -1,5 +1,5 @@
-"""What an operator sees and does: status, queue, stories, pauses, retries, reloads, the log.
+"""What an operator sees and does: status, queue, history, pauses, retries, reloads, the log.
 
-In come queries from the socket; out go answers as `watchman status` and the others show them. Runs
-in the listener's thread for queries, `reload` in the main thread. The daemon alone imports it.
+In come queries from the socket. Out go the answers that `watchman status` and other commands show.
+Runs in the listener's thread for queries, `reload` in the main thread. Only the daemon imports it.
 """

@@ -1,4 +1,4 @@
-"""Answers what commands ask of the running daemon."""
+"""Answers the queries that commands send to the running daemon."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Rows = Iterable[Mapping[str, Any] | None]
 
 
 class Control:
-    """The daemon as seen from its socket. Called in the listener's thread for queries."""
+    """Finds for each query who answers it. Called in the listener's thread for queries."""
 
     def __init__(self, parts: Parts, *, reload: Callable[[], list[str]]) -> None:
         self._started = time.time()
@@ -32,7 +32,7 @@ class Control:
         )
 
     def query(self, event: str, fields: Mapping[str, str]) -> Rows:
-        """Answer one query, or raise WatchmanError: now or while the answer is iterated over."""
+        """Answer one query. Raises WatchmanError, now or while the caller iterates."""
         dispatcher = self._parts.dispatcher
         match event:
             case "status":
@@ -60,7 +60,7 @@ class Control:
         raise WatchmanError(f"unknown query {event!r}")
 
     def _try_reload(self) -> dict[str, Any]:
-        """Reload, and return what changed or all that is wrong with the INI file."""
+        """Reload the INI file. Return what changed, or everything that is wrong with it."""
         try:
             return {"changed": self._reload()}
         except ConfigError as error:
@@ -69,7 +69,7 @@ class Control:
     def _intervene(
         self, act: Callable[[Mapping[str, str]], Rows], fields: Mapping[str, str]
     ) -> Iterator[Mapping[str, Any] | None]:
-        """Act on uploads, unless they are those for a broker that is unknown."""
+        """Act on uploads, but refuse a broker that neither the INI file nor any upload has."""
         broker, brokers = fields.get("broker", ""), self._parts.settings.brokers
         if broker and broker not in brokers:
             of_it = Selection(states=frozenset(ORDER), broker=broker)
@@ -105,7 +105,7 @@ class Control:
         return self._apply_pauses()
 
     def _apply_pauses(self) -> Rows:
-        """Have them take effect; they are durable."""
+        """Let the pauses take effect, and return them; they are durable already."""
         dispatcher, paused = self._parts.dispatcher, self._parts.pauses.since()
         dispatcher.call(lambda: dispatcher.pipeline.backlogs.pause(paused))
         return [{"name": name, "since": since} for name, since in paused.items()]

@@ -1,4 +1,4 @@
-"""The story of a path or of one upload: what the journal and the history tell of it."""
+"""The story of a path or of one upload: its records in the journal and in the history."""
 
 from __future__ import annotations
 
@@ -12,30 +12,31 @@ from watchman.operate.queue_view import QueueView, Selection
 from watchman.store.journal import Journal
 from watchman.uploads.upload import State
 
-#: Uploads of one path, and records that belong to none, that are told of: the latest.
+#: The latest uploads of a path, and the latest records that belong to no upload, that are shown.
 LATEST = 20
 
-#: Events after which an upload is settled.
+#: Events of the journal after which an upload is settled.
 SETTLED = frozenset(
     state.value for state in (State.DONE, State.SUPERSEDED, State.GONE, State.DROPPED)
 )
 
-#: A record, and where it stands among others.
+#: A record with its number, which gives the order.
 Numbered = tuple[int, dict[str, Any]]
 
 
 def tell(
     subject: str, *, journal: Journal, queue_view: QueueView, hold_queue: HoldQueue
 ) -> Iterator[dict[str, Any] | None]:
-    """Yield the story of a path or an upload's id, and None now and then before it.
+    """Yield the story of a path or of an upload's id; before that None now and then.
 
-    `story` has the records, oldest first, of `LATEST` uploads, and `earlier` counts those
-    before them; `now` is how what is not settled stands, as `watchman queue` has it.
+    `story` has the records of the `LATEST` uploads, oldest first. `earlier` counts the uploads
+    before those. `now` has the rows of `watchman queue` for uploads that are not settled.
     """
     loose: deque[Numbered] = deque(maxlen=LATEST)
     uploads: OrderedDict[str, list[Numbered]] = OrderedDict()
     earlier = 0
-    # An upload's later records name its id alone.
+    # Only the first record of an upload has its path; the later ones have its id, so ids that were
+    # found are searched for, too.
     for number, record in enumerate(journal.records({subject}, uploads)):
         if record is None:
             yield None

@@ -1,4 +1,4 @@
-"""What an operator does about uploads that are not settled: try them again, or drop them."""
+"""Retries and drops: what an operator can do about uploads that are not settled."""
 
 from __future__ import annotations
 
@@ -12,42 +12,42 @@ from watchman.operate.queue_view import Found, QueueView, Selection
 from watchman.sinks.backlogs import Group
 from watchman.uploads.upload import State
 
-#: Seconds for which an upload that a publisher has in hand is waited for.
+#: Seconds to wait for an upload that a publisher has taken and not reported yet.
 IN_HAND = 10.0
 
-#: Uploads handled together: for each such lot a backlog is walked once.
+#: Uploads that are handled together. The backlog is searched once for all of them.
 LOT = 10_000
 
-#: States that a retry is about, and a drop, where the operator names none.
+#: States of uploads that are retried, and that are dropped, if the operator names no state.
 RETRIED = (State.FAILED.value, State.DEFERRED.value)
 DROPPED = (*RETRIED, "waiting")
 
-#: Rows of what was done or refused, with None now and then in between.
+#: A row for each upload: what was done or why not. None in between says that it goes on.
 Rows = Iterator[dict[str, Any] | None]
 
 
 class Interventions:
-    """Retries and drops. Called in the thread of queries, and durable before it is told."""
+    """Retries and drops uploads. Runs in the thread of queries. What it yields is durable."""
 
     def __init__(
         self, queue_view: QueueView, *, dispatcher: Dispatcher, hurry: Callable[[str, str], None]
     ) -> None:
-        #: `hurry` has a broker or a move, by its name, tried at once.
+        #: `hurry(kind, name)` has a broker or a move tried at once.
         self._queue_view = queue_view
         self._dispatcher = dispatcher
         self._hurry = hurry
 
     def retry(self, fields: Mapping[str, str]) -> Rows:
-        """Have failed uploads wait again, and open the lanes that deferred ones wait in."""
+        """Let failed uploads wait for their turn again, and have deferred ones tried at once."""
         opened: set[tuple[str, str]] = set()
         return self._in_lots(Selection.of(fields, RETRIED), partial(self._retry, opened))
 
     def drop(self, fields: Mapping[str, str]) -> Rows:
-        """Settle uploads for good: no task will be sent."""
+        """Settle uploads without sending their tasks."""
         return self._in_lots(Selection.of(fields, DROPPED), self._drop)
 
     def _in_lots(self, selection: Selection, act: Callable[[list[Found]], Rows]) -> Rows:
-        """Act on lots of the uploads that are meant, each of one place."""
+        """Act on the selected uploads, in lots that wait in the same place."""
         lot: list[Found] = []
         missing = set(selection.ids)
         for found in self._queue_view.select(selection):
@@ -75,12 +75,13 @@ class Interventions:
             yield _row(found.upload.id, found.upload.path, reason, "waiting")
 
     def _open(self, opened: set[tuple[str, str]], group: Group) -> str:
-        """Have what is held up with a group tried at once; return why it cannot be."""
+        """Have the uploads of a group tried at once; return why not, "" if they are."""
         if group.paused:
             return f"{group.paused} is paused; resume that"
         if (group.place, group.lane) not in opened:
             opened.add((group.place, group.lane))
-            # The publisher first: it would put back what it still backs off from.
+            # Tell the publisher first. Otherwise it would put the uploads back at once, because it
+            # still backs off.
             kind, _, name = group.place.partition(":")
             self._hurry(kind, name)
             self._dispatcher.pipeline.backlogs[group.place].open(group.lane)
@@ -107,11 +108,11 @@ class Interventions:
 
 
 def _has_failed(lot: list[Found]) -> bool:
-    """Whether a lot is of failed uploads: they are in a place of their own."""
+    """Whether a lot has failed uploads; a lot has no others then, for they have their own place."""
     return lot[0].group.state == State.FAILED.value
 
 
 def _row(upload_id: str, path: str | None, refused: str, state: str = "") -> dict[str, Any]:
-    """Return what is told of an upload: its state now, or why nothing was done about it."""
+    """Return the row for an upload: its state now, or why nothing was done."""
     state_now = None if refused else state
     return {"id": upload_id, "path": path, "state": state_now, "refused": refused or None}

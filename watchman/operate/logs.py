@@ -1,4 +1,8 @@
-"""Where the log goes, and its form. Whoever logs never waits for who reads it."""
+"""Writes the log, to stderr or to a file, as text or as JSON.
+
+A thread that logs never waits for whoever reads the log. A pipe on stderr that nobody reads blocks
+write(2) after 64 KiB, see pipe(7), and would stop the daemon.
+"""
 
 from __future__ import annotations
 
@@ -15,32 +19,33 @@ from watchman.config.files import made_with
 from watchman.config.settings import Settings
 from watchman.uploads.text import printable
 
-#: Lines that wait to be written, at the most, some 500 bytes each; further ones are lost.
+#: Lines that may wait to be written, of some 500 bytes each. More than these are lost.
 WAITING = 10_000
 
-#: Lines written at once.
+#: Lines that are written together.
 AT_ONCE = 1_000
 
-#: Seconds for which lines are gathered that follow others within that time.
+#: Seconds to wait for more lines, if the last ones were written less than that ago.
 GATHER = 0.01
 
-#: Seconds that an end waits until all is written that waits.
+#: Seconds that `close` waits for the last lines to be written.
 LAST_WORDS = 1.0
 
-#: Bytes that a pipe takes without making us wait if poll(2) says that it is writable, see pipe(7).
+#: Bytes that a pipe takes without blocking us if poll(2) says that it is writable, see pipe(7).
 PIPE_BUF = select.PIPE_BUF
 
-#: Seconds between two looks at whether a reader is there again, or a disk has room.
+#: Seconds until we try again to write to a pipe that nobody reads, or to a disk that is full.
 AGAIN = 0.2
 
-#: Seconds between two words on stderr about a log file that cannot be written.
+#: Seconds between two messages on stderr about a log file that cannot be written.
 COMPLAINTS = 60.0
 
+#: The descriptor of standard error, see stderr(3).
 STDERR = 2
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line."""
+    """Formats a record as one JSON object in one line."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -55,9 +60,9 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """One line, whatever strangers have put into names and reasons; a traceback follows it."""
+    """Formats a record as one line, even if a file name has newlines; a traceback may follow."""
 
-    #: The second (epoch) of the last line, and how it is written: most lines are of the same.
+    #: The second (epoch) of the last line and its text. The next line is often of the same second.
     _second, _written = -1, ""
 
     def formatTime(self, record: logging.LogRecord, _: str | None = None) -> str:  # noqa: N802
@@ -72,7 +77,7 @@ class TextFormatter(logging.Formatter):
 
 
 class Stderr:
-    """Standard error: a pipe of supervisor or systemd, or a terminal. One thread writes to it."""
+    """Standard error: a pipe to supervisor or systemd, or a terminal. One thread writes to it."""
 
     def __init__(self, ending: threading.Event) -> None:
         self._ending = ending
@@ -80,8 +85,8 @@ class Stderr:
         self._poll.register(STDERR, select.POLLOUT)
 
     def write(self, text: bytes) -> int:
-        """Write some of it, and return how many bytes; raises OSError if it is lost."""
-        # write(2) to a full pipe would wait for its reader, and nothing could end that.
+        """Write some of `text` and return how many bytes; raises OSError if none can be."""
+        # write(2) to a full pipe would block until somebody reads, and we could not stop then.
         while not self._poll.poll(1000 * AGAIN):
             if self._ending.is_set():
                 raise BlockingIOError
@@ -89,7 +94,7 @@ class Stderr:
 
 
 class LogFile:
-    """A file that logrotate may rename: what its path names then is opened anew. As Stderr."""
+    """A log file that logrotate may rename; then the file at its path is opened. Used as Stderr."""
 
     def __init__(self, path: str) -> None:
         """Raises OSError."""
@@ -114,7 +119,7 @@ class LogFile:
             self._fd = -1
 
     def _open(self) -> None:
-        # O_NONBLOCK for a FIFO without a reader, which would make us wait for one.
+        # O_NONBLOCK, because to open a FIFO would otherwise wait for a reader.
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK
         fd = made_with(0o640)(self._path, flags)
         self.close()
@@ -123,13 +128,14 @@ class LogFile:
 
 
 class Writer(logging.Handler):
-    """Takes lines from all threads, and has one write them; what nobody takes is lost and counted.
+    """Takes records from all threads; a thread of its own formats and writes them.
 
-    A line is formatted by that thread, so a record must not change after it was logged.
+    A record must not change after it was logged, for it is formatted later. Lines that cannot be
+    written in time are lost, and counted.
     """
 
     def __init__(self, settings: Settings) -> None:
-        """Raises OSError if there can be no such log file."""
+        """Raises OSError if the log file cannot be opened."""
         super().__init__()
         self._ending = threading.Event()
         self._name = settings.log_file
@@ -137,22 +143,23 @@ class Writer(logging.Handler):
         text = TextFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
         self.setFormatter(JsonFormatter() if settings.log_format == "json" else text)
         self._records: queue.SimpleQueue[logging.LogRecord | None] = queue.SimpleQueue()
-        #: Lines lost since the last one was written.
+        #: Lines lost since the last one that was written.
         self._lost = 0
-        #: Guards it. Unlike the handler's lock it is held by no thread that writes.
+        #: Guards `_lost`. The handler's own lock would not do: nobody may wait for a write.
         self._counting = threading.Lock()
-        #: When a log file that is not written may be said of again (monotonic).
+        #: When stderr may be told again (monotonic) that the log file cannot be written.
         self._next_complaint = 0.0
-        #: When lines were written last (monotonic).
+        #: When lines were last written (monotonic).
         self._last_write = 0.0
-        #: Whether what was written last ends within a line.
+        #: Whether the last write ended in the middle of a line.
         self._torn = False
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Hand a record to the thread that writes; never blocks."""
         if record.exc_info:
-            # Now, for a traceback would keep all that it refers to.
+            # Formatted now: a traceback keeps all objects of its frames in memory.
             record.exc_text = logging.Formatter().formatException(record.exc_info)
             record.exc_info = None
         if self._records.qsize() < WAITING:
@@ -161,7 +168,7 @@ class Writer(logging.Handler):
             self._count(1)
 
     def close(self) -> None:
-        """Write what waits if that goes quickly, and let go of the rest."""
+        """Write the lines that wait, as far as that is possible within LAST_WORDS."""
         if not self._ending.is_set():
             self._records.put(None)
             self._thread.join(LAST_WORDS)
@@ -194,7 +201,7 @@ class Writer(logging.Handler):
         self._count(self._lose(records))
 
     def _lose(self, records: list[logging.LogRecord]) -> int:
-        """Write records; return how many lines of them are lost."""
+        """Write records; return how many lines could not be written."""
         text = "".join(map(self._line, records)).encode(errors="backslashreplace")
         rest = b"\n" + text if self._torn and text else text
         try:
@@ -212,7 +219,7 @@ class Writer(logging.Handler):
         try:
             return f"{self.format(record)}\n"
         except Exception as e:
-            # This thread must outlive a mistake of whoever logs.
+            # A wrong logging call must not end this thread.
             return f"{record.levelname} {record.name}: {record.msg!r} cannot be formatted: {e}\n"
 
     def _count(self, lines: int) -> None:
@@ -220,7 +227,7 @@ class Writer(logging.Handler):
             self._lost += lines
 
     def _complain(self, error: OSError) -> None:
-        """Say on stderr that a log file is not written, if there is anybody who reads that."""
+        """Write to stderr that the log file cannot be written, unless that would block."""
         now = time.monotonic()
         if self._name and now >= self._next_complaint:
             self._next_complaint = now + COMPLAINTS
@@ -232,12 +239,12 @@ class Writer(logging.Handler):
 
 
 def log_to(settings: Settings) -> None:
-    """Have everything logged as the INI file says; OSError leaves it as it was."""
+    """Log as the INI file says from now on. Raises OSError, and then nothing changes."""
     writer = Writer(settings)
-    # Nobody asks from where in the code, or in which thread: see "Optimization" in Python's Logging
-    # HOWTO.
+    # Our formats do not show source lines, threads or processes, so logging need not find them out:
+    # see "Optimization" in Python's Logging HOWTO.
     logging._srcfile = None
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    # The one before writes what it was given before this one begins.
+    # `force` closes the old writer first, which writes the lines that it has.
     logging.basicConfig(handlers=[writer], level=logging.WARNING, force=True)
     logging.getLogger("watchman").setLevel(settings.log_level)

@@ -1,4 +1,4 @@
-"""What `watchman status` tells of the running daemon."""
+"""What `watchman status` shows about the running daemon."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from watchman.sinks.backlogs import Group
 from watchman.sinks.pauses import ALL
 from watchman.uploads.upload import Source, State
 
-#: Seconds after which work that could go on, and does not, is a problem.
+#: Seconds without progress, though there is work that could go on, after which that is a problem.
 STALLED = 30.0
 
-#: A broker or a move that the INI file has not.
+#: The status of a broker or move for which uploads wait, and which is not in the INI file.
 UNKNOWN: Mapping[str, Any] = {
     "state": "unknown",
     "since": None,
@@ -27,14 +27,14 @@ UNKNOWN: Mapping[str, Any] = {
     "refused": {},
 }
 
-#: Of watches, moves or brokers, what is told of each, by name.
+#: The status of each watch, move or broker, by name.
 Told = dict[str, dict[str, Any]]
 
 
 def status(parts: Parts, queue_view: QueueView, since: float) -> dict[str, Any]:
-    """Ask everyone how it stands; the daemon runs since `since` (epoch). In the thread of queries.
+    """Collect the status of all parts. Runs in the thread of queries.
 
-    What is paused is no problem, for somebody wanted it so.
+    The daemon was started at `since` (epoch). A pause is not a problem, because somebody wanted it.
     """
     settings, dispatcher = parts.settings, parts.dispatcher
     groups, logs = queue_view.groups(), parts.finders.logs()
@@ -96,7 +96,7 @@ def _watches(parts: Parts) -> Told:
 
 
 def _sinks(parts: Parts, groups: Iterable[Group]) -> dict[str, Told]:
-    """Return each mover's and publisher's status, and what waits for it."""
+    """Return the status of each mover and publisher, and how many uploads wait for it."""
     paused = parts.pauses.since()
 
     def told(kind: str, name: str, sink: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def _sinks(parts: Parts, groups: Iterable[Group]) -> dict[str, Told]:
     for group in groups:
         kind, _, name = group.place.partition(":")
         if kind not in sinks:
-            continue  # they have failed, and wait for nobody
+            continue  # failed uploads, which wait for no sink
         sink = sinks[kind].setdefault(name, told(kind, name, UNKNOWN))
         sink["waiting"] += len(group.positions)
         if group.lane and not group.paused:
@@ -127,6 +127,7 @@ def _sinks(parts: Parts, groups: Iterable[Group]) -> dict[str, Told]:
 
 
 def _problems(parts: Parts, watches: Told, logs: Told, sinks: Mapping[str, Told]) -> Iterator[str]:
+    """Yield a line for everything that an operator should look at."""
     dispatcher = parts.dispatcher
     for name, watch in watches.items():
         if watch["state"] in ("missing", "incomplete"):
@@ -137,7 +138,7 @@ def _problems(parts: Parts, watches: Told, logs: Told, sinks: Mapping[str, Told]
     for kind, of_kind in sinks.items():
         for name, sink in of_kind.items():
             yield from _sink_problems(kind, name, sink)
-    # What should go on and does not, though nobody has said that anything is wrong.
+    # Then work that stands still although no part has reported an error.
     if (stalled := dispatcher.stalled()) >= STALLED:
         yield (
             f"nothing is decided for {stalled:.0f} seconds: a file system hangs, most likely;"
@@ -164,8 +165,9 @@ def _sink_problems(kind: str, name: str, sink: Mapping[str, Any]) -> Iterator[st
         yield f"{kind} {name} is {sink['state']}: {sink['error']}"
     elif sink["state"] == "unknown":
         yield f"{sink['waiting']} uploads wait for {kind} {name}, which the INI file has not"
-    # A lane of a move that is called by its reason is of a place that is wrong; others are of a
-    # destination that is away, told above, or of one upload that somebody writes to.
+    # If a move's lane has the reason as its name, something is wrong with a directory. The other
+    # lanes are no problem here: a destination that is away is reported above, and a single upload
+    # that is being written will be tried again.
     for held in sink["held_up"]:
         if kind == "move" and held["what"] == held["reason"]:
             yield f"{kind} {name} holds up {held['uploads']} uploads: {held['reason']}"

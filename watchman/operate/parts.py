@@ -1,4 +1,4 @@
-"""What the running daemon is made of."""
+"""The parts that the running daemon is made of."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from watchman.store.ledger import Ledger
 
 @dataclass(slots=True)
 class Parts:
-    """All that an operator asks about or changes; a reload replaces `settings` and `ledgers`."""
+    """The parts that queries read or change. A reload replaces `settings` and `ledgers`."""
 
     settings: Settings
     ledgers: Mapping[str, Ledger]
@@ -29,9 +29,9 @@ class Parts:
     finders: Finders
 
     def sinks(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """Return the status of each mover and publisher, by kind of section and name."""
+        """Return the status of each mover ("move") and publisher ("broker") by name."""
         return {"move": self.movers.status(), "broker": self.publishers.status()}
 
     def hurry(self, kind: str, name: str) -> None:
-        """Have a broker or a move tried at once."""
+        """Have a broker or a move tried at once, without waiting for the end of its back-off."""
         (self.movers if kind == "move" else self.publishers).hurry(name)

@@ -1,4 +1,4 @@
-"""The uploads that are not settled, as an operator sees and names them."""
+"""The queue: uploads that are not settled, as `watchman queue` shows and commands select them."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from watchman.store.journal import Journal
 from watchman.store.records import decode, id_of
 from watchman.uploads.upload import State, Upload
 
-#: Most important first.
+#: States in the order in which they are shown: the most important first.
 ORDER = (State.FAILED.value, State.DEFERRED.value, "waiting")
 
-#: States of a broker or a move in which nothing gets there.
+#: States of a broker or a move in which no upload gets through.
 DOWN = ("down", "blocked")
 
-#: Records read between two moments at which others get their turn.
+#: Records that are read before other queries get a turn.
 BREATH = 1_000
 
 
 class Found(NamedTuple):
-    """An upload, where it stands, and why it failed."""
+    """An upload, the group that it waits in, and why it failed."""
 
     upload: Upload
     group: Group
@@ -47,7 +47,7 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which uploads an operator means: some ids, or all that every filter lets pass."""
+    """The uploads that an operator selects: by their ids, or all that pass every filter."""
 
     ids: frozenset[str] = frozenset()
     states: frozenset[str] = frozenset()
@@ -56,7 +56,7 @@ class Selection:
 
     @classmethod
     def of(cls, fields: Mapping[str, str], states: Iterable[str]) -> Self:
-        """Read a request's fields; `states` are meant where none is named."""
+        """Read a request's fields. `states` is the default if they name no state."""
         named = [s for s in (State.FAILED.value, State.DEFERRED.value) if fields.get(s) == "yes"]
         ids = frozenset(fields.get("ids", "").split())
         if "ids" in fields and not ids:
@@ -80,7 +80,10 @@ class Selection:
 
 
 class QueueView:
-    """Reads what the backlogs only have positions of. Called in the thread of queries."""
+    """Reads uploads from the journal, since backlogs keep only their positions.
+
+    Runs in the thread of queries.
+    """
 
     def __init__(
         self,
@@ -95,9 +98,9 @@ class QueueView:
         self._sinks = sinks
 
     def groups(self) -> list[Group]:
-        """Return them by where they stand, the most important first.
+        """Return the uploads in groups, the most important first.
 
-        What waits for a broker or a move that is down is deferred, too, until it is tried next.
+        Uploads that wait for a broker or move that is down count as deferred until its next try.
         """
         sinks = self._sinks()
         groups = []
@@ -116,7 +119,7 @@ class QueueView:
         return sorted(groups, key=lambda group: ORDER.index(group.state))
 
     def select(self, selection: Selection) -> Iterator[Found | None]:
-        """Yield the uploads that are meant, and None now and then while there are none."""
+        """Yield the selected uploads, and None now and then while the search goes on."""
         missing = set(selection.ids)
         looked = 0
         for group in self.groups():
@@ -137,8 +140,9 @@ class QueueView:
                     return
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Yield all of them as `watchman queue` shows them."""
-        # Before the groups, so that none is missed that becomes one of them meanwhile.
+        """Yield all uploads as rows of `watchman queue`."""
+        # Copied before the groups are read. An upload that joins a group meanwhile is then in both
+        # rather than in neither; it is shown once.
         arriving = dict(self._pipeline.arriving)
         for group in self.groups():
             for position in sorted(group.positions):
@@ -165,19 +169,19 @@ class QueueView:
         return found.upload.accepted if found else None
 
     def _read(self, position: int, group: Group, ids: Collection[str] = ()) -> Found | None:
-        """Return an upload, or None if it is gone, or none of `ids`; or raise OSError."""
+        """Read an upload; None if it is settled, or not among `ids`. Raises OSError."""
         try:
             line = self._journal.line(position)
             if ids and id_of(line) not in ids:
-                return None  # without a look at the rest: there may be a million of them
+                return None  # the rest is not decoded, for there may be a million records
             record = decode(line)
         except (JournalCorrupt, FileNotFoundError):
-            return None  # settled and retired while we looked
+            return None  # settled meanwhile, and its journal file retired
         return Found(Upload.decode(record, position), group, record.get("reason", ""))
 
 
 def _unreadable(group: Group, why: str | None) -> dict[str, Any]:
-    """Return the row of an upload that is there, and of which nobody can say more."""
+    """Return the row of an upload whose record cannot be read."""
     row: dict[str, Any] = {"id": None, "state": group.state, "path": None, "since": None}
     row |= {"attempts": group.attempts, "next_try": group.next_try}
     return row | {"reason": f"{CANNOT_BE_READ}: {why}" if why else CANNOT_BE_READ}

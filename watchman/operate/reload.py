@@ -1,4 +1,4 @@
-"""A reload: the daemon goes over to the INI file as it is now, and loses nothing in hand."""
+"""A reload: the daemon changes to the INI file as it is now, and loses no upload."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ logger = logging.getLogger(__name__)
 #: Options that cannot change while the daemon runs.
 FIXED = ("spool", "socket")
 
-#: Settings by which the finders look, and which they cannot change while they do.
+#: Settings that the finders cannot change while they run: they are stopped and started again.
 LOOKED_AT = ("watches", "proftpd", "moves")
 
 
 def reload(parts: Parts, listener: Listener) -> list[str]:
-    """Read the INI file and go over to it; return what changed. Runs in the main thread.
+    """Read the INI file and apply it; return what changed. Runs in the main thread.
 
-    Raises WatchmanError or OSError, and then everything stays as it was; but InotifyUnavailable
-    where nothing is watched any more.
+    Raises WatchmanError or OSError, and then nothing has changed. Except InotifyUnavailable: after
+    that nothing is watched any more.
     """
     new = inifile.load(parts.settings.file)
     for option in FIXED:
@@ -46,7 +46,8 @@ def reload(parts: Parts, listener: Listener) -> list[str]:
 
 
 def _go_over(parts: Parts, listener: Listener, new: Settings) -> None:
-    # First whatever may fail.
+    """Apply new settings to all parts."""
+    # Everything that may fail comes first, so that a failure leaves all as it was.
     with contextlib.ExitStack() as failed:
         publishers = parts.publishers.prepare(new.brokers)
         movers = parts.movers.prepare(moves_of(new))
@@ -71,7 +72,10 @@ def _go_over(parts: Parts, listener: Listener, new: Settings) -> None:
 
 
 def _open_ledgers(parts: Parts, new: Settings, failed: contextlib.ExitStack) -> dict[str, Ledger]:
-    """Open those of new watches. A watch is known by its path: its name may change."""
+    """Return the ledgers by watch, and open those of new watches.
+
+    A watch is recognized by its path, so it keeps its ledger when its section is renamed.
+    """
     by_path = {watch.path: parts.ledgers[name] for name, watch in parts.settings.watches.items()}
     ledgers = {}
     for name, watch in new.watches.items():

@@ -1,4 +1,4 @@
-"""What the past says of files that are resubmitted."""
+"""Looks up the earlier upload of a file that is resubmitted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from watchman.uploads.upload import Answer, Notification, Respond, Source, State
 
 logger = logging.getLogger(__name__)
 
-#: Notifications looked up in one reading of journal and history.
+#: Notifications that are looked up in one pass through journal and history.
 BATCH = 128
 
 Asked = tuple[Notification, Respond]
@@ -23,7 +23,7 @@ Asked = tuple[Notification, Respond]
 
 @dataclass(slots=True)
 class Past:
-    """The last upload of a path, and the last event of it."""
+    """The latest upload of a path, and that upload's latest event."""
 
     id: str
     event: str
@@ -31,10 +31,10 @@ class Past:
 
 
 class Resubmissions:
-    """Stands before the dispatcher: a thread that reads up what a `--same-id` asks for.
+    """Stands between listener and dispatcher: a thread that finds the upload ids for `--same-id`.
 
-    All else passes at once. The next batch is read up once this one is decided about, so that no
-    id is given twice.
+    All other notifications go to the dispatcher at once. A batch is looked up only after the batch
+    before it was decided about, so that no id is used twice at the same time.
     """
 
     def __init__(self, *, journal: Journal, dispatcher: Dispatcher) -> None:
@@ -53,8 +53,8 @@ class Resubmissions:
         self._thread.join()
 
     def submit(self, notification: Notification, answer: Respond) -> None:
-        """As the dispatcher's, from any thread."""
-        # What was moved, the history knows as what it was uploaded.
+        """Do as `Dispatcher.submit`. Any thread may call it."""
+        # For a file below a move's destination, the history tells as what it was uploaded.
         by_hand = notification.source is Source.RESUBMIT and not notification.resubmit_as
         was_moved = by_hand and self._dispatcher.rules.moved_by(notification.path)
         if notification.same_id or was_moved:
@@ -79,6 +79,7 @@ class Resubmissions:
                     answer(Answer(Outcome.ERROR, "the journal cannot be read; see the log"))
 
     def _decide(self, batch: list[Asked]) -> None:
+        """Submit or refuse each of a batch; returns after all with `--same-id` were decided."""
         pasts = past_of(self._journal, {notification.path for notification, _ in batch})
         decided = threading.Semaphore(0)
         submitted = 0
@@ -94,7 +95,7 @@ class Resubmissions:
                 what = "has failed" if past.event == State.FAILED.value else "is in hand"
                 answer(Answer(Outcome.ERROR, f"{past.id} {what}: see watchman retry {past.id}"))
             else:
-                past.event = State.ACCEPTED.value  # of a path named twice the second is refused
+                past.event = State.ACCEPTED.value  # so that the same path is refused a second time
                 submitted += 1
 
                 def tell(outcome: Answer, answer: Respond = answer) -> None:
@@ -107,7 +108,7 @@ class Resubmissions:
 
 
 def past_of(journal: Journal, paths: set[str]) -> dict[str, Past]:
-    """Return the last upload of each path, from journal and history."""
+    """Return the latest upload of each path, from journal and history."""
     pasts: dict[str, Past] = {}
     by_id: dict[str, Past] = {}
     ids: set[str] = set()
@@ -119,7 +120,7 @@ def past_of(journal: Journal, paths: set[str]) -> dict[str, Past]:
         if "state" in record:
             past.original = record["original"]
             for path in paths & {record["path"], record["original"]}:
-                # What names its id alone comes later.
+                # The upload's later records have only its id.
                 ids.add(record["id"])
                 pasts[path] = past
     return pasts

@@ -1,4 +1,4 @@
-"""Ends the process when a stop takes too long, whatever hangs."""
+"""Ends the process if a stop takes too long."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from collections.abc import Callable
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that a stop may take beyond `drain`: longer than the timeouts of a connection to a
-#: broker, and shorter than supervisor waits until it kills.
+#: Seconds that a stop may take in addition to `drain`. It is longer than the timeouts of a broker's
+#: connection, and shorter than the time after which supervisor kills (`stopwaitsecs`).
 GRACE = 15.0
 
-#: Exit status of a process that was ended so.
+#: Exit status after the watchdog has ended the process.
 HUNG = 1
 
 
 class Watchdog:
-    """A thread that waits for a stop to begin, and then for it to end in time.
+    """A thread that waits for a stop to begin, and ends the process if it takes too long.
 
-    A thread that hangs in a system call, as on a file server that is away, cannot be ended by
-    anything but the end of the process. Nothing is lost by that: all that counts is in the journal.
+    A thread may hang in a system call, for instance on a file server that is away. Nothing but the
+    end of the process ends it. No upload is lost by that, because all of them are in the journal.
     """
 
     def __init__(self, drain: Callable[[], float]) -> None:
-        """`drain` returns the seconds that the work in hand is given."""
+        """`drain` returns how many seconds the work in hand may take to finish."""
         self._drain = drain
         self._armed = os.eventfd(0, os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
@@ -35,7 +35,7 @@ class Watchdog:
         self._thread.start()
 
     def arm(self) -> None:
-        """Say that a stop begins; may be called in a signal handler."""
+        """Note that a stop begins. A signal handler may call it."""
         os.eventfd_write(self._armed, 1)
 
     def _run(self) -> None:

@@ -1,4 +1,4 @@
-"""Uploads that wait for one broker or move: where the journal keeps them, by owner and arrival."""
+"""A backlog: the uploads that wait for one broker or one move, by owner and in order of arrival."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ from watchman.config.moves import ASIDE
 
 @dataclass(slots=True)
 class Lane:
-    """Uploads held up together: by the uid of who owns the file, a heap of journal positions.
+    """Uploads that are held up for the same reason.
 
-    `until` is monotonic; a position grows with the time of arrival.
+    `shares` has a heap of journal positions for each uid that owns files; a smaller position is an
+    older upload. The lane is left alone until `until` (monotonic).
     """
 
     shares: dict[int | None, list[int]] = field(default_factory=dict)
     until: float = 0.0
     attempts: int = 0
     reason: str = ""
-    #: What an operator has paused and is waited for to be resumed, as `watch:ftp`.
+    #: The pause that holds it up, such as `watch:ftp`, "" if none.
     paused: str = ""
 
     @property
     def positions(self) -> list[int]:
-        """All of them, in no order."""
+        """All journal positions, in no order."""
         return [position for share in self.shares.values() for position in share]
 
     def __len__(self) -> int:
@@ -40,7 +41,7 @@ class Lane:
         heapq.heappush(self.shares.setdefault(owner, []), position)
 
     def pop(self, owner: int | None) -> int:
-        """Take away the oldest of an owner's, of which there must be one."""
+        """Take away the oldest upload of an owner, who must have one here."""
         share = self.shares[owner]
         position = heapq.heappop(share)
         if not share:
@@ -48,7 +49,7 @@ class Lane:
         return position
 
     def remove(self, positions: set[int]) -> dict[int, int | None]:
-        """Take away those of these positions that are here; return them with their owners."""
+        """Take away those of `positions` that are here; return them with their owners."""
         removed: dict[int, int | None] = {}
         for owner, share in list(self.shares.items()):
             if found := positions.intersection(share):
@@ -61,40 +62,41 @@ class Lane:
 
 
 class Backlog:
-    """A queue of journal positions, 8 bytes and an integer for each upload.
+    """A queue of journal positions, which take 8 bytes and an integer for each upload.
 
-    What is deferred goes back to its place: into the lane of what held it up, which is left alone
-    for a while, or into the common lane "". The owners of files take turns, so that whoever brings
-    many delays nobody else; of each, what is taken comes oldest first of all open lanes.
+    Uploads wait in the common lane "". An upload that was taken and is put back goes into the lane
+    of what held it up, which is left alone for a while. Owners of files take turns, so that one who
+    uploads many files does not delay the others. The uploads of each owner are taken oldest first,
+    out of all lanes that are open.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        #: Guards everything below; notified when something may be taken or was given back.
+        #: Guards everything below. Notified when an upload may be taken or was given back.
         self._changed = threading.Condition()
         self._lanes: dict[str, Lane] = {"": Lane()}
-        #: The lane that each upload was taken from, and its owner.
+        #: By position of each upload that is taken, the lane that it came from, and its owner.
         self._taken: dict[int, tuple[str, int | None]] = {}
-        #: When owners of what waits had their last turns, by a count of turns.
+        #: By owner of uploads that wait, the number of his last turn.
         self._turns: dict[int | None, int] = {}
         self._turn = 0
-        #: Taken ones that `withdraw` waits for: given back, they stay taken, by it.
+        #: Taken uploads that `withdraw` waits for. When one is given back, `withdraw` has taken it.
         self._wanted: set[int] = set()
-        #: What is paused of those that wait here, and whether nothing is to be taken at all.
+        #: The pauses that are in force, and whether one of them is for the whole backlog.
         self._pauses: Collection[str] = ()
         self._paused = False
-        #: When something last went on, or was first there to do so.
+        #: When an upload last went on, or came into the empty backlog.
         self._moved = clock()
         self._closed = False
-        #: Whether there is something to take that who waits was not told of.
+        #: Whether an upload may be taken of which the waiting threads were not told yet.
         self._untold = False
-        #: Whether a take found too many taken.
+        #: Whether a `take` found that `most` uploads are taken.
         self._is_full = False
 
     def add(self, position: int, owner: int | None = None) -> None:
-        """Let an upload wait that has just been accepted; `owner` is the uid of its file's.
+        """Add an upload. `owner` is the uid of its file's owner.
 
-        Who waits for uploads is told by `offer`: once for many of them.
+        Threads that wait are not woken. `offer` does that, once for many uploads.
         """
         with self._changed:
             common = self._lanes[""]
@@ -104,8 +106,9 @@ class Backlog:
             self._untold = True
 
     def offer(self) -> None:
-        """Tell who waits for uploads of those that were added, or may be taken as others are
-        settled.
+        """Wake the threads that wait, if more uploads may be taken than before.
+
+        That is after some were added, or were settled when `most` were taken.
         """
         if self._untold:
             with self._changed:
@@ -115,10 +118,10 @@ class Backlog:
     def take(
         self, limit: int, timeout: float, *, most: int = sys.maxsize, aside: bool = False
     ) -> list[int]:
-        """Wait at most `timeout` seconds for at most `limit` uploads; [] also once closed.
+        """Wait at most `timeout` seconds, and take at most `limit` uploads; [] once closed.
 
-        No more than `most` are taken at any time and not settled. Those `aside` are taken by who
-        asks for them, and by nobody else.
+        At any time no more than `most` uploads are taken and not settled. With `aside` only those
+        in the lane ASIDE are taken, else only those in other lanes.
         """
         deadline = self._clock() + timeout
         with self._changed:
@@ -142,6 +145,10 @@ class Backlog:
     def _pop(
         self, limit: int, now: float, aside: bool
     ) -> Iterator[tuple[int, tuple[str, int | None]]]:
+        """Yield positions with their lane and owner: one of each owner in turn, oldest first.
+
+        The owner whose last turn is longest ago comes first.
+        """
         by_owner: dict[int | None, list[tuple[Lane, str]]] = {}
         for lane, name in self._filled(aside):
             for owner in lane.shares if lane.until <= now else ():
@@ -162,9 +169,9 @@ class Backlog:
             limit -= 1
 
     def put_back(self, position: int, lane: str = "", delay: float = 0.0, reason: str = "") -> None:
-        """Let an upload that was taken wait again; its lane is shut for `delay` seconds.
+        """Let an upload that was taken wait again, in a lane that is shut for `delay` seconds.
 
-        The common lane is never shut: whoever takes waits by itself.
+        The common lane is never shut: if a broker is down, its publisher takes nothing meanwhile.
         """
         with self._changed:
             held = self._lanes.setdefault(lane, Lane())
@@ -176,7 +183,7 @@ class Backlog:
             self._give_back(position, held)
 
     def hold_back(self, position: int, pause: str) -> None:
-        """Let an upload that was taken wait until `pause` is over, which it may be by now."""
+        """Let an upload that was taken wait until `pause` is over. It may be over already."""
         with self._changed:
             held = self._lanes[""]
             if pause in self._pauses:
@@ -195,7 +202,7 @@ class Backlog:
         self._changed.notify_all()
 
     def replace(self, position: int, new: int) -> None:
-        """Say that an upload that was taken has another position from now on."""
+        """Note that an upload that was taken has another position from now on."""
         with self._changed:
             self._moved = self._clock()
             self._taken[new] = self._taken.pop(position, ("", None))
@@ -203,7 +210,7 @@ class Backlog:
             self._changed.notify_all()
 
     def settle(self, position: int) -> None:
-        """Say that an upload that was taken does not come back."""
+        """Note that an upload that was taken is settled, and does not come back."""
         with self._changed:
             self._moved = self._clock()
             self._forget(self._taken.pop(position, ("", None))[0])
@@ -213,12 +220,12 @@ class Backlog:
                 self._changed.notify_all()
 
     def has_taken(self, position: int) -> bool:
-        """Whether an upload was taken from here and has neither come back nor been settled."""
+        """Whether an upload was taken, and has neither come back nor been settled."""
         with self._changed:
             return position in self._taken
 
     def _forget(self, name: str) -> None:
-        """Drop a lane when the last upload has left it: there may be one for each upload."""
+        """Drop a lane that its last upload has left, for there may be one for each upload."""
         lane = self._lanes.get(name)
         if not name or lane is None or lane.shares:
             return
@@ -226,7 +233,10 @@ class Backlog:
             del self._lanes[name]
 
     def pause(self, pauses: Collection[str], *, whole: bool) -> None:
-        """Hold back what is in `pauses`, or everything; what no longer is may be taken again."""
+        """Replace the pauses that are in force. `whole` says that one is for the whole backlog.
+
+        Uploads that a pause held back may be taken again once it is over.
+        """
         with self._changed:
             self._moved = self._clock()
             self._pauses, self._paused = pauses, whole
@@ -239,7 +249,7 @@ class Backlog:
             self._changed.notify_all()
 
     def open(self, lane: str) -> None:
-        """Let what waits in a lane be taken at once; what is paused stays so."""
+        """Let the uploads of a lane be taken at once, unless they are paused."""
         with self._changed:
             held = self._lanes.get(lane)
             if held is not None and not held.paused:
@@ -247,9 +257,9 @@ class Backlog:
                 self._changed.notify_all()
 
     def withdraw(self, positions: Collection[int], timeout: float) -> set[int]:
-        """Take certain uploads, however long they were to wait; return those that could be had.
+        """Take the uploads at `positions`, even out of shut lanes; return those that were taken.
 
-        What another has taken is waited for, for at most `timeout` seconds.
+        Uploads that another thread has taken are waited for, at most `timeout` seconds.
         """
         with self._changed:
             in_hand = self._taken.keys() & positions
@@ -264,18 +274,18 @@ class Backlog:
             return mine.keys() | ((in_hand - late) & self._taken.keys())
 
     def close(self) -> None:
-        """Give nothing any more."""
+        """Give out no more uploads."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
     def __len__(self) -> int:
-        """Return how many wait or are taken."""
+        """Return how many uploads wait or are taken."""
         with self._changed:
             return len(self._taken) + sum(map(len, self._lanes.values()))
 
     def in_hand(self) -> int:
-        """Return how many are taken or could be taken at once."""
+        """Return how many uploads are taken or could be taken now."""
         with self._changed:
             now = self._clock()
             lanes = [] if self._paused else self._lanes.values()
@@ -283,15 +293,16 @@ class Backlog:
             return len(self._taken) + waiting
 
     def stalled(self) -> float:
-        """Return for how many seconds nothing has gone on that could; 0 where nothing could."""
+        """Return for how many seconds no upload went on though one could; 0 if none could."""
         if not self.in_hand():
             return 0.0
         return max(0.0, self._clock() - self._moved)
 
     def lanes(self) -> list[tuple[str, Lane]]:
-        """Return a copy of the lanes, for those who want to show them.
+        """Return a copy of the lanes, to be shown.
 
-        What is taken is in "", and so is what is aside: nothing holds that up. Owners are not told.
+        Uploads that are taken, and those in the lane ASIDE, are shown in the common lane: nothing
+        holds them up. Owners are left out.
         """
         with self._changed:
             lanes = []

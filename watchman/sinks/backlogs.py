@@ -1,4 +1,4 @@
-"""Where uploads wait: a backlog for each `move:NAME` and each `broker:NAME`."""
+"""The places where uploads wait: a backlog for each `move:NAME` and each `broker:NAME`."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from watchman.uploads.upload import State
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Uploads that stand alike: failed, or in one lane of the backlog of `place`.
+    """Uploads in the same situation: all failed, or all in one lane of the backlog `place`.
 
-    `next_try` in epoch seconds; `paused` names what an operator has paused.
+    `positions` are their journal positions. `next_try` is in epoch seconds. `paused` names what an
+    operator has paused, such as `watch:ftp`.
     """
 
     place: str
@@ -29,9 +30,9 @@ class Group:
 
 
 class Backlogs(dict[str, Backlog]):
-    """Backlogs by place, made when they are first asked for.
+    """The backlogs by place. Each is made when it is first asked for.
 
-    What waits for a section that left the INI file goes on waiting.
+    A backlog stays when its section leaves the INI file: its uploads go on waiting.
     """
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
@@ -42,7 +43,7 @@ class Backlogs(dict[str, Backlog]):
         self._closed = False
 
     def __missing__(self, place: str) -> Backlog:
-        # At once there for others who make it at this moment, so that there is one only.
+        # setdefault, because two threads may ask at the same moment: only one backlog may exist.
         backlog = self.setdefault(place, Backlog(self._monotonic))
         self._pause(place, backlog)
         if self._closed:
@@ -50,18 +51,18 @@ class Backlogs(dict[str, Backlog]):
         return backlog
 
     def close(self) -> None:
-        """Give nothing any more."""
+        """Give out no more uploads."""
         self._closed = True
         for _, backlog in self.places():
             backlog.close()
 
     def offer(self) -> None:
-        """Tell who waits for uploads of those that were added."""
+        """Wake the threads that wait for uploads, if some were added."""
         for backlog in self.copy().values():
             backlog.offer()
 
     def pause(self, pauses: Collection[str]) -> None:
-        """Hold back what waits for what is in `pauses`, and nothing else."""
+        """Hold back the uploads of everything in `pauses`, and no others from now on."""
         self.pauses = frozenset(pauses)
         for place, backlog in self.places():
             self._pause(place, backlog)
@@ -70,11 +71,11 @@ class Backlogs(dict[str, Backlog]):
         backlog.pause(self.pauses, whole=bool(self.pauses & {place, ALL}))
 
     def places(self) -> list[tuple[str, Backlog]]:
-        """Return a copy of all, those of moves first; from any thread."""
+        """Return all backlogs by place, those of moves first. Any thread may call it."""
         return sorted(self.copy().items(), key=lambda item: item[0].startswith("broker:"))
 
     def groups(self) -> Iterator[Group]:
-        """Yield what waits, by where it stands; from any thread."""
+        """Yield the uploads that wait, in groups. Any thread may call it."""
         for place, backlog in self.places():
             for name, lane in backlog.lanes():
                 is_deferred = bool(name) and not lane.paused

@@ -1,4 +1,4 @@
-"""The uploads that have failed and wait for an operator, or for a better write of their path."""
+"""The list of failed uploads. Each waits for an operator, or for a good write of its path."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from watchman.uploads.upload import State, Upload
 
 logger = logging.getLogger(__name__)
 
-#: In the record of an upload that has failed as its transfer had, not its move or its task.
+#: Marks the record of an upload that failed before it waited for a move or for its task: the
+#: transfer failed, or ProFTPD did not confirm it.
 NEVER_WAITED = "never_waited"
 
-#: Failures forgotten between two commits.
+#: Old failures that `forget` settles in one commit.
 AT_ONCE = 1_000
 
 
 @dataclass(slots=True)
 class Failure:
-    """Where a failed upload's file was found, since when (epoch), and where the journal keeps it.
+    """A failed upload: where its file was found, and when it failed (epoch).
 
-    Until that is durable, `position` is -1.
+    `position` is where the journal has its record, -1 until that is durable.
     """
 
     path: str
@@ -36,9 +37,9 @@ class Failure:
 
 
 class Failures:
-    """Failed uploads by id, the oldest first. Changed by the dispatcher's thread alone.
+    """The failed uploads by id, oldest first. Only the dispatcher's thread changes them.
 
-    `settled` counts what became of those that are over, by state.
+    `settled` counts, by state, the uploads that left the list for good.
     """
 
     def __init__(self, *, journal: Journal, commit: GroupCommit, settled: Counter[str]) -> None:
@@ -46,11 +47,11 @@ class Failures:
         self._commit = commit
         self._settled = settled
         self._failed: dict[str, Failure] = {}
-        #: Their ids by path: a good write settles them.
+        #: The ids by path, for a good write of a path settles its failures.
         self._by_path: dict[str, set[str]] = {}
 
     def positions(self) -> list[int]:
-        """Return where the journal keeps them; for any thread."""
+        """Return the journal positions of their records. Any thread may call it."""
         return [one.position for one in list(self._failed.values()) if one.position >= 0]
 
     def add(
@@ -61,9 +62,10 @@ class Failures:
         *,
         never_waited: bool = False,
     ) -> None:
-        """List an upload; `listed` is called with the position of its record once it is durable.
+        """List an upload; `listed` is called with the position of its record once that is durable.
 
-        What is said of its file from now on is for it, too, as by the next line of the same log.
+        It is on the list at once, before its record is durable: the next line of the same log may
+        already be about this file.
         """
         at = time.time()
         record = {"event": State.FAILED.value, "at": at, **upload.encode(), "reason": reason}
@@ -77,21 +79,22 @@ class Failures:
             failure.position = position
             listed(position)
 
-        # Nobody says it twice, and a scan would take the file for whole.
+        # Lasting, because the word that the transfer failed comes only once. Without this record a
+        # scan after a restart would take the file for a whole one.
         self._commit.stage(record, durable, lasting=True)
 
     def replay(self, upload: Upload, record: Mapping[str, Any]) -> None:
-        """List an upload whose record stands in the journal."""
+        """List an upload from its record in the journal."""
         self._journal.hold(upload.position)
         self._keep(upload.id, Failure(upload.source_path, record["at"], upload.position))
 
     def unlist(self, upload_id: str) -> None:
-        """Take an upload off the list, as the journal says by what follows."""
+        """Take an upload off the list in a replay, because a later record says so."""
         if upload_id in self._failed:
             self._journal.release(self._pop(upload_id).position)
 
     def unlist_path(self, path: str) -> None:
-        """Take all uploads of a path off the list, as `unlist`."""
+        """Take all uploads of a path off the list in a replay."""
         for upload_id in self._by_path.get(path, set()).copy():
             self.unlist(upload_id)
 
@@ -100,12 +103,12 @@ class Failures:
         self._by_path.setdefault(failure.path, set()).add(upload_id)
 
     def holds(self, upload: Upload) -> bool:
-        """Whether an upload that was read from the list is still on it."""
+        """Whether an upload is still on the list, with the same record."""
         failure = self._failed.get(upload.id)
         return failure is not None and failure.position == upload.position
 
     def leave(self, upload_id: str, record: dict[str, Any], left: Callable[[int], None]) -> None:
-        """Take an upload off the list with a record that says so, whose position `left` is told."""
+        """Take an upload off the list and write `record`; `left` is called with its position."""
         before = self._pop(upload_id)
 
         def durable(position: int) -> None:
@@ -115,18 +118,18 @@ class Failures:
         self._commit.stage(record, durable, lasting=True)
 
     def drop(self, upload: Upload) -> None:
-        """Settle a failed upload for good."""
+        """Settle a failed upload because an operator drops it."""
         if upload.id in self._failed:
             self.settle(upload.id, State.DROPPED)
             logger.info("Upload %s is dropped: %r.", upload.id, upload.path)
 
     def forgive(self, path: str, but: str = "") -> None:
-        """Settle older failures of a path, `but` that of an id: it was written again."""
+        """Settle the failures of a path, except that with the id `but`: it was written again."""
         for upload_id in self._by_path.get(path, set()) - {but}:
             self.settle(upload_id, State.SUPERSEDED, "written again")
 
     def forget(self, before: float) -> None:
-        """Settle what has failed before a moment (epoch) and nobody has cared for since."""
+        """Settle uploads that failed before a moment (epoch) and that no operator has handled."""
         for upload_id, failure in list(islice(self._failed.items(), AT_ONCE)):
             if failure.at >= before:
                 return
@@ -134,7 +137,7 @@ class Failures:
             self.settle(upload_id, State.DROPPED, "failed for longer than keep_failed")
 
     def settle(self, upload_id: str, state: State, reason: str = "") -> None:
-        """Write down what became of an upload that is on the list."""
+        """Take an upload off the list, and write down what it is settled as."""
         record = {"event": state.value, "at": time.time(), "id": upload_id}
         if reason:
             record["reason"] = reason

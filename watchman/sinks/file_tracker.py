@@ -1,4 +1,4 @@
-"""Where the files of uploads that wait are now: overwritten, renamed, away, or gone."""
+"""What happened to the files of uploads that wait: overwritten, renamed, away, or gone."""
 
 from __future__ import annotations
 
@@ -20,17 +20,20 @@ from watchman.store.ledger import Ledger
 from watchman.uploads import beneath, mounts, renaming
 from watchman.uploads.upload import FileState, Report, State, Upload
 
-#: Seconds until an upload is looked at again that a disk or a right held up.
+#: Seconds until we look again at a file that a broken disk or a missing right keeps from us.
 RETRY = 5.0
 
-#: Seconds for which a file must be missing until it counts as gone: word of its new name may be
-#: on its way.
+#: Seconds for which a file must be missing before it counts as gone. The watcher may be about to
+#: report that it was renamed.
 MISSING = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Rename:
-    """What was renamed: a file as it was then, or None for a directory; and where its record is."""
+    """A rename. `file` is the file's state then, None if a directory was renamed.
+
+    `position` is where the journal has its record.
+    """
 
     old: str
     new: str
@@ -38,7 +41,7 @@ class Rename:
     position: int
 
     def leads(self, path: str, inode: int) -> str | None:
-        """Return where a file that was at `path` may be, None if this rename is of another."""
+        """Return where a file that was at `path` may be now; None if something else was renamed."""
         if self.file is not None:
             return self.new if self.file.inode == inode else None
         if path == self.old or path.startswith(self.old + "/"):
@@ -47,9 +50,9 @@ class Rename:
 
 
 class FileTracker:
-    """Looks at an upload's file before its turn, and knows what was renamed meanwhile.
+    """Looks at an upload's file before it is moved or sent, and remembers renames.
 
-    `look` is called by movers and publishers; all else in the dispatcher's thread.
+    Movers and publishers call `look`; the dispatcher's thread calls everything else.
     """
 
     def __init__(
@@ -66,18 +69,18 @@ class FileTracker:
         self._journal = journal
         self._commit = commit
         self._monotonic = monotonic
-        #: In order, for uploads that wait under the old name.
+        #: Renames in their order. Uploads may wait for files that still had the old name.
         self._renames: list[Rename] = []
-        #: By id, since when (monotonic) the files of uploads that wait are missing.
+        #: By upload id, since when (monotonic) its file is missing.
         self._missing: dict[str, float] = {}
 
     def look(self, upload: Upload) -> Report | None:
-        """Return a report about an upload that must not be moved or sent as it stands."""
+        """Look at an upload's file. Return None if it may be moved or sent, else what to report."""
         if _is_as_accepted(upload):
             return None
         located = self._rules.locate(upload.path)
         if located is None:
-            return None  # its section left the INI file after it was accepted, or changed its path
+            return None  # since it was accepted, its watch left the INI file or has another path
         watch, subpath = located
         try:
             state = beneath.state(watch.path, subpath)
@@ -99,7 +102,7 @@ class FileTracker:
         return superseded if self._is_outdated(watch, subpath, known) else None
 
     def refusal(self, upload: Upload) -> str:
-        """Return why an upload must not be moved or sent as its file stands, "" if it may be."""
+        """Return why an upload must not be tried again with the file as it is, "" if it may."""
         located = self._rules.locate(upload.path)
         if located is None or upload.source_state is not None:
             return ""
@@ -109,19 +112,19 @@ class FileTracker:
         except FileNotFoundError:
             return "" if self._is_away(upload, located[0]) else "its file is not there any more"
         except (OSError, NotBelowWatch):
-            return ""  # it is looked at in its turn
+            return ""  # `look` will report that in its turn
 
     def _is_outdated(self, watch: WatchSettings, subpath: str, known: FileState) -> bool:
-        """Whether a later write was decided about than that of a file as it was `known`."""
-        # None while a reload takes the watch away, which may be since we looked which it is.
+        """Whether the ledger has a decision about a later write than the state `known`."""
+        # None if a reload has just taken the watch away, after we located the path.
         ledger = self._ledgers.get(watch.name)
         return ledger is not None and ledger.decided_since(subpath, known)
 
     def _last_known(self, upload: Upload, path: str) -> FileState:
-        """Return what a file was like when it was accepted, or when it last got the name of `path`.
+        """Return the state of a file when it was accepted, or later when it was renamed to `path`.
 
-        A rename sets its ctime, and the decision that has followed it has that. It is known by its
-        name without its directory, which may have been renamed since.
+        A rename sets a file's ctime, and the ledger then has the decision with that ctime. Only the
+        last component of `path` is compared, since its directory may have been renamed, too.
         """
         states = [upload.state]
         for rename in list(self._renames):
@@ -133,7 +136,7 @@ class FileTracker:
         )
 
     def _is_away(self, upload: Upload, watch: WatchSettings) -> bool:
-        """Whether the filesystem that a file was on is not there: the watch's, or one below it."""
+        """Whether the filesystem that a file was on is not mounted, at the watch or below it."""
         if watch.mounted and not mounts.is_mounted(watch.path):
             return True
         directory = os.path.relpath(upload.path, watch.path)
@@ -142,7 +145,7 @@ class FileTracker:
             try:
                 fd = beneath.open_directory(watch.path, directory)
             except (FileNotFoundError, NotBelowWatch):
-                continue  # deleted with it: what it was in may tell
+                continue  # the directory is deleted, too: ask the one above
             except OSError:
                 return True
             try:
@@ -153,7 +156,7 @@ class FileTracker:
         return True
 
     def _look_for(self, upload: Upload, watch: WatchSettings) -> Report:
-        """Find out why a file is not where it was."""
+        """Find out why a file is not where it was, and report that."""
         if self._is_away(upload, watch):
             reason = f"{watch.path} is away"
             return Report(upload, State.DEFERRED, reason, lane=f"watch:{watch.name}", delay=RETRY)
@@ -162,7 +165,11 @@ class FileTracker:
         )
 
     def _find(self, upload: Upload, lost: Report) -> Report:
-        """Find a file under the name that it has now; say `lost` once it has been away a while."""
+        """Look for a file under the names that renames may have given it.
+
+        Report it as RENAMED if it is there; else DEFERRED, and `lost` once it was missing for
+        MISSING seconds.
+        """
         old = upload.state
         for path in self._ways(upload):
             located = self._rules.locate(path)
@@ -188,9 +195,9 @@ class FileTracker:
         return lost
 
     def _ways(self, upload: Upload) -> list[str]:
-        """Return where renames may have brought a file, the latest first.
+        """Return the paths to which renames may have brought a file, the latest first.
 
-        Words of them may be missing, late or said twice, so none is taken for the only way.
+        Notifications of renames may be missing, late or doubled. So each path is only a candidate.
         """
         paths = {upload.path: None}
         for rename in list(self._renames):
@@ -201,9 +208,9 @@ class FileTracker:
         return [path for path in reversed(paths) if path != upload.path]
 
     def follow(self, old: str, new: str, file: FileState | None = None) -> None:
-        """Remember a rename for as long as uploads wait that may lie under the old name.
+        """Remember a rename, for as long as uploads wait whose files may have had the old name.
 
-        `file` is what was renamed, unless it is a directory; it was decided about.
+        `file` is the state of a file that was renamed and decided about, None for a directory.
         """
 
         def durable(position: int) -> None:
@@ -216,13 +223,13 @@ class FileTracker:
         self._commit.stage(record, durable, lasting=True)
 
     def forget_renames(self) -> None:
-        """Forget all renames: no upload waits any more."""
+        """Forget all renames, because no upload waits any more."""
         for rename in self._renames:
             self._journal.release(rename.position)
         self._renames.clear()
 
     def is_replaced(self, upload: Upload) -> bool:
-        """Whether another file has the name of an upload's, or none."""
+        """Whether the name of an upload's file is now another file's, or nobody's."""
         located = self._rules.locate(upload.path)
         try:
             state = beneath.state(located[0].path, located[1]) if located else None
@@ -231,8 +238,9 @@ class FileTracker:
         return state is None or state.inode != upload.state.inode
 
     def forget_file(self, upload: Upload) -> list[tuple[str, FileState]]:
-        """Forget where the file of an upload went that is gone; return the names that the decision
-        about it has followed it to, and what it was like then.
+        """Forget the renames of a file that is gone.
+
+        Return the names that they gave it, with its state then: decisions stand under those names.
         """
         old, names, others = upload.state, [], []
         for rename in self._renames:
@@ -246,11 +254,11 @@ class FileTracker:
         return names
 
     def settle(self, upload: Upload) -> None:
-        """Forget an upload that waits no longer."""
+        """Forget an upload that does not wait any more."""
         self._missing.pop(upload.id, None)
 
     def replay(self, position: int, record: Mapping[str, Any]) -> None:
-        """Take up a rename from the journal."""
+        """Remember a rename from its record in the journal."""
         file = FileState.decode(record["file"]) if "file" in record else None
         self._keep(Rename(record["from"], record["path"], file, position))
 
@@ -260,9 +268,9 @@ class FileTracker:
 
 
 def _is_as_accepted(upload: Upload) -> bool:
-    """Whether a file is where it was and nothing of it has changed, not even its ctime.
+    """Whether a file is where it was and has not changed at all, not even its ctime.
 
-    By its path alone, whatever stands in the way: it is the same inode.
+    A symlink on the way does no harm here: inode and ctime show that it is the same file.
     """
     try:
         return FileState.of(os.lstat(upload.path)) == upload.state
@@ -271,7 +279,7 @@ def _is_as_accepted(upload: Upload) -> bool:
 
 
 def _give_name_back(root: str, subpath: str, upload: Upload) -> None:
-    """Name a file as it was that was claimed when watchman was killed; or raise OSError."""
+    """Give a file its name back that was claimed when watchman was killed. Raises OSError."""
     directory, _, name = subpath.rpartition("/")
     hidden = claim_name(upload.id)
     fd = beneath.open_directory(root, directory)
@@ -283,7 +291,7 @@ def _give_name_back(root: str, subpath: str, upload: Upload) -> None:
 
 
 def _is_rewritten(upload: Upload, watch: WatchSettings, subpath: str, state: FileState) -> bool:
-    """Whether a file holds something else than was accepted; its size and mtime may be the same."""
+    """Whether a file's content is not what was accepted, though size and mtime may be the same."""
     old = upload.state
     if state.rewritten_since(old.size, old.ctime) or not upload.sample or state.ctime == old.ctime:
         return state.rewritten_since(old.size, old.ctime)
@@ -292,11 +300,12 @@ def _is_rewritten(upload: Upload, watch: WatchSettings, subpath: str, state: Fil
 
 
 def _is_there(upload: Upload, watch: WatchSettings, device: int) -> bool:
-    """Whether a directory on `device` is on the filesystem that a file was on."""
+    """Whether a directory with this device number is on the filesystem that a file was on."""
     then, now = upload.root, beneath.identity(watch.path)
     if then is None or now is None:
         return device == upload.state.device
-    # Devices may have other numbers by now, as after a boot, and those of each other. So: is the
-    # root the one of then, and are both on its filesystem, or neither?
+    # Filesystems may have other device numbers by now, for instance after a boot, even each other's
+    # numbers. So we ask two questions. Is the watch's root the same directory as then? And were and
+    # are file and directory both on the root's filesystem, or both not?
     is_same = watch.mounted or then[0] == now[0] or then[1] == now[1]
     return is_same and (device == now[0]) == (upload.state.device == then[0])

@@ -1,4 +1,4 @@
-"""What an operator has paused, kept over restarts."""
+"""What an operator has paused. A restart does not end a pause."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ KINDS = ("watch", "task", "broker")
 
 
 class Pauses:
-    """Paused names (`watch:NAME`, `task:NAME`, `broker:NAME`, ALL), each with its time (epoch).
+    """What is paused (`watch:NAME`, `task:NAME`, `broker:NAME` or ALL), and since when (epoch).
 
-    A small file of its own, replaced as a whole: the journal forgets what is settled, and a pause
-    outlives that. One thread at a time.
+    It is kept in a small file of its own, which is replaced as a whole. The journal would not do:
+    it retires old records, and a pause may last longer. Only one thread may use it at a time.
     """
 
     def __init__(self, path: str) -> None:
@@ -40,19 +40,23 @@ class Pauses:
             logger.error("Set aside as %r, it cannot be read: %s. Nothing is paused.", path, e)
 
     def since(self) -> dict[str, float]:
-        """Return what is paused, the oldest first, and since when."""
+        """Return what is paused and since when, oldest first."""
         return dict(self._since)
 
     def pause(self, name: str) -> None:
-        """Durable on return, or PausesUnwritable; what was paused already stays so since then."""
+        """Pause something; durable on return. Raises PausesUnwritable.
+
+        What is paused already keeps its time.
+        """
         self._replace({name: time.time()} | self._since)
 
     def resume(self, name: str) -> None:
-        """Durable on return, or PausesUnwritable. ALL ends every pause."""
+        """End a pause, or with ALL every pause; durable on return. Raises PausesUnwritable."""
         left = {} if name == ALL else {n: at for n, at in self._since.items() if n != name}
         self._replace(left)
 
     def _replace(self, since: dict[str, float]) -> None:
+        """Write a new file, sync it, rename it over the old one, and sync the directory."""
         ordered = dict(sorted(since.items(), key=lambda item: item[1]))
         temporary = self._path + ".new"
         try:

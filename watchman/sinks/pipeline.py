@@ -1,4 +1,4 @@
-"""What becomes of an upload after it was accepted, until it is settled."""
+"""The pipeline: what happens to an upload from when it is accepted until it is settled."""
 
 from __future__ import annotations
 
@@ -27,38 +27,38 @@ from watchman.uploads.upload import FileState, Report, State, Task, Upload
 
 logger = logging.getLogger(__name__)
 
-#: Uploads whose records are kept for a moment while the journal is replayed, for those that it says
-#: are settled: most are, soon after they were accepted.
+#: Uploads that a replay keeps in memory. Most uploads are settled soon after they were accepted, so
+#: that their records need not be read a second time.
 RECENT = 1_000
 
-#: Uploads of one broker that may be sent while it is not written down that they were: after a kill
-#: they are sent again. Twice what is sent together, so that one half is sent while the other is
-#: written down.
+#: Uploads of one broker that may be sent and not yet written down as done. After a kill these are
+#: sent again. It is twice what is sent together: one half is sent while the other is written down.
 SENT = 128
 
-#: Uploads that were accepted and are not taken yet that are kept in memory, some 1,500 bytes each;
-#: the records of others are read when they are taken.
+#: Uploads that are kept in memory until they are taken, some 1,500 bytes each. The records of all
+#: others are read from the journal.
 FRESH = 2_000
 
-#: Seconds between two looks of who waits for the journal at whether it will be written at all.
+#: Seconds after which a thread that waits for a commit checks that the journal can be written.
 WRITTEN_POLL = 0.5
 
-#: What an upload is settled as whose file is not where it was, or is another one.
+#: States of uploads that are settled because their file is not there, or is another one.
 AWAY = frozenset({State.GONE, State.SUPERSEDED, State.RENAMED})
 
-#: Where uploads wait whose record could not be read back, and what is shown of them.
+#: The lane of uploads whose record could not be read, and the reason that is shown for them.
 UNREADABLE = "journal"
 CANNOT_BE_READ = "its record cannot be read"
 
 
 class Pipeline:
-    """The uploads that wait, are taken by a mover, then by a publisher, and are settled.
+    """The accepted uploads: each waits, is taken by a mover, then by a publisher, and is settled.
 
-    In memory an upload is its journal position in a backlog; all else is read when it is taken, but
-    for the freshest.
-    Publishers call `take` and `report`, movers `take_at`, `report_move` and `write`; all else
-    happens in the dispatcher's thread. Long, for it is all that an upload can come to after it is
-    accepted.
+    In memory an upload is only its journal position in a backlog. Its record is read when it is
+    taken, except for the latest uploads, which are kept (FRESH).
+
+    Publishers call `take` and `report`; movers call `take_at`, `report_move` and `write`. The
+    dispatcher's thread does all else. The class is long because it has everything that can happen
+    to an accepted upload.
     """
 
     def __init__(
@@ -85,11 +85,11 @@ class Pipeline:
         self._gone = gone
         self._renamed = renamed
         self.backlogs = Backlogs(monotonic)
-        #: Uploads whose record is on its way to the disk, by id, so that `queue` misses none.
+        #: By id, uploads whose record is being written; so `watchman queue` shows them, too.
         self.arriving: dict[str, Upload] = {}
-        #: By journal position, uploads that need not be read back.
+        #: By journal position, uploads that need not be read from the journal.
         self._fresh: dict[int, Upload] = {}
-        #: Journal positions that could not be read back.
+        #: Journal positions whose record could not be read.
         self._unreadable: set[int] = set()
         self._closed = threading.Event()
         self.settled: Counter[str] = Counter()
@@ -99,21 +99,22 @@ class Pipeline:
         )
 
     def close(self) -> None:
-        """Give movers and publishers nothing any more."""
+        """Give movers and publishers no more uploads."""
         self._closed.set()
         self.backlogs.close()
 
     def waiting(self) -> int:
-        """Return how many uploads are not settled, but for failed ones."""
+        """Return how many uploads are not settled, without the failed ones."""
         return sum(len(backlog) for _, backlog in self.backlogs.places())
 
     # In the publishers' threads.
 
     def take(self, broker: str, limit: int, timeout: float) -> list[Upload]:
-        """Return uploads that wait for a broker, each looked at just now."""
+        """Take uploads that wait for a broker. Each one's file was looked at just now."""
         uploads = []
         for upload in self.take_at(f"broker:{broker}", limit, timeout, most=SENT):
-            # What was moved lies where nobody uploads, and perhaps on a server that hangs.
+            # Not after a move: nobody uploads to its destination, which may be on a file server
+            # that hangs.
             report = self.file_tracker.look(upload) if upload.source_state is None else None
             if report is None:
                 uploads.append(upload)
@@ -122,7 +123,7 @@ class Pipeline:
         return uploads
 
     def report(self, reports: Sequence[Report]) -> None:
-        """Take back uploads that one publisher took, each once."""
+        """Take back uploads that one publisher took. It reports each upload once."""
         for report in reports[:1]:
             assert report.upload.task is not None
             self._take_back(reports, self.backlogs[f"broker:{report.upload.task.broker}"])
@@ -130,7 +131,7 @@ class Pipeline:
     # In the movers' threads.
 
     def report_move(self, report: Report) -> None:
-        """Take back an upload that a mover took, once; what was MOVED has its task sent."""
+        """Take back an upload that a mover took. If it was MOVED, its task is sent next."""
         upload, backlog = report.upload, self.backlogs[f"move:{report.upload.move}"]
         if report.state is not State.MOVED:
             self._take_back([report], backlog)
@@ -141,10 +142,10 @@ class Pipeline:
             backlog.settle(upload.position)
 
     def write(self, state: State, uploads: Sequence[Upload]) -> list[Upload]:
-        """Write down anew what a mover has in hand, and wait until it is durable.
+        """Write new records of uploads that a mover has taken, and wait until they are durable.
 
-        What was RENAMED has its task's arguments filled for its new destination. Raises Stopped
-        where it cannot be made durable, and watchman stops.
+        For RENAMED, the arguments of their tasks are filled in for the new destination. Raises
+        Stopped if the records cannot be made durable and watchman stops.
         """
         if state is State.RENAMED:
             uploads = [self._refilled(upload) for upload in uploads]
@@ -173,7 +174,7 @@ class Pipeline:
         return written
 
     def _refilled(self, upload: Upload) -> Upload:
-        """Return an upload with its task's arguments filled for its destination."""
+        """Return an upload with its task's arguments filled in for its destination."""
         if upload.task is None:
             return upload
         for section in self._settings.tasks:
@@ -181,7 +182,7 @@ class Pipeline:
                 return upload._replace(task=task_of(upload, section))
         return upload._replace(task=self._task_now(upload))
 
-    # In all of these.
+    # In the publishers', the movers' or the dispatcher's threads.
 
     def take_at(
         self,
@@ -192,14 +193,15 @@ class Pipeline:
         *,
         most: int = sys.maxsize,
     ) -> list[Upload]:
-        """Return uploads that wait at a place, those `aside` if asked for them: they take long.
+        """Take uploads that wait at a place; with `aside` those that take long, see `Backlog.take`.
 
-        Of a move they are to be moved, or were and have left something behind. No more than `most`
-        of a place are taken and not settled.
+        For a move, their files are to be moved, or were copied and the source must still be
+        removed. At any time no more than `most` uploads of a place are taken and not settled.
         """
         backlog, uploads = self.backlogs[place], []
         if self._commit.unwritable_since:
-            # What is done now could not be written down, and would be done again after a restart.
+            # While the journal cannot be written, nothing is taken: what is done could not be
+            # written down, and would be done again after a restart.
             self._closed.wait(timeout)
             return []
         for position in backlog.take(limit, timeout, most=most, aside=aside):
@@ -224,11 +226,12 @@ class Pipeline:
         return uploads
 
     def _pause_of(self, upload: Upload) -> str:
-        """Return what an operator has paused of an upload's, "" if nothing."""
+        """Return the pause that concerns an upload, by its watch or its task; "" if none."""
         names = (f"watch:{upload.watch}", f"task:{upload.task.section}" if upload.task else "")
         return next((name for name in names if name in self.backlogs.pauses), "")
 
     def _take_back(self, reports: Sequence[Report], backlog: Backlog) -> None:
+        """Let deferred uploads wait again, and settle all others."""
         over = []
         for report in reports:
             if report.state is State.DEFERRED:
@@ -247,7 +250,7 @@ class Pipeline:
             self._commit.bring_first(settle)
 
     def _add(self, upload: Upload, place: str) -> Backlog:
-        """Have an upload wait, for a place that is not told yet; return its backlog."""
+        """Add an upload to the backlog of a place, which `offer` must still tell; return that."""
         if len(self._fresh) < FRESH:
             self._fresh[upload.position] = upload
         backlog = self.backlogs[place]
@@ -257,7 +260,7 @@ class Pipeline:
     # In the dispatcher's thread.
 
     def plan(self, upload: Upload) -> Upload:
-        """Fill in what the rules say is to become of an upload: a move, a task, or both."""
+        """Fill in the move and the task that the rules give an upload; it may have one or both."""
         move = self._rules.move_for(upload.path)
         if move is not None:
             destination = destination_of(move, upload.path, int(upload.accepted * 1000))
@@ -265,23 +268,23 @@ class Pipeline:
         return upload._replace(task=self._task_now(upload))
 
     def _task_now(self, upload: Upload) -> Task | None:
-        """Return the task that the rules give an upload now, if any."""
+        """Return the task that the rules give an upload now, None if none matches."""
         section = self._rules.task_for(upload.original)
         return task_of(upload, section) if section is not None else None
 
     def wait(self, upload: Upload) -> None:
-        """Let an upload wait for its move or its broker; its record is durable."""
+        """Let an upload wait for its move or its broker. Its record must be durable."""
         self._journal.hold(upload.position)
         self._add(upload, _place_of(upload))
 
     def change(self, settings: Settings) -> None:
-        """Go over to other settings; what waits goes on as it was accepted."""
+        """Use other settings from now on. Uploads that wait keep their task and their move."""
         self._settings = settings
 
     def retry_failed(self, upload: Upload) -> str:
-        """Let a failed upload wait again under its id, for the task that the rules give it now.
+        """Let a failed upload wait again under its id, with the task that the rules give it now.
 
-        Return why it cannot, "" if it can.
+        Return why that is not possible, "" if it is.
         """
         task = self._task_now(upload) or upload.task
         if not self.failures.holds(upload) or (task is None and not upload.move):
@@ -301,14 +304,17 @@ class Pipeline:
         return ""
 
     def drop(self, upload: Upload) -> None:
-        """Settle for good an upload that was withdrawn from its backlog."""
-        # One that was copied waits for its mover, and then for its broker.
+        """Settle an upload that an operator drops. It was withdrawn from its backlog before."""
+        # A copied upload may be in either of two backlogs: its move's or its broker's.
         mine = [b for _, b in self.backlogs.places() if b.has_taken(upload.position)]
         backlog = mine[0] if mine else self.backlogs[_place_of(upload)]
         self._settle(Report(upload, State.DROPPED, "dropped"), backlog)
 
     def fail(self, upload: Upload, reason: str) -> None:
-        """List an upload as failed that never waited, in place of older ones of its path."""
+        """List an upload as failed before it has waited, for instance because its transfer failed.
+
+        Older failures of its path are settled.
+        """
         self.arriving[upload.id] = upload
 
         def durable(_: int) -> None:
@@ -320,7 +326,10 @@ class Pipeline:
         self.failures.forgive(upload.source_path, but=upload.id)
 
     def _settle(self, report: Report, backlog: Backlog, renamed: Upload | None = None) -> None:
-        """Write down what became of an upload; its file may be `renamed`."""
+        """Write down what an upload is settled as.
+
+        If its file was renamed, `renamed` is the upload that it becomes under the new name.
+        """
         upload, state = report.upload, report.state
         record: dict[str, Any] = {"event": state.value, "at": time.time(), "id": upload.id}
         if report.reason:
@@ -358,7 +367,7 @@ class Pipeline:
             self._commit.stage(record, durable, lasting=True)
 
     def _rename(self, report: Report, backlog: Backlog) -> None:
-        """Settle an upload whose file has another name: it is an upload of its own under that."""
+        """Settle an upload whose file was renamed. Under the new name it becomes another upload."""
         renamed, before = report.upload, self._read(report.upload.position)
         if before.original == before.path:
             renamed = renamed._replace(original=renamed.path)
@@ -372,15 +381,15 @@ class Pipeline:
         decided: Callable[[Upload, bool, bool], None],
         other: Callable[[int, dict[str, Any]], None],
     ) -> None:
-        """Take up what the journal says was not settled.
+        """Replay the journal, and let all uploads wait again that were not settled.
 
-        Tell of each decision on the way, whether it was that the upload has failed, and whether as
-        one that never waited; of each upload that was settled; and of each record, should it be
-        more than an upload's.
+        `other(position, record)` is called for every record. `decided(upload, failed,
+        never_waited)` is called for every decision: whether the upload failed, and whether before
+        it had waited at all. `settled` of `__init__` is called for each upload that was settled.
         """
         recent: OrderedDict[int, Upload] = OrderedDict()
-        # By where they wait and whose they are, so that no record need be read twice: there may be
-        # a million.
+        # The journal positions of uploads that wait, by place and owner. There may be a million, so
+        # nothing else is kept, and no record is read twice.
         live: dict[tuple[str, int | None], dict[int, int]] = {}
         for position, record in self._journal.replay():
             other(position, record)
@@ -397,7 +406,8 @@ class Pipeline:
                 has_failed = record["event"] == State.FAILED.value
                 decided(upload, has_failed, NEVER_WAITED in record)
                 if NEVER_WAITED in record or record["event"] == State.ACCEPTED.value:
-                    # It settles older failures of its path, though that may not be written down.
+                    # It settles older failures of its path. A kill may have come before that was
+                    # written down.
                     self.failures.unlist_path(upload.source_path)
                 if has_failed:
                     self.failures.replay(upload, record)
@@ -424,13 +434,13 @@ class Pipeline:
     # In any thread.
 
     def groups(self) -> list[Group]:
-        """Return all uploads that are not settled, by where they stand."""
+        """Return all uploads that are not settled, in groups."""
         failed = Group("", State.FAILED.value, self.failures.positions())
         return [group for group in (failed, *self.backlogs.groups()) if group.positions]
 
 
 def _place_of(upload: Upload) -> str:
-    """Return where an upload waits that nobody has in hand."""
+    """Return the place where an upload waits while nobody has taken it."""
     is_moved = upload.source_state is not None
     if upload.move and (not is_moved or upload.is_copied or upload.task is None):
         return f"move:{upload.move}"

@@ -1,4 +1,4 @@
-"""What publishers and movers have in common: threads, how they stand, when they try again."""
+"""What publishers and movers have in common: threads, a status, and back-off."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-#: Seconds before the first retry, doubled for each further one up to the longest.
+#: Seconds before the first retry. Each further retry doubles them, up to LONGEST_DELAY.
 FIRST_DELAY = 0.5
 
-#: Seconds between two tries at the most. A try costs one connection, one message or a few system
-#: calls, and with the time-outs of a connection work goes on within ten seconds of the cure,
-#: however long the fault has lasted.
+#: Seconds between two tries, at most. A try is cheap: one connection, one message or a few system
+#: calls. With a connection's timeouts added, work goes on within ten seconds after the fault is
+#: gone, however long it lasted.
 LONGEST_DELAY = 6.0
 
-#: Seconds that a take waits for uploads, and so the longest that stopping an idle thread takes.
+#: Seconds that a thread waits for uploads before it looks whether it must stop.
 PATIENCE = 1.0
 
 
 class BackOff:
-    """When to try again what has failed `attempts` times in a row, and why it did."""
+    """When to try again something that has failed `attempts` times in a row, and its last error."""
 
     def __init__(self) -> None:
         self.attempts = 0
@@ -29,7 +29,10 @@ class BackOff:
         self.reason = ""
 
     def fail(self, now: float, reason: str) -> float:
-        """Count a failure and return how many seconds to wait, not the same for everyone."""
+        """Count a failure and return how many seconds to wait.
+
+        Some of it is random, so that not all who failed together try again together.
+        """
         self.attempts += 1
         self.reason = reason
         delay = min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** min(self.attempts - 1, 16))
@@ -39,18 +42,21 @@ class BackOff:
 
 
 class Sink:
-    """Takes uploads in threads of its own, and reports what became of each."""
+    """Takes uploads in threads of its own, and reports the result for each."""
 
     def __init__(self, threads: Mapping[str, Callable[[], None]], *, hung: float) -> None:
-        """`threads` tells by its name what each does; a join waits `hung` seconds after a stop."""
+        """`threads` has by name the function of each thread.
+
+        `join` waits for them until `hung` seconds after `stop`.
+        """
         self._threads = [
             threading.Thread(target=work, name=name, daemon=True) for name, work in threads.items()
         ]
         self._patience = hung
         self._stopping = threading.Event()
-        #: When a join gives up (monotonic).
+        #: When `join` gives up (monotonic).
         self._hung = 0.0
-        #: Replaced as a whole, so that other threads may read it.
+        #: Replaced as a whole, since other threads read it.
         self._status: dict[str, Any] = {}
         self._stand("idle")
 
@@ -59,28 +65,31 @@ class Sink:
             thread.start()
 
     def stop(self) -> None:
-        """Signal the end; what is in hand is finished, or given up and put back."""
+        """Tell the threads to end. They finish what they have taken, or give it back."""
         self._stopping.set()
         self._hung = time.monotonic() + self._patience
 
     def join(self) -> None:
-        """Wait for the end, after stop(); not for ever on a broker or a filesystem that hangs."""
+        """Wait for the threads to end, after stop(), but not for one that hangs for ever.
+
+        A broker or a filesystem may hang.
+        """
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join(max(0.0, self._hung - time.monotonic()))
 
     def hurry(self) -> None:
-        """Try again at once what was not taken or could not be moved; any thread."""
+        """End all back-offs, so that everything is tried at once. Any thread may call it."""
         raise NotImplementedError
 
     def status(self) -> dict[str, Any]:
-        """Whether that to which it brings uploads is up, down, or not needed yet; any thread."""
+        """Return the state of the broker or destination, and its error. Any thread may call it."""
         return dict(self._status)
 
     def _stand(
         self, state: str, error: str | None = None, attempts: int = 0, delay: float = 0.0
     ) -> None:
-        """Keep what `status` tells; it is tried again in `delay` seconds."""
+        """Set what `status` returns. With a `delay` the next try is in so many seconds."""
         now = time.time()
         self._status = {
             "state": state,

@@ -12,12 +12,12 @@ S = TypeVar("S")
 
 
 class Sinks(Generic[S]):
-    """One sink for each section `S`; a reload replaces those whose section changed."""
+    """A sink for each section of one kind. A reload replaces those whose section has changed."""
 
     def __init__(self, sections: Mapping[str, S], make: Callable[[S], Sink]) -> None:
         """Raises ConfigError for settings that Celery cannot use."""
         self._make = make
-        #: By name; replaced as a whole, for other threads read it.
+        #: By the section's name. Replaced as a whole, since other threads read it.
         self._sinks: dict[str, tuple[S, Sink]] = {}
         self._sinks = self.prepare(sections)
 
@@ -34,7 +34,7 @@ class Sinks(Generic[S]):
             sink.join()
 
     def prepare(self, sections: Mapping[str, S]) -> dict[str, tuple[S, Sink]]:
-        """Return what `change` takes: those there are where nothing changed, else new ones.
+        """Return the sinks for `change`. Sections that did not change keep theirs.
 
         Raises ConfigError for settings that Celery cannot use.
         """
@@ -46,9 +46,10 @@ class Sinks(Generic[S]):
         return prepared
 
     def change(self, prepared: dict[str, tuple[S, Sink]]) -> None:
-        """Stop the sinks that are not among them, start the new ones.
+        """Replace the sinks: stop those that are not in `prepared`, then start the new ones.
 
-        Waits for what the old ones have in hand: two of one section would break its order.
+        It waits until the old ones have ended. If two sinks served one section at the same time,
+        uploads could overtake each other.
         """
         old, self._sinks = self._sinks, prepared
         kept = {sink for _, sink in prepared.values()}
@@ -61,12 +62,12 @@ class Sinks(Generic[S]):
             sink.start()
 
     def hurry(self, name: str) -> None:
-        """Have what is backed off from tried at once."""
+        """End the back-offs of one sink."""
         if name in self._sinks:
             self._sinks[name][1].hurry()
 
     def status(self) -> dict[str, dict[str, Any]]:
-        """Return each sink's, by its section's name; from any thread."""
+        """Return the status of each sink by its section's name. Any thread may call it."""
         return {name: sink.status() for name, (_, sink) in self._sinks.items()}
 
 
@@ -75,5 +76,5 @@ Movers = Sinks[tuple[MoveSettings, Mapping[str, WatchSettings]]]
 
 
 def moves_of(settings: Settings) -> dict[str, tuple[MoveSettings, Mapping[str, WatchSettings]]]:
-    """Return the sections of the movers, each with the watches whose files it moves."""
+    """Return the sections of the movers, each with all watches: a mover depends on both."""
     return {name: (move, settings.watches) for name, move in settings.moves.items()}

@@ -1,4 +1,4 @@
-"""The sources that look by themselves: transfer log, watcher and scanner."""
+"""The sources that need nobody to call them: transfer log, watcher and scanner."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from watchman.uploads.upload import Notification
 
 
 class Finders:
-    """All three, on the same settings.
+    """The transfer log, the watcher and the scanner, started and stopped together.
 
-    A reload stops them and starts others: what happens in between is found by the scan that comes
-    with every start, and stands in the log.
+    A reload stops all three and starts new ones. Files that arrive in between are not lost: every
+    start scans the watches, and the transfer log is read on from where it was left.
     """
 
     def __init__(
@@ -32,8 +32,10 @@ class Finders:
         caught_up: Callable[[float], None],
         mounts_changed: Callable[[], None],
     ) -> None:
-        """`submit_lines`, `marked` and `caught_up` are the transfer log's, see there; `submit_find`
-        and `takes_finds` the scanner's, `submit_events` and `mounts_changed` the watcher's.
+        """Take the callables that each source is given; each source's class describes its own.
+
+        `TransferLog`: `submit_lines`, `marked` and `caught_up`. `Scanner`: `submit_find` and
+        `takes_finds`. `Watcher`: `submit_events` and `mounts_changed`.
         """
         self._make_log = partial(
             TransferLog, submit=submit_lines, marked=marked, caught_up=caught_up
@@ -48,19 +50,20 @@ class Finders:
         excluded: Callable[[WatchSettings, str], object],
         ledgers: Mapping[str, Ledger],
     ) -> None:
-        """Say what to look at; while stopped."""
+        """Make the sources for these settings. Call it only while they are stopped."""
         self._watches, paths = settings.watches, settings.proftpd.transfer_log
         watches = self._watches.values()
         self._log = self._make_log(paths, settings.proftpd.token)
         self._scanner = self._make_scanner(watches, excluded=excluded, ledgers=ledgers)
         self._watcher = self._make_watcher(watches, rescan=self._scanner.request, excluded=excluded)
-        # The log is read to its end before a scan decides about what it tells of.
+        # The log starts first and is read to its end. A scan that came earlier would take a failed
+        # upload for a whole file.
         self._sources: list[TransferLog | Watcher | Scanner] = [self._watcher, self._scanner]
         if paths:
             self._sources.insert(0, self._log)
 
     def start(self) -> None:
-        """Begin; raises InotifyUnavailable."""
+        """Start all sources; raises InotifyUnavailable."""
         for source in self._sources:
             source.start()
 
@@ -73,21 +76,21 @@ class Finders:
             source.join()
 
     def request(self, watch: str, subpath: str) -> None:
-        """Have a subtree scanned as soon as possible; never blocks, from any thread."""
-        if watch in self._watches:  # else its section has left the INI file
+        """Ask for a scan of a subtree as soon as possible. Never blocks; any thread may call it."""
+        if watch in self._watches:  # a reload may have removed its section
             self._scanner.request(watch, subpath)
 
     def request_later(self, watch: str, owner: int) -> None:
-        """Have a watch scanned once more of an owner's files are taken, as `request` does."""
+        """Ask for a scan of a watch for when more files of `owner` are taken, as `request` does."""
         if watch in self._watches:
             self._scanner.request_later(watch, {owner})
 
     def read_log(self) -> None:
-        """Have the transfer log read soon; from any thread."""
+        """Ask for the transfer log to be read soon; any thread may call it."""
         self._log.read()
 
     def status(self) -> dict[str, dict[str, Any]]:
-        """What watcher and scanner say of each watch; from any thread."""
+        """Return what watcher and scanner report of each watch; any thread may call it."""
         watched = self._watcher.status()
         return {
             name: {**scanned, **watched.get(name, {})}
@@ -95,5 +98,5 @@ class Finders:
         }
 
     def logs(self) -> dict[str, dict[str, Any]]:
-        """How the reading of each transfer log goes; from any thread."""
+        """Return the status of each transfer log; any thread may call it."""
         return self._log.status()

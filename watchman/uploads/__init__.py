@@ -1,5 +1,6 @@
-"""What everybody speaks of: files, what is said of them, and the uploads that they become.
+"""What all other folders share: files, notifications about them, and uploads.
 
-Values (`upload`), and how a file, its owner, its filesystem and a session's process are looked at.
-Runs in whichever thread asks. Everybody may import it, and it imports nothing of ours but errors.
+`upload` has the values that are passed around. The other modules look at files, owners, filesystems
+and the processes of FTP sessions. Nothing comes in or goes out on its own: all of it runs in the
+thread that calls it. Every folder may import it, and it imports only `errors` of ours.
 """

@@ -1,4 +1,4 @@
-"""Who may speak of a file: who may write it, or make it where it is not there."""
+"""Who may send notifications about a file: whoever may write it, or create it if it is missing."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Protocol
 from watchman.errors import NotBelowWatch
 from watchman.uploads import beneath
 
-#: Bits of a mode or of an entry of a list.
+#: Bits of a mode, or of an entry in an access control list.
 WRITE, SEARCH = 2, 1
 
-#: A list as the kernel hands it out, see posix_acl_xattr.h: its version, then tag, rights and id of
-#: each entry.
+#: An access control list as getxattr(2) returns it, see linux/posix_acl_xattr.h: a version, then
+#: tag, rights and id of each entry.
 ACL = "system.posix_acl_access"
 HEADER, ENTRY = struct.Struct("<I"), struct.Struct("<HHI")
 USER, GROUP_OBJ, GROUP, MASK = 0x02, 0x04, 0x08, 0x10
 
 
 class Speaker(Protocol):
-    """Who has said something: a user and its groups, None if it may speak of any file."""
+    """Who has sent a notification: a uid and its groups, None if it may speak of any file."""
 
     @property
     def uid(self) -> int | None: ...
@@ -32,11 +32,12 @@ class Speaker(Protocol):
 
 
 def may_speak(who: Speaker, root: str, subpath: str, *, begins: bool = False) -> bool:
-    """Whether somebody may say how a transfer of a path below `root` goes.
+    """Whether `who` may say how the transfer of a path below `root` goes.
 
-    Asked of the file that is there now, by its directory's descriptor; of its directory where
-    nothing is there, or where a transfer `begins` that may replace the file as a whole. In a sticky
-    directory nobody replaces files of others, see unlink(2).
+    He may if he has the right to write the file that is there now. If there is none, he needs the
+    right to write its directory. That is also enough if the transfer `begins`, because it may
+    replace the whole file; but in a sticky directory nobody may replace the files of others, see
+    unlink(2). All is looked up from a descriptor of the directory, so no symlink can mislead.
     """
     uid, groups = who.uid, who.groups
     if uid is None or groups is None:
@@ -67,12 +68,13 @@ def may_speak(who: Speaker, root: str, subpath: str, *, begins: bool = False) ->
 def may(uid: int, groups: Collection[int], status: os.stat_result, path: str, wanted: int) -> bool:
     """Whether a user has the `wanted` rights on a file, by the algorithm of acl(5).
 
-    Its owner has, for he could give them to himself. `path` is where its list is read.
+    The owner always has them, for he could give them to himself. The access control list is read
+    at `path`.
     """
     if uid in (0, status.st_uid):
         return True
     if stat.S_ISLNK(status.st_mode):
-        return False  # its mode, of all rights, says nothing
+        return False  # its mode always grants everything, see symlink(7)
     entries = _entries(path)
     if not entries:
         shift = 3 if status.st_gid in groups else 0
@@ -95,5 +97,5 @@ def _entries(path: str) -> list[tuple[int, int, int]]:
     try:
         found = os.getxattr(path, ACL, follow_symlinks=False)
     except OSError:
-        return []  # it has none, or its filesystem knows none
+        return []  # the file has no list, or its filesystem has none at all
     return list(ENTRY.iter_unpack(found[HEADER.size :]))

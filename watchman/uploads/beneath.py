@@ -1,4 +1,4 @@
-"""Looking at a file below a watch, without following a symlink on the way there."""
+"""Looks at files below a watch, and follows no symlink on the way there."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from watchman.uploads.ownership import Ownership
 from watchman.uploads.sample import sample_of, sample_of_open
 from watchman.uploads.upload import FileState
 
-#: Of each directory on the way: no right to read it is needed, and no symlink is followed.
+#: Flags to open each directory on the way. O_PATH needs no right to read it.
 STEP = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
-#: Of the file: nothing waits on a FIFO's other end or on another's lease.
+#: Flags to open the file. With O_NONBLOCK, open(2) does not wait for the other end of a FIFO, nor
+#: for the holder of a lease.
 READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 
-#: What else than a regular file may have a name.
+#: Kinds of files that are not regular, as messages call them.
 KINDS = {
     stat.S_IFDIR: "a directory",
     stat.S_IFLNK: "a symlink",
@@ -30,9 +31,9 @@ KINDS = {
 
 
 class Look:
-    """What a file looked like; it stays open until the end of a `with`, where it may be read.
+    """What a file looked like. If we may read the file, it stays open until the end of a `with`.
 
-    `writing` is None where the kernel does not say.
+    `writing` says whether somebody has it open for writing, None if the kernel does not tell.
     """
 
     __slots__ = ("_fd", "ownership", "state", "writing")
@@ -53,7 +54,7 @@ class Look:
             os.close(self._fd)
 
     def sample(self) -> int:
-        """Return the sample of what it holds; 0 if it has changed since, or may not be read."""
+        """Return the sample of its content; 0 if it has changed since, or we may not read it."""
         try:
             return (sample_of_open(self._fd, self.state) or 0) if self._fd >= 0 else 0
         except OSError:
@@ -66,17 +67,18 @@ def below(root: str, subpath: str) -> str:
 
 
 def is_below(path: str, directory: str) -> bool:
-    """Whether `path` is `directory` or lies below it, as it is written."""
+    """Whether `path` is `directory` or lies below it, by the strings alone."""
     return os.path.join(path, "").startswith(os.path.join(directory, ""))
 
 
 def canonical(path: str, roots: Iterable[str]) -> str:
-    """Return the one name of a file, whatever spelling of its directory was used for it.
+    """Return one and the same path for a file, however the path of its directory was written.
 
-    The directory is named by what it is: `..` and symlinks are followed as the kernel does, below
-    one of `roots` as that is spelled, the innermost if several hold it. The last component is kept
-    as it is written, and not followed; where it names a directory it is taken for one. What is not
-    there any more of the directory is as it was written.
+    ProFTPD passes on `..` and symlinked directories as the client wrote them. Here they are
+    resolved as the kernel does. If the directory lies below one of `roots`, the path begins with
+    that root as the INI file writes it; of several, with the innermost. The last component is kept
+    as it is and not followed, unless it is `.` or `..`. A part of the path that does not exist any
+    more is kept as written.
     """
     directory, name = os.path.split(path.rstrip("/"))
     if name in (".", ".."):
@@ -85,7 +87,7 @@ def canonical(path: str, roots: Iterable[str]) -> str:
     found, below = "", ""
     for root in roots:
         real_root = _real(root)
-        # A symlink may lead into another root: both are the same directory then.
+        # Two roots may be one directory, if one is a symlink. Then the longer spelling wins.
         if is_below(real, real_root) and (len(real_root), len(root)) > (len(below), len(found)):
             found, below = root, real_root
     if found:
@@ -97,10 +99,10 @@ def _real(directory: str) -> str:
     try:
         fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
-        return os.path.realpath(directory)  # as far as it is there, and may be seen
+        return os.path.realpath(directory)  # resolves the part that exists and that we may see
     try:
         real = os.readlink(f"/proc/self/fd/{fd}")
-        # The kernel says so of a directory that is deleted, see proc(5).
+        # Of a deleted directory the link names a path that is not there, see proc(5).
         is_there = os.path.samestat(os.stat(real), os.fstat(fd))
     except OSError:
         is_there = False
@@ -110,7 +112,7 @@ def _real(directory: str) -> str:
 
 
 def identity(root: str) -> tuple[int, int] | None:
-    """Return device and inode of a directory, None where it cannot be seen."""
+    """Return device and inode of a directory, None if stat(2) fails."""
     try:
         status = os.stat(root)
     except OSError:
@@ -119,9 +121,9 @@ def identity(root: str) -> tuple[int, int] | None:
 
 
 def open_directory(root: str, subpath: str) -> int:
-    """Open a directory below `root` as with O_PATH; raise NotBelowWatch at a symlink on the way.
+    """Open a directory below `root` with O_PATH; raise NotBelowWatch at a symlink on the way.
 
-    `root` itself may be one.
+    `root` itself may be a symlink.
     """
     fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -143,15 +145,16 @@ def open_directory(root: str, subpath: str) -> int:
 
 
 def look(root: str, subpath: str) -> Look:
-    """Look at a regular file below `root`, and whether anyone has it open for writing: for `with`.
+    """Look at a regular file below `root`, and whether anyone has it open for writing.
 
-    Raises FileNotFoundError where nothing is there, NotBelowWatch where it is no regular file or
-    the way leads over a symlink, another OSError where the way is barred.
+    Use the result in a `with`. Raises FileNotFoundError if nothing is there, NotBelowWatch if it is
+    not a regular file or the way leads over a symlink, and OSError if we may not go there.
     """
     directory, _, name = subpath.rpartition("/")
     parent = open_directory(root, directory)
     try:
-        # Before open(2): to open a device may rewind it, hang up a line, or worse.
+        # Before open(2), because to open a device may have effects: a tape may rewind, a modem hang
+        # up.
         status = _regular(os.stat(name, dir_fd=parent, follow_symlinks=False))
         try:
             fd = os.open(name, READ, dir_fd=parent)
@@ -170,7 +173,7 @@ def look(root: str, subpath: str) -> Look:
 
 
 def state(root: str, subpath: str) -> FileState:
-    """Return the state of a regular file below `root`; raises as `look`."""
+    """Return the state of a regular file below `root`. Raises what `look` raises."""
     directory, _, name = subpath.rpartition("/")
     parent = open_directory(root, directory)
     try:
@@ -180,9 +183,7 @@ def state(root: str, subpath: str) -> FileState:
 
 
 def sample(root: str, subpath: str, state: FileState) -> int | None:
-    """Return the sample of a file below `root` as it was looked at; None if it has changed since,
-    or may not be read.
-    """
+    """Return the sample of a file below `root`; None if it is not in `state` or cannot be read."""
     directory, _, name = subpath.rpartition("/")
     try:
         parent = open_directory(root, directory)
@@ -204,11 +205,11 @@ def _regular(status: os.stat_result) -> os.stat_result:
 
 
 def _look_open(fd: int, parent: int) -> Look:
-    """Take the state of an open file, and whether anyone writes it, by asking for a read lease.
+    """Return what an open file looks like, and whether anyone has it open for writing.
 
-    Whoever opens the file for writing meanwhile sends us SIGIO, which the daemon ignores, and waits
-    for the release. The state is taken under the lease, so that the last writer's last byte is in
-    it.
+    We ask for a read lease, see fcntl(2). While we hold it, whoever opens the file for writing
+    waits for us to release it, and the kernel sends us SIGIO, which the daemon ignores. The state
+    is taken under the lease, so it includes everything that the last writer wrote.
     """
     held = lease.take(fd)
     status = os.fstat(fd)

@@ -1,6 +1,7 @@
-"""Read leases: the kernel's word on who writes a file, see fcntl(2).
+"""Read leases, by which the kernel tells whether anyone has a file open for writing, see fcntl(2).
 
-Who opens the file for writing while one is held waits until it is released, and sends SIGIO.
+Whoever opens the file for writing while we hold a lease waits for its release (up to 45 seconds),
+and the kernel sends us SIGIO. So a lease is released at once.
 """
 
 import errno
@@ -10,11 +11,11 @@ from watchman.uploads.local import is_local
 
 
 def take(fd: int) -> bool | None:
-    """Take a read lease: True is held, False says that there is a writer, None that nobody knows.
+    """Take a read lease. Return True if we hold it, False if there is a writer, None if unknown.
 
-    The kernel has no say for a file that is not ours without CAP_LEASE (EACCES), for one that is
-    open as with O_PATH (EBADF), and on network filesystems (EINVAL). Only on a local filesystem is
-    it told of every writer: FUSE grants leases on files that are written behind it.
+    It is unknown if the file is not ours and we have no CAP_LEASE (EACCES), if it was opened with
+    O_PATH (EBADF), and on network filesystems (EINVAL). It is also unknown on any filesystem that
+    is not local: FUSE grants a lease even if somebody writes the file behind it.
     """
     if not is_local(fd):
         return None
@@ -26,7 +27,7 @@ def take(fd: int) -> bool | None:
 
 
 def is_being_broken(fd: int) -> bool:
-    """Whether a writer has come since the lease was taken, and waits for its release."""
+    """Whether somebody has opened the file for writing since, and waits for the release."""
     return fcntl.fcntl(fd, fcntl.F_GETLEASE) != fcntl.F_RDLCK
 
 
@@ -35,7 +36,7 @@ def release(fd: int) -> None:
 
 
 def is_written(fd: int) -> bool | None:
-    """Whether anyone has the file open for writing; None where nobody knows."""
+    """Whether anyone has the file open for writing; None if unknown, see `take`."""
     if held := take(fd):
         release(fd)
     return None if held is None else not held

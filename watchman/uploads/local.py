@@ -1,7 +1,8 @@
-"""Whether a filesystem is known to be this machine's own, where the kernel sees every writer.
+"""Whether a filesystem is local, so that our kernel knows of every writer.
 
-On others a lease says nothing: FUSE grants one though the file behind it has a writer, and network
-filesystems do not tell of what other hosts do. So what is not known to be local is not.
+On others a lease says nothing. FUSE grants one though the file behind it has a writer, and network
+filesystems do not report what other hosts do. A filesystem that is not listed here does not count
+as local.
 """
 
 from __future__ import annotations
@@ -31,16 +32,16 @@ LOCAL = frozenset(
     }
 )
 
-#: What statfs(2) fills at most, on any architecture.
+#: Room for the result of statfs(2), more than it needs on any architecture.
 _Buffer = ctypes.c_char * 256
 
 
 def is_local(fd: int) -> bool:
-    """Whether an open file, also one opened with O_PATH, is on a filesystem known to be local."""
+    """Whether an open file is on a local filesystem. It may be open with O_PATH."""
     buffer = _Buffer()
     if _fstatfs()(fd, buffer) != 0:
         return False
-    # `f_type` is the first member, a long on every architecture but s390.
+    # `f_type` is the first member. It is a long on every architecture but s390.
     return ctypes.c_ulong.from_buffer(buffer).value & 0xFFFFFFFF in LOCAL
 
 

@@ -4,9 +4,11 @@ import os
 
 
 def is_mount(fd: int) -> bool:
-    """Whether an open directory is the root of a mount; also of a bind mount of its own filesystem.
+    """Whether an open directory is the root of a mount, a bind mount included.
 
-    Asked of a descriptor, so that nothing can be unmounted between the question and its use.
+    While the descriptor is open, the filesystem cannot be unmounted. So the answer stays true.
+    os.path.ismount compares device numbers, which are equal if a directory is bound into its own
+    filesystem.
     """
     above = os.open("..", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
     try:
@@ -19,7 +21,7 @@ def is_mount(fd: int) -> bool:
 
 
 def is_mounted(path: str) -> bool:
-    """Whether a path leads to a directory that is the root of a mount."""
+    """Whether a path leads to a directory that is the root of a mount; False if to none."""
     try:
         fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
@@ -31,7 +33,7 @@ def is_mounted(path: str) -> bool:
 
 
 def _mount_id(fd: int) -> int:
-    """The kernel's number of the mount through which a descriptor was opened, see proc(5)."""
+    """Return the id of the mount through which a descriptor was opened, see fdinfo in proc(5)."""
     with open(f"/proc/self/fdinfo/{fd}") as file:
         for line in file:
             name, _, value = line.partition(":")

@@ -1,10 +1,13 @@
-"""What the daemon answers who tells it of a file."""
+"""The outcome of a notification, as it is answered.
+
+A module of its own without dataclasses, so that commands start quickly.
+"""
 
 from enum import StrEnum
 
 
 class Outcome(StrEnum):
-    """The dispatcher's answer to a notification, as the socket spells it."""
+    """What the dispatcher has made of a notification, spelled as on the socket."""
 
     OK = "OK"
     DUPLICATE = "DUPLICATE"

@@ -1,4 +1,4 @@
-"""Renaming a file, never over another one."""
+"""Renames a file without ever replacing another one."""
 
 import ctypes
 import errno
@@ -6,22 +6,23 @@ import functools
 import os
 from collections.abc import Callable
 
-#: renameat2(2).
+#: A flag of renameat2(2).
 RENAME_NOREPLACE = 1
 
-#: What a filesystem without hard links answers, see link(2); or one file that has too many.
+#: Errors of link(2) on a filesystem without hard links, or for a file that has too many of them.
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 def rename(source: int, name: str, target: int, new: str) -> None:
-    """Rename `name` in the directory `source` to `new` in `target`, both open.
+    """Rename `name` in the open directory `source` to `new` in the open directory `target`.
 
-    Raises FileExistsError if that name is taken, and OSError as rename(2).
+    Raises FileExistsError if the new name is taken, and OSError as rename(2).
     """
     try:
         _renameat2(source, name, target, new)
     except OSError as e:
-        # NFS and some FUSE filesystems know no flags; nor does a C library before 2018.
+        # EINVAL: NFS and some FUSE filesystems do not support the flag. ENOSYS: a C library from
+        # before 2018 does not have the function.
         if e.errno not in (errno.EINVAL, errno.ENOSYS):
             raise
         _link_and_unlink(source, name, target, new)
@@ -32,7 +33,8 @@ def link(source: int, name: str, target: int, new: str) -> bool:
     try:
         os.link(name, new, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
     except FileExistsError:
-        # open(2): over NFS it may have been done all the same, its answer lost and asked for again.
+        # Over NFS link(2) may have worked though it fails: the server's answer was lost, and the
+        # repeated request found the name taken. See BUGS in link(2).
         if not _is_same(source, name, target, new):
             raise
     except OSError as e:
@@ -49,6 +51,7 @@ def _is_same(source: int, name: str, target: int, new: str) -> bool:
 
 
 def _link_and_unlink(source: int, name: str, target: int, new: str) -> None:
+    """Rename in two steps. After a crash between them the file has both names."""
     if link(source, name, target, new):
         os.unlink(name, dir_fd=source)
     else:
@@ -56,7 +59,10 @@ def _link_and_unlink(source: int, name: str, target: int, new: str) -> None:
 
 
 def _rename_over_placeholder(source: int, name: str, target: int, new: str) -> None:
-    """Take the name with an empty file first, which a crash right then would leave behind."""
+    """Take the new name with an empty file, then rename over that.
+
+    A crash between the two leaves the empty file behind.
+    """
     os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0, dir_fd=target))
     try:
         os.rename(name, new, src_dir_fd=source, dst_dir_fd=target)

@@ -1,4 +1,4 @@
-"""A sample of a file's content: by it a rewrite shows that keeps size and times."""
+"""A sample of a file's content. It shows a rewrite that leaves size and mtime as they were."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from collections.abc import Iterator
 
 from watchman.uploads.upload import FileState
 
-#: Bytes that are looked at. A file that has no more is looked at as a whole.
+#: Bytes that are read. A file that has no more than this is read as a whole.
 MOST = 1 << 16
 
-#: Of a larger one: bytes at either end, where formats have headers and indices, and those of each
-#: of the blocks that lie evenly between.
+#: What is read of a larger file: END bytes at either end, where many formats have headers and
+#: indices, and blocks of BLOCK bytes at even distances between.
 END, BLOCK = 1 << 14, 1 << 12
 
-#: Blocks between the ends.
+#: The number of these blocks.
 BLOCKS = (MOST - 2 * END) // BLOCK
 
-#: Nothing waits on a FIFO's other end or on another's lease.
+#: With O_NONBLOCK, open(2) waits neither for the other end of a FIFO nor for the holder of a lease.
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def sample_of(directory: int, name: str, state: FileState) -> int | None:
-    """Return the sample, 64 bits and never 0, of a file in an open directory.
+    """Return the sample of a file in an open directory: 64 bits, never 0.
 
-    None where it is not as in `state` any more. Raises OSError where it may not be read.
+    None if the file is not in `state` any more. Raises OSError if we may not read it.
     """
-    # Before open(2): to open a device may rewind it, hang up a line, or worse.
+    # Before open(2), because to open a device may have effects: a tape may rewind, a modem hang up.
     if not _is_as(state, os.stat(name, dir_fd=directory, follow_symlinks=False)):
         return None
     fd = os.open(name, _FLAGS, dir_fd=directory)
@@ -38,9 +38,9 @@ def sample_of(directory: int, name: str, state: FileState) -> int | None:
 
 
 def sample_of_open(fd: int, state: FileState) -> int | None:
-    """Return the sample of an open file that was as in `state`; None if it is not any more.
+    """Return the sample of an open file; None if it is not in `state` after it was read.
 
-    Raises OSError where it cannot be read.
+    Raises OSError if it cannot be read.
     """
     found = hashlib.blake2b(state.size.to_bytes(8, "big"), digest_size=8)
     for offset, length in _pieces(state.size):
@@ -51,13 +51,14 @@ def sample_of_open(fd: int, state: FileState) -> int | None:
 
 
 def _pieces(size: int) -> Iterator[tuple[int, int]]:
+    """Yield offset and length of each piece that is read of a file."""
     if size <= MOST:
         yield 0, size
         return
     yield 0, END
     step = (size - 2 * END) // (BLOCKS + 1)
     for n in range(1, BLOCKS + 1):
-        # From the beginning of a page, so that no more than one is read.
+        # Aligned to a page, so that the kernel reads no more than one.
         yield (END + n * step) // BLOCK * BLOCK, BLOCK
     yield size - END, END
 

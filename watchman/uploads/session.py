@@ -1,4 +1,8 @@
-"""FTP sessions, each a process of ProFTPD, which is asked for in /proc."""
+"""FTP sessions. Each is a process of ProFTPD, which we look up in /proc.
+
+A session is called "PID.START", with the start time of its process. That makes it unique: pids are
+used again.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +10,14 @@ import contextlib
 import os
 from functools import cache
 
-#: Where a process's parent and start time stand in /proc/PID/stat behind its name, see proc(5).
+#: The places of a process's parent and start time in /proc/PID/stat behind its name, see proc(5).
 PARENT, START_TIME = 1, 19
 
 
 def session_of(hook: int) -> str:
-    """Return a name for the session that runs the process `hook`: of its parent.
+    """Return the session that runs the process `hook`, which is its parent.
 
-    "" where it is not known: the process is gone, or pid namespaces hide it.
+    "" if not known: the hook is gone, or it is in another pid namespace.
     """
     if hook <= 0:
         return ""
@@ -25,10 +29,9 @@ def session_of(hook: int) -> str:
 
 
 def session_in(told: str) -> str:
-    """Return the session that a hook says to be of: "NAMESPACE.PID.START", as pid_namespaces(7) has
-    the first.
+    """Return the session that a hook names, as "NAMESPACE.PID.START", see pid_namespaces(7).
 
-    "" where its process would have another number here.
+    "" if it is in another pid namespace, in which pids mean other processes.
     """
     namespace, _, session = told.partition(".")
     return session if namespace and namespace == _namespace() else ""
@@ -36,7 +39,7 @@ def session_in(told: str) -> str:
 
 @cache
 def _namespace() -> str:
-    """Return this process's, in which it stays; "" if /proc does not say."""
+    """Return the pid namespace of this process, which never changes; "" if /proc does not tell."""
     try:
         return os.readlink("/proc/self/ns/pid")
     except OSError:
@@ -44,7 +47,7 @@ def _namespace() -> str:
 
 
 def is_alive(session: str) -> bool:
-    """Whether a session's process still runs; one that took over its number is another."""
+    """Whether a session's process still runs. Another process with the same pid does not count."""
     pid, _, started = session.partition(".")
     try:
         return _stat(int(pid))[START_TIME] == started
@@ -53,9 +56,9 @@ def is_alive(session: str) -> bool:
 
 
 def may_be_of(session: str, uid: int) -> bool:
-    """Whether a session may be a user's: it has that uid, among others, or is over by now.
+    """Whether a session may belong to a user: one of its uids is his, or it has ended.
 
-    What is over tells of nothing but what it has begun itself.
+    A session that has ended does no harm: it counts only for the transfers that it began itself.
     """
     pid = session.partition(".")[0]
     try:
@@ -67,9 +70,9 @@ def may_be_of(session: str, uid: int) -> bool:
 
 
 def waits(session: str) -> bool:
-    """Whether a session waits for its hook, which is its child: then it has not gone on yet.
+    """Whether a session waits for its hook: it has a child, so the transfer has not gone on yet.
 
-    True where the kernel does not tell of children, see proc(5).
+    If the kernel does not list children, see proc(5), True while the session's process runs.
     """
     pid = session.partition(".")[0]
     try:
@@ -84,7 +87,7 @@ def open_pidfd(session: str) -> int:
     pid, _, _ = session.partition(".")
     with contextlib.suppress(OSError, ValueError):
         pidfd = os.pidfd_open(int(pid))
-        # The number may have gone to another process before it was opened.
+        # Before we opened it, the pid may have been given to another process.
         if is_alive(session):
             return pidfd
         os.close(pidfd)

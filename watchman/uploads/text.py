@@ -1,10 +1,10 @@
-"""What strangers have written, as our log, tables and terminals show it."""
+"""Makes text from strangers safe for our log, tables and terminals."""
 
 import os
 
 
 def printable(text: str) -> str:
-    """`text` on one line that any terminal shows and any encoder takes."""
+    """Return `text` as one line that any terminal can show and any encoder can encode."""
     if text.isprintable():
         return text
     return "".join(
@@ -14,6 +14,6 @@ def printable(text: str) -> str:
 
 
 def shorten(value: bytes | str, limit: int = 80) -> str:
-    """A peer's bytes as a message shows them."""
+    """Return what a peer sent as messages quote it: at most `limit` characters of its repr."""
     text = repr(os.fsdecode(value[: limit + 1]))
     return text if len(value) <= limit else f"{text[:limit]}...'"

@@ -1,7 +1,7 @@
-"""Values: what a source says of a path, what a file looked like, what became of it.
+"""The values that are passed around: notifications, states of files, uploads and reports.
 
-Tuples, for some are made of each event, file and upload: that takes half the time of a frozen
-dataclass, and to replace a field a tenth.
+They are named tuples, because some are made for each event, file and upload. To make one takes a
+quarter to half the time of a frozen dataclass, and to replace a field a tenth.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from watchman.uploads.outcome import Outcome
 
 
 class Source(StrEnum):
-    """Who spoke of a path."""
+    """Where a notification comes from."""
 
     HOOK = "hook"
     LOG = "log"
@@ -25,7 +25,7 @@ class Source(StrEnum):
     RESUBMIT = "resubmit"
 
 
-#: Sources that tell whether ProFTPD has received a file whole.
+#: Sources that know whether ProFTPD has received the whole file.
 PROFTPD = frozenset({Source.HOOK, Source.LOG})
 
 
@@ -40,7 +40,7 @@ class Kind(StrEnum):
 
 
 class State(StrEnum):
-    """Where an upload stands, as the journal and `watchman queue` spell it."""
+    """The state of an upload, spelled as in the journal and in `watchman queue`."""
 
     NOTICED = "noticed"
     ACCEPTED = "accepted"
@@ -55,35 +55,40 @@ class State(StrEnum):
 
 
 class Answer(NamedTuple):
-    """An outcome with its upload id (OK, DUPLICATE) or its reason (IGNORED, ERROR)."""
+    """An outcome, with the upload id if OK or DUPLICATE, or the reason if IGNORED or ERROR."""
 
     outcome: Outcome
     detail: str = ""
 
 
-#: Takes the answer to a notification; called in the dispatcher's thread.
+#: Is called with the answer to a notification, in the dispatcher's thread.
 Respond = Callable[[Answer], None]
 
 
 def nobody(_: Answer) -> None:
-    """Answer a source that does not ask."""
+    """Discard the answer, for sources that do not wait for one."""
 
 
 class Notification(NamedTuple):
-    """What a source says of a path: a hint, the file itself is looked at.
+    """What a source says about a path. It is only a hint: the judge looks at the file itself.
 
-    `path` is absolute, from `os.fsdecode`. `old_path` is where a RENAMED file or directory came
-    from. `size` in bytes is what ProFTPD says the file holds. What FAILED was `refused` if it never
-    came to open the file, and `perhaps_refused` if it may never have. `appeared` says that the path
-    is new, which tells nothing of a write, nor of an end of it; `closed` that somebody closed the
-    file who had it open for writing. `resubmit_as` and `same_id` are watchman-send's `--as` and
-    `--same-id`; `old_id` is the upload id that the latter found. For `patience` seconds somebody
-    else may know better. `at` is when ProFTPD wrote a line of its log (epoch, whole seconds), 0 if
-    it did not. `uid` is that of the process that spoke on the socket, and `groups` are all of its
-    groups, None for who may speak of any file. `owner` is the uid of the file's as a scan saw it.
-
-    A tuple, for the watcher makes one of each file: that takes a quarter of the time of a frozen
-    dataclass.
+    `path` is absolute, from `os.fsdecode`.
+    `old_path` is where a RENAMED file or directory was before.
+    `user`, `client` and `protocol` are those of the FTP session, `session` is its process.
+    `size` is how many bytes the file has, as ProFTPD says.
+    `reason` says why a transfer FAILED.
+    `refused` says that a FAILED transfer never opened the file, `perhaps_refused` that it may not
+    have.
+    `is_directory` says that what was RENAMED is a directory.
+    `appeared` says that the path is new. It may have been written or not, and may still be.
+    `closed` says that somebody closed the file who had it open for writing.
+    `resubmit_as` and `same_id` are the options --as and --same-id of watchman-send; `old_id` is the
+    upload id that was found for the latter.
+    `patience` is for how many seconds better word may still come from another source.
+    `at` is when ProFTPD wrote the line of its log (epoch, whole seconds), else 0.
+    `uid` and `groups` are those of the process that sent it on the socket. `groups` is None if that
+    process may speak of any file.
+    `owner` is the uid of the file's owner, as a scan saw it.
     """
 
     kind: Kind
@@ -130,8 +135,9 @@ class FileState(NamedTuple):
     def rewritten_since(self, size: int, ctime: int) -> bool:
         """Whether this inode was written after it was seen with that size and ctime.
 
-        The kernel sets mtime and ctime together at a write: an mtime beyond ctime, or not beyond
-        the ctime seen then, was set by utimensat(2) and says nothing of a write.
+        A write sets mtime and ctime to the same moment. So if mtime is later than ctime, or not
+        later than the old ctime, somebody has set it by utimensat(2), and it tells nothing about a
+        write.
         """
         return self.size != size or ctime < self.mtime <= self.ctime
 
@@ -147,7 +153,8 @@ class FileState(NamedTuple):
 class Task:
     """The Celery task of one upload, with every placeholder filled in.
 
-    `options` are those of `[task:...]` that `send_task` takes, typed (`queue`, `priority`, ...).
+    `options` are the options of `[task:...]` that `send_task` takes (`queue`, `priority`, ...),
+    each with its type.
     """
 
     section: str
@@ -173,15 +180,18 @@ class Task:
 
 
 class Upload(NamedTuple):
-    """An accepted file, from the journal to done.
+    """An accepted file, from its record in the journal until it is settled.
 
-    `id` is the upload id and the task id. `path` is where the file lies now, `original` the path it
-    was uploaded as. `accepted` in seconds since the epoch. `task` is None for a file that is moved
-    and matches no task. `move` names the `[move:...]` section it falls under, and `destination` is
-    where it goes; `moved_from` and `source_state` are where and what it was before it was moved.
-    `sample` is that of its content, 0 if it could not be read. `root` is the root of its watch as
-    it was when the file was seen there, by device and inode; `owner` the file's owner and group as
-    it was accepted. `position` is where the journal keeps its record, -1 before that.
+    `id` is the id of the upload and of its task.
+    `path` is where the file is now, `original` the path as which it was uploaded.
+    `accepted` is when it was accepted (epoch).
+    `task` is None for a file that is moved and matches no task.
+    `move` names its `[move:...]` section, and `destination` is where that takes it.
+    `moved_from` and `source_state` are the file's path and state before it was moved.
+    `root` is device and inode of the watch's root when the file was seen there.
+    `sample` is the sample of its content, 0 if it could not be read.
+    `owner` is the file's owner and group when it was accepted.
+    `position` is where the journal has its record, -1 before it is written.
     """
 
     id: str
@@ -206,17 +216,20 @@ class Upload(NamedTuple):
 
     @property
     def source_path(self) -> str:
-        """Where it was found, also after it was moved; `original` may be what an operator said."""
+        """Where the file was found, even if it was moved since.
+
+        That need not be `original`, which an operator can choose by `watchman-send --as`.
+        """
         return self.moved_from or self.path
 
     @property
     def owned_by(self) -> int | None:
-        """The uid of its file's owner as it was accepted; None if it was not written down."""
+        """The uid of the file's owner when it was accepted; None if an old record lacks it."""
         return self.owner[0] if self.owner is not None else None
 
     @property
     def is_copied(self) -> bool:
-        """Whether it was moved across filesystems, so that two files may be there yet."""
+        """Whether it was moved by copying, so that its source may still be there."""
         before = self.source_state
         return before is not None and not before.is_same_file(self.state)
 
@@ -275,11 +288,11 @@ class Upload(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What a sink made of an upload that it took: MOVED or DONE, FAILED, or DEFERRED to be taken
-    again; or what it found out about the file.
+    """What a sink reports about an upload that it took.
 
-    `lane` names what a deferred upload is held up by, and is to be left alone for `delay` seconds:
-    an exchange and routing key of its broker, or with "" the broker as a whole.
+    `state` is MOVED or DONE, FAILED, DEFERRED if it must be taken again, or what was found out
+    about its file. `lane` names what holds a DEFERRED upload up, such as an exchange and routing
+    key of its broker; "" is the broker as a whole. The lane is left alone for `delay` seconds.
     """
 
     upload: Upload

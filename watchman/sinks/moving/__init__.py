@@ -1,5 +1,5 @@
-"""Moves files to where the INI file says.
+"""Moves files to the destinations that the INI file names.
 
-In come uploads to be moved; out go files at their destinations, and reports. A thread for each
-`[move:...]`, the mover's. The daemon alone imports it.
+In come uploads whose files are to be moved. Out go files at their destinations, and a report for
+each upload. Each `[move:...]` has two threads, the mover's. Only the daemon imports it.
 """

@@ -1,5 +1,8 @@
-"""Owner, permissions, times and what else a file has: set as the INI file says, or kept as far as
-rights and filesystem allow. What lets others act as its owner or its group is not kept.
+"""Sets or keeps a moved file's owner, permissions, times and extended attributes.
+
+What the INI file says is set. All else is kept, as far as our rights and the filesystem allow.
+Set-uid, set-gid and file capabilities are not kept: with them others could act as the file's owner
+or with some of root's rights.
 """
 
 from __future__ import annotations
@@ -19,23 +22,23 @@ logger = logging.getLogger(__name__)
 #: Uid and gid.
 Owner = tuple[int, int]
 
-#: Who runs a file with these bits acts as its owner, or as its group.
+#: Bits with which a program runs as the file's owner, or with the file's group.
 SET_ID = stat.S_ISUID | stat.S_ISGID
 
-#: Who runs a file with this attribute has some of root's rights. See capabilities(7).
+#: An attribute with which a program has some of root's rights, see capabilities(7).
 CAPABILITY = "security.capability"
 
-#: The access control list, as an extended attribute. See acl(5), xattr(7).
+#: The attribute that holds the access control list, see acl(5) and xattr(7).
 ACCESS = "system.posix_acl_access"
 
-#: Of an entry of that list: whom it is about, what it allows, a uid or gid.
+#: An entry of that list: a tag (whom it is about), the rights, and a uid or gid.
 ENTRY = struct.Struct("<HHI")
 
-#: Entries of the owning group, and of the mask, which limits what it may.
+#: Tags of the entry for the owning group, and of the mask, which limits that group's rights.
 GROUP_OBJ, MASK = 0x04, 0x10
 
-#: Why a filesystem does not take an attribute that another one had. With no room for one there may
-#: yet be room for the file.
+#: Errors because of which an attribute is left out. ENOSPC is one: a filesystem without room for
+#: an attribute may still have room for the file.
 UNTAKEN = (
     *(errno.EOPNOTSUPP, errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENODATA, errno.ENOSYS),
     *(errno.ENOSPC, errno.EDQUOT, errno.E2BIG, errno.ERANGE),
@@ -43,7 +46,7 @@ UNTAKEN = (
 
 
 class Kept(NamedTuple):
-    """What a file has that a `change` may take from it."""
+    """What `change` may take from a file, kept so that `restore` can give it back."""
 
     status: os.stat_result
     access: bytes | None
@@ -54,9 +57,9 @@ class Kept(NamedTuple):
 
 
 def change(fd: int, settings: MoveSettings, owner: Owner | None) -> None:
-    """Set what the INI file says of a file, and take away what must not survive.
+    """Set what the INI file says, and take away what must not be kept. Raises OSError.
 
-    `owner` is whose it was when it was accepted, as far as that is known.
+    `owner` is the file's owner when it was accepted, None if that is not known.
     """
     before = os.fstat(fd)
     owner = owner or owner_of(before)
@@ -64,7 +67,7 @@ def change(fd: int, settings: MoveSettings, owner: Owner | None) -> None:
     is_kept = owner_of(os.fstat(fd)) == owner
     mode = stat.S_IMODE(before.st_mode)
     if not is_kept and (access := _attribute(fd, ACCESS)):
-        # Given by an owner who is none any more, perhaps to himself.
+        # The list was made by the old owner, who may have given himself rights by it.
         mode = _without_list(mode, access)
         os.removexattr(_path(fd), ACCESS)
     mode = _mode(settings, mode, is_kept=is_kept)
@@ -81,14 +84,17 @@ def copy(
     owner: Owner | None,
     kept: os.stat_result,
 ) -> None:
-    """Set what the INI file says of a copy, and all else as it was at the source, as `change`."""
+    """Set on the copy `fd` what the INI file says, and all else as the file `source` has it.
+
+    `owner` is as with `change`; `kept` is the status of the source. Raises OSError.
+    """
     set_owner(fd, settings, kept)
     is_kept = owner_of(os.fstat(fd)) == (owner or owner_of(kept))
     mode, access = stat.S_IMODE(kept.st_mode), _attribute(source, ACCESS)
     if access and not is_kept:
         mode = _without_list(mode, access)
     elif access:
-        _set_attribute(fd, ACCESS, access)  # before the mode, for this sets the list's mask
+        _set_attribute(fd, ACCESS, access)  # before the mode, because chmod(2) sets the list's mask
     _copy_users_attributes(source, fd)
     mode = _mode(settings, mode, is_kept=is_kept)
     permit(lambda: os.fchmod(fd, mode), required=settings.mode is not None)
@@ -101,14 +107,20 @@ def owner_of(status: os.stat_result) -> Owner:
 
 
 def _mode(settings: MoveSettings, mode: int, *, is_kept: bool) -> int:
-    """Return the permissions of a moved file that had `mode`; `is_kept` are owner and group."""
+    """Return the permissions for a moved file that had `mode`.
+
+    `is_kept` says whether it keeps owner and group. Only then the INI file may set set-id bits.
+    """
     if settings.mode is None:
         return mode & ~SET_ID
     return settings.mode if is_kept else settings.mode & ~SET_ID
 
 
 def _without_list(mode: int, access: bytes) -> int:
-    """Return the permissions without the list: with one, those of the group are the list's mask."""
+    """Return the permissions that a file has after its access control list is removed.
+
+    While it has one, the group bits of `mode` are the list's mask, see acl(5).
+    """
     entries = ENTRY.iter_unpack(access[4:])
     allowed: dict[int, int] = {tag: rights for tag, rights, _ in entries}
     group = allowed.get(GROUP_OBJ, 0) & allowed.get(MASK, 7)
@@ -137,7 +149,7 @@ def _set_attribute(fd: int, name: str, value: bytes) -> None:
 
 
 def _attribute(fd: int, name: str) -> bytes | None:
-    """Return an extended attribute, None if there is none."""
+    """Return an extended attribute, None if the file has none of that name."""
     try:
         return os.getxattr(_path(fd), name)
     except OSError as e:
@@ -147,7 +159,10 @@ def _attribute(fd: int, name: str) -> bytes | None:
 
 
 def _path(fd: int) -> str:
-    """Return a path of an open file, also of one that is open as with O_PATH."""
+    """Return a path to an open file.
+
+    By a path it works with O_PATH, too; fgetxattr(2) fails with EBADF there, see open(2).
+    """
     return f"/proc/self/fd/{fd}"
 
 
@@ -164,11 +179,11 @@ def restore(fd: int, kept: Kept) -> None:
 
 
 def set_owner(fd: int, settings: MoveSettings, kept: os.stat_result | None) -> None:
-    """Give a file the INI file's owner and group, or as far as rights allow the `kept` ones."""
+    """Give a file the INI file's owner and group, else those in `kept` as far as rights allow."""
     now = os.fstat(fd)
     user = settings.owner if settings.owner is not None else kept.st_uid if kept else now.st_uid
     group = settings.group if settings.group is not None else kept.st_gid if kept else now.st_gid
-    # The group first: who gives a file away may not do any more.
+    # The group first: after a file was given away, we may not change it any more.
     if now.st_gid != group:
         permit(lambda: os.fchown(fd, -1, group), required=settings.group is not None)
     if now.st_uid != user:
@@ -176,10 +191,10 @@ def set_owner(fd: int, settings: MoveSettings, kept: os.stat_result | None) -> N
 
 
 def permit(change: Callable[[], None], *, required: bool) -> None:
-    """Change something, which need not be permitted unless it is required."""
+    """Call `change`. If it is not permitted, raise OSError only if it is `required`."""
     try:
         change()
     except OSError as e:
-        # EINVAL: an id that a user namespace does not map.
+        # EINVAL: the id does not exist in our user namespace, see chown(2).
         if required or e.errno not in (errno.EPERM, errno.EACCES, errno.EINVAL, errno.EOPNOTSUPP):
             raise

@@ -1,4 +1,4 @@
-"""Moves that are made together: found, claimed, moved, synced and written down step by step."""
+"""Moves several files together, so that they share directories, syncs and commits."""
 
 from __future__ import annotations
 
@@ -20,16 +20,19 @@ from watchman.uploads.upload import State, Upload
 
 logger = logging.getLogger(__name__)
 
-#: Seconds of moving after which what has been moved is synced and written down.
+#: Seconds of moving after which the files moved so far are synced and written down.
 SLICE = 0.2
 
 
 class Batch:
-    """Moves uploads in order, in directories that are open for as long as the batch takes.
+    """Moves the files of uploads in order, in directories that stay open meanwhile.
 
-    `write` makes uploads durable as they now are and waits for it; `keep_on` is called now and then
-    and may raise Stopped. `settle` hears once of each: it is moved, all done, or what came in the
-    way, and at which place. A copy of more than `largest` bytes is left, with TakesLong.
+    `write(state, uploads)` writes new records of uploads and waits until they are durable.
+    `keep_on` is called now and then, and may raise Stopped.
+
+    `settle(upload, error, place)` is called once for each upload. The error is None if its file was
+    moved, else `place` is the directory in which it happened. A file of more than `largest` bytes
+    is not copied; its error is TakesLong.
     """
 
     def __init__(
@@ -52,7 +55,7 @@ class Batch:
         self._settle = settle
 
     def move(self, uploads: Sequence[Upload]) -> None:
-        """Move uploads, and tell of each not long after it is known what became of it."""
+        """Move the files of uploads, and call `settle` for each soon after it was moved or not."""
         with contextlib.ExitStack() as stack:
             waiting = deque(self._find(uploads, stack))
             self._redirect([move for move in waiting if not move.arrived and move.is_taken()])
@@ -60,7 +63,7 @@ class Batch:
                 self._move_some(waiting)
 
     def _find(self, uploads: Sequence[Upload], stack: contextlib.ExitStack) -> Iterator[Move]:
-        """Find out how far each file has come."""
+        """Find out how far each file has come: an earlier run may have begun to move it."""
         for upload in uploads:
             move = Move(upload, self._settings, largest=self._largest)
             stack.callback(move.claim.close)
@@ -74,8 +77,9 @@ class Batch:
                 yield move
 
     def _open_directories(self, move: Move) -> None:
+        """Open the directories that a file is moved from and to; raises Obstructed."""
         upload = move.upload
-        # By its path: an edited INI file may have given it another name.
+        # By its path, since the section may have another name in the INI file by now.
         above = [w for w in self._watches.values() if is_below(upload.source_path, w.path)]
         watch = max(above, key=lambda watch: len(watch.path), default=None)
         if watch is None:
@@ -86,11 +90,11 @@ class Batch:
         move.target = self._find_directory(self._settings.destination, upload.destination)
 
     def _find_directory(self, root: str, path: str) -> int | None:
-        """Return the directory of a path, None where there is none."""
+        """Return the descriptor of a path's directory, None if that is not there."""
         directory = os.path.dirname(path)
         subpath = subpath_of(directory, root)
         with contextlib.suppress(FileNotFoundError, NotBelowWatch):
-            if subpath is None:  # the INI file had another root when the upload was accepted
+            if subpath is None:  # the INI file had another path when the upload was accepted
                 return self._directories.find(directory, "")
             return self._directories.find(root, subpath)
         return None
@@ -99,7 +103,7 @@ class Batch:
         return subpath_of(upload.destination, self._settings.destination) is not None
 
     def _redirect(self, moves: Sequence[Move]) -> None:
-        """Have files go elsewhere; that is written down before they are touched."""
+        """Give files another destination. It is written down before the files are touched."""
         uploads = []
         for move in moves:
             upload = move.upload
@@ -114,7 +118,7 @@ class Batch:
                 move.upload = upload
 
     def _move_some(self, waiting: deque[Move]) -> None:
-        """Move files for a while; then make that durable, and let their tasks be sent."""
+        """Move files for SLICE seconds; then make that durable, and settle them."""
         moved = []
         began = time.monotonic()
         while waiting and time.monotonic() - began < SLICE:
@@ -127,6 +131,7 @@ class Batch:
         self._write_down(moved)
 
     def _advance(self, move: Move) -> None:
+        """Move one file to its destination, under another name if its own is taken there."""
         subpath = subpath_of(os.path.dirname(move.upload.destination), self._settings.destination)
         assert subpath is not None
         move.place = os.path.dirname(move.upload.destination)
@@ -144,7 +149,7 @@ class Batch:
                 return
 
     def _write_down(self, moves: Sequence[Move]) -> None:
-        """Make moves durable and write them down, then remove what they left behind."""
+        """Make moves durable and write them down. Then remove the sources of copied files."""
         fresh, finished = [], []
         for move in self._synced(moves):
             with self._guarded(move):
@@ -169,7 +174,7 @@ class Batch:
             self._settle(move.upload, None, "")
 
     def _synced(self, moves: Sequence[Move]) -> Sequence[Move]:
-        """Sync the directories of moves, and return these; none if that fails."""
+        """Sync the directories of moves. Return the moves, or none if that fails."""
         fds = {fd for move in moves for fd in (move.claim.source, move.target) if fd is not None}
         try:
             self._directories.sync(fds)
@@ -182,7 +187,10 @@ class Batch:
 
     @contextlib.contextmanager
     def _guarded(self, move: Move) -> Iterator[None]:
-        """Take whatever comes in the way of one file for its outcome; its name is given back."""
+        """Settle an upload with the exception that its move raises, and give its file back.
+
+        So one file cannot stop the others of the batch.
+        """
         try:
             yield
         except Exception as e:

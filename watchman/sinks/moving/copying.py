@@ -1,4 +1,4 @@
-"""Copying what a file holds into another one, on another filesystem."""
+"""Copies the content of a file to another filesystem."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 
-#: Bytes copied between two looks at whether to stop.
+#: Bytes that are copied before `keep_on` is called again.
 CHUNK = 8 << 20
 
-#: Bytes copied between two that are written to disk. What is not when another file is synced has to
-#: be written before that is done, on filesystems that write data before what tells of it, as ext4.
+#: Bytes that are copied before they are synced. On a filesystem such as ext4 (data=ordered, see
+#: ext4(5)) an fsync(2) of any other file would have to wait until unsynced data is written.
 UNSYNCED = 16 << 20
 
-#: What says that a system call cannot copy between these two files.
+#: Errors that say that a system call cannot copy between these two files. copy_file_range(2) fails
+#: with EXDEV between ext4 and tmpfs.
 _CANNOT = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM)
 
 
 def copy(source: int, target: int, size: int, *, keep_on: Callable[[], None]) -> None:
-    """Copy `size` bytes between open files, holes as holes.
+    """Copy `size` bytes between open files; holes stay holes.
 
-    `keep_on` is called now and then; what it raises ends the copying. Raises OSError with EIO if
-    the source ends before.
+    `keep_on` is called now and then, and ends the copying by raising an exception. Raises OSError,
+    with EIO if the source has become shorter than `size`.
     """
     os.ftruncate(target, size)
     unsynced = 0
@@ -39,7 +40,7 @@ def copy(source: int, target: int, size: int, *, keep_on: Callable[[], None]) ->
 
 
 def _data(fd: int, size: int) -> Iterator[tuple[int, int]]:
-    """Yield start and end of what is not a hole."""
+    """Yield start and end of each part of a file that is not a hole, see lseek(2)."""
     end = 0
     while end < size:
         try:
@@ -49,7 +50,7 @@ def _data(fd: int, size: int) -> Iterator[tuple[int, int]]:
                 return  # nothing but a hole up to the end
             if e.errno != errno.EINVAL:
                 raise
-            yield end, size  # this filesystem does not say
+            yield end, size  # this filesystem does not tell where holes are
             return
         end = min(os.lseek(fd, start, os.SEEK_HOLE), size)
         if start < end:
@@ -57,10 +58,11 @@ def _data(fd: int, size: int) -> Iterator[tuple[int, int]]:
 
 
 def _copy_some(source: int, target: int, offset: int, count: int) -> int:
-    """Copy some bytes by the best system call that there is for it, and return how many."""
+    """Copy some bytes by the best system call that works here, and return how many."""
     for way in (_copy_file_range, _sendfile):
         try:
-            # Some filesystems let it end early without an error, as those of /proc do.
+            # On some filesystems, such as /proc, it copies nothing and reports no error. Then the
+            # next way is tried.
             if copied := way(source, target, offset, count):
                 return copied
         except OSError as e:

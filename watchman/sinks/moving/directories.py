@@ -1,4 +1,4 @@
-"""Directories that a batch of moves works in: opened once, made as needed, synced together."""
+"""The directories that a batch of moves needs: opened once, made if missing, synced together."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from watchman.sinks.moving.attributes import SET_ID, owner_of, permit, set_owner
 from watchman.uploads import beneath, mounts
 from watchman.uploads.beneath import is_below
 
-#: Permissions of a directory whose like at the source is gone.
+#: Permissions of a directory whose counterpart at the source is gone.
 DEFAULT_MODE = 0o755
 
 
 class Directories(contextlib.ExitStack):
-    """Descriptors as with O_PATH, for as long as it is entered as a context.
+    """Directories that are open with O_PATH; the end of the `with` closes them.
 
-    Not longer: while one is open, its filesystem cannot be unmounted.
+    They must not stay open longer: while one is, nobody can unmount its filesystem.
     """
 
     def __init__(self, move: MoveSettings) -> None:
         super().__init__()
         self._move = move
         self._open: dict[tuple[str, str], int] = {}
-        #: Those in which directories were made that are not durable yet.
+        #: Directories in which others were made that are not durable yet.
         self._changed: set[int] = set()
 
     def away(self) -> str:
-        """Return why the destination's root is not to be had, "" if it is there."""
+        """Return why the destination is not available, "" if it is."""
         where = f"destination {self._move.destination}"
         try:
             root = self.find(self._move.destination, "")
@@ -45,7 +45,7 @@ class Directories(contextlib.ExitStack):
         return f"{where} is not mounted" if is_away else ""
 
     def find(self, root: str, subpath: str) -> int:
-        """Return a directory below `root`; raises as `beneath.open_directory`."""
+        """Return the descriptor of a directory below `root`; raises as `beneath.open_directory`."""
         key = (root, subpath)
         if key not in self._open:
             self._open[key] = beneath.open_directory(root, subpath)
@@ -53,7 +53,7 @@ class Directories(contextlib.ExitStack):
         return self._open[key]
 
     def make(self, subpath: str) -> int:
-        """Return a directory below the destination; makes it and those above it as needed."""
+        """Return a directory below the destination; make it and those above it if missing."""
         root = self._move.destination
         try:
             return self.find(root, subpath)
@@ -65,29 +65,37 @@ class Directories(contextlib.ExitStack):
             return self.find(root, subpath)
 
     def make_folders(self, subpath: str) -> None:
-        """Make the `folders` of the INI file in a directory below the destination."""
+        """Make the INI file's `folders` in a directory below the destination."""
         parent = self.find(self._move.destination, subpath)
         for name in self._move.folders:
             path = os.path.join(self._move.destination, subpath, name)
             self._make_one(parent, path, like=subpath)
 
     def sync(self, changed: set[int]) -> None:
-        """Make all names durable that were made or removed in these, and in what was made here."""
+        """Sync directories, so that the names made or removed in them are durable.
+
+        Those in which `make` has made directories are synced, too.
+        """
         self._changed |= changed
         while self._changed:
             fd = self._changed.pop()
-            # O_PATH cannot be synced. Where there is no right to read, nobody can.
+            # A descriptor with O_PATH cannot be synced, so the directory is opened again to read.
+            # Without the right to read it there is no way to sync it.
             with contextlib.suppress(PermissionError):
                 fsync_directory(".", dir_fd=fd)
 
     def _make_one(self, parent: int, path: str, like: str) -> None:
-        """Make one directory with the INI file's mode and owner, or those of the one at `like`."""
+        """Make one directory. What the INI file does not say it gets from its counterpart.
+
+        That is the directory `like` below the source. Does nothing if the directory exists; raises
+        Obstructed if something else has its name.
+        """
         name, status = os.path.basename(path), self._status_at_source(like)
         mode = self._move.directory_mode
         if mode is None:
             mode = stat.S_IMODE(status.st_mode) if status else DEFAULT_MODE
         try:
-            # Nobody else may write there before it has its owner.
+            # Without write permission for others until it has its final owner.
             os.mkdir(name, mode & 0o755, dir_fd=parent)
         except FileExistsError:
             if stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
@@ -99,7 +107,7 @@ class Directories(contextlib.ExitStack):
             set_owner(fd, self._move, status)
             is_set = self._move.directory_mode is not None
             if not is_set and (status is None or owner_of(os.fstat(fd)) != owner_of(status)):
-                mode &= ~SET_ID  # it would hand on another's group
+                mode &= ~SET_ID  # set-gid would give all files in it a group of somebody else
             permit(lambda: os.fchmod(fd, mode), required=is_set)
         except OSError:
             with contextlib.suppress(OSError):
@@ -109,7 +117,7 @@ class Directories(contextlib.ExitStack):
             os.close(fd)
 
     def _status_at_source(self, subpath: str) -> os.stat_result | None:
-        """Look at a directory below the source, None where there is none by now."""
+        """Return the status of a directory below the source, None if it is gone."""
         try:
             fd = beneath.open_directory(self._move.source, subpath)
         except (OSError, NotBelowWatch):
@@ -121,7 +129,7 @@ class Directories(contextlib.ExitStack):
 
 
 def subpath_of(path: str, root: str) -> str | None:
-    """Return where `path` lies below `root`, as it is written; None if it does not."""
+    """Return the part of `path` below `root`, by the strings alone; None if it is not below."""
     if not is_below(path, root):
         return None
     subpath = os.path.relpath(path, root)

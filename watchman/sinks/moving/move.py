@@ -1,11 +1,14 @@
-"""One file on its way from a watch to its destination, step by step, and back if it must be.
+"""Moves one file from a watch to its destination, step by step, and back if that fails.
 
-On one filesystem it is claimed: renamed to a hidden name beside its destination, and then to its
-final one. To another filesystem it is copied, to a hidden name beside its destination that is
-linked to the final one once the copy is whole; then it is claimed: renamed to a hidden name beside
-its source. Claim and copy go when that has been written down. So a file keeps its name until its
-destination has taken it, and whatever instruction was the last, the names that are there tell how
-far it came.
+On one filesystem the file is renamed twice. First it is claimed: it gets a hidden name beside its
+destination. Then it gets its final name.
+
+To another filesystem the file is copied to a hidden name beside its destination. When the copy is
+whole, the final name is linked to it. Then the source is claimed: it gets a hidden name beside its
+old one. When all that is written down, both hidden names are removed.
+
+So a file keeps its name until its destination has taken it. And if watchman is killed, whichever
+instruction was the last, the names on disk tell how far the move came: `find` goes by them.
 """
 
 from __future__ import annotations
@@ -23,35 +26,36 @@ from watchman.sinks.moving.claim import Claim, may_change, state_of, status_of
 from watchman.uploads import lease, renaming
 from watchman.uploads.upload import FileState, Upload
 
-#: Seconds after which a write sets other times than the one before it: the kernel counts them by
-#: its ticks, of which there are 100 each second at least (CONFIG_HZ).
+#: Seconds after which a write certainly sets another mtime than the write before it. The kernel
+#: takes times of files from its tick, of which there are at least 100 a second (CONFIG_HZ).
 TICK = 0.01
 
 
 class Move:
-    """One upload's file. `target` is the directory it goes to, open, None where there is none.
+    """The move of one upload's file.
 
-    Any step may raise OSError. What has been begun stays so that `find` finds it. A copy of more
-    than `largest` bytes raises TakesLong.
+    `target` is the open directory to which it goes, None if that does not exist yet. Any method may
+    raise OSError. It leaves the names as they are then, and `find` can go on from there. A file of
+    more than `largest` bytes is not copied; that raises TakesLong.
     """
 
     def __init__(self, upload: Upload, settings: MoveSettings, *, largest: float) -> None:
         self.upload = upload
         self.claim = Claim(upload)
         self.target: int | None = None
-        #: The directory that the step under way is about, for who must say what went wrong.
+        #: The directory that the current step works in, for messages about what went wrong.
         self.place = os.path.dirname(upload.source_path)
         self._settings = settings
         self._largest = largest
         self._name = os.path.basename(upload.source_path)
         self._copy = copy_name(upload.id)
-        #: The file that is our copy, and whether all is in it.
+        #: Our copy of the file, if it is being copied, and whether the copy is whole.
         self._copied: FileState | None = None
         self._is_whole = False
-        #: The file as it was before it was moved, and what was changed about it on the way.
+        #: The state of the file before it was moved, and at its destination.
         self._before = upload.state
         self._state = upload.state
-        #: Whether it has been moved: from here on there is no way back.
+        #: Whether the file was moved. From then on it is not put back.
         self.arrived = upload.source_state is not None
 
     @property
@@ -59,7 +63,7 @@ class Move:
         return os.path.basename(self.upload.destination)
 
     def moved(self) -> Upload:
-        """Return the upload of a file that has been moved."""
+        """Return the upload as it is after its file was moved."""
         return self.upload._replace(
             path=self.upload.destination,
             state=self._state,
@@ -68,9 +72,9 @@ class Move:
         )
 
     def find(self) -> None:
-        """Find out how far it came, as the names tell that are there; half a copy is removed.
+        """Find out from the names on disk how far the move has come. An unfinished copy is removed.
 
-        Raises Superseded if there is no file of that upload.
+        Raises Superseded if the upload has no file any more.
         """
         claim = self.claim.find(self.target)
         copy, final = state_of(self.target, self._copy), state_of(self.target, self._final)
@@ -82,11 +86,12 @@ class Move:
         self._copied = copy
         self._withdraw()
         if claim and final and claim.is_same_file(final):
-            # Between link(2) and unlink(2), where the kernel cannot rename without replacing.
+            # Killed between link(2) and unlink(2), by which a file is renamed where the filesystem
+            # does not know RENAME_NOREPLACE.
             self.claim.forget()
             self._arrive(final, final)
         elif claim and (found := self.claim.at_source()) and claim.is_same_file(found):
-            # The same, on the way back.
+            # The same, while the file was being put back.
             self.claim.forget()
         elif claim:
             self.claim.open()
@@ -96,11 +101,11 @@ class Move:
             raise Superseded("it is not where it was")
 
     def _arrive(self, before: FileState, now: FileState) -> None:
-        """Know that the file has been moved, and what it was like before that."""
+        """Note that the file was moved, with its states before and after that."""
         self.arrived, self._before, self._state = True, before, now
 
     def _is_one_filesystem(self) -> bool:
-        # Of the directories: those of an overlay's files may differ.
+        # The devices of the directories are compared. On an overlayfs a file's own may differ.
         if self.target is None:
             return False
         here = self.claim.source if self.claim.held is None else self.claim.held
@@ -108,11 +113,11 @@ class Move:
         return device == os.fstat(self.target).st_dev
 
     def is_taken(self) -> bool:
-        """Whether somebody else's file has the final name."""
+        """Whether another file has the final name."""
         return status_of(self.target, self._final) is not None
 
     def another_name(self) -> str:
-        """Return a destination that is free."""
+        """Return a destination whose name is free."""
         directory = os.path.dirname(self.upload.destination)
         milliseconds = int(time.time() * 1000)
         while status_of(self.target, name := unique_name(self._name, milliseconds)):
@@ -120,16 +125,16 @@ class Move:
         return os.path.join(directory, name)
 
     def hand_over(self, keep_on: Callable[[], None]) -> None:
-        """Bring the file to its final name.
+        """Move the file to its destination.
 
-        Raises BeingWritten or Superseded, and FileExistsError if that name is taken: then it can be
-        called again for another one.
+        Raises BeingWritten or Superseded. Raises FileExistsError if the final name is taken; then
+        it can be called again, with another destination.
         """
         if self._is_one_filesystem():
             try:
                 self._rename()
             except OSError as e:
-                # Two mounts of one filesystem are two.
+                # rename(2) fails with EXDEV also between two mounts of one filesystem.
                 if e.errno != errno.EXDEV:
                     raise
             else:
@@ -137,6 +142,7 @@ class Move:
         self._copy_over(keep_on)
 
     def _rename(self) -> None:
+        """Move the file on one filesystem, by two renames."""
         assert self.target is not None
         if self.claim.held is None:
             try:
@@ -153,6 +159,7 @@ class Move:
         self._arrive(now, now)
 
     def _copy_over(self, keep_on: Callable[[], None]) -> None:
+        """Move the file to another filesystem: copy it, link the final name, claim the source."""
         assert self.target is not None
         claim = self.claim
         if not self._is_whole:
@@ -178,6 +185,7 @@ class Move:
         self.place = place
 
     def _make_copy(self, keep_on: Callable[[], None]) -> None:
+        """Copy the file to its hidden name at the destination; the copy is synced on return."""
         claim = self.claim
         assert self.target is not None
         claim.open()
@@ -185,9 +193,10 @@ class Move:
             if self.upload.state.size > self._largest:
                 raise TakesLong("others would wait for its copy")
             if not may_change(claim.source):
-                # The kernel says why not, before gigabytes are copied for nothing.
+                # We may not remove it later. Trying to claim it gives the kernel's error now, and
+                # not after gigabytes were copied for nothing.
                 self._claim_at_source()
-            # Whatever is written from now on has another time.
+            # Wait until a write certainly shows by its mtime.
             time.sleep(max(0.0, min(TICK, self.upload.accepted + TICK - time.time())))
         claim.check()
         status = os.fstat(claim.fd)
@@ -203,7 +212,7 @@ class Move:
         fd = os.open(self._copy, flags, 0o600, dir_fd=self.target)
         try:
             self._copied = FileState.of(os.fstat(fd))
-            # First, for it may not be permitted.
+            # Before anything is copied, because it may not be permitted.
             attributes.set_owner(fd, self._settings, status)
             copying.copy(claim.fd, fd, status.st_size, keep_on=look)
             attributes.copy(claim.fd, fd, self._settings, self.upload.owner, status)
@@ -212,14 +221,20 @@ class Move:
             os.close(fd)
 
     def _is_changed(self) -> bool:
-        """Whether the file was written; while anyone may, whatever else has changed counts, too."""
+        """Whether the file was written since we took its state `_before`.
+
+        While it still has its name, a change of anything else counts too, such as its permissions.
+        """
         now, before = self.claim.look(), self._before
         if self.claim.held is None and not self.arrived:
             return now != before
         return (now.size, now.mtime) != (before.size, before.mtime)
 
     def check_moved(self) -> None:
-        """See once more, later, that nobody writes the file. Raises BeingWritten or Superseded."""
+        """Check once more after the move that nobody has written the file; else put it back.
+
+        Raises BeingWritten or Superseded.
+        """
         if self.claim.fd < 0:
             return
         writing = lease.is_written(self.claim.fd)
@@ -234,13 +249,13 @@ class Move:
         self.claim.give_back(Superseded("overwritten before its turn"))
 
     def put_back(self) -> None:
-        """Leave nothing at the destination and the file at its name, while it cannot be moved."""
+        """Undo a move that was not finished: remove the copy, and give the file its old name."""
         if not self.arrived:
             self._withdraw()
             self.claim.put_back()
 
     def _withdraw(self) -> None:
-        """Remove our copy: its final name first, for by the other one it is known as ours."""
+        """Remove our copy: first its final name, since by its hidden name we know it as ours."""
         for name in (self._final, self._copy):
             found = state_of(self.target, name)
             if found and self._copied and found.is_same_file(self._copied):
@@ -248,12 +263,12 @@ class Move:
         self._copied, self._is_whole = None, False
 
     def turn_back(self) -> None:
-        """Forget where the file was to go."""
+        """Forget the destination, because the file will have another one."""
         self.claim.bring_home()
         self.target = None
 
     def finish(self) -> None:
-        """Remove claim and copy of an upload that has been moved, which is written down."""
+        """Remove the hidden names of an upload that was moved, after that was written down."""
         copy = state_of(self.target, self._copy)
         if copy and copy.is_same_file(self.upload.state):
             os.unlink(self._copy, dir_fd=self.target)
@@ -261,8 +276,9 @@ class Move:
 
 
 def _look_for_room(directory: int, status: os.stat_result) -> None:
-    """Raise OSError with ENOSPC where a copy cannot fit: gigabytes need not tell each time."""
+    """Raise OSError with ENOSPC if there is no room for a copy, before gigabytes are written."""
     room = os.statvfs(f"/proc/self/fd/{directory}")
-    # Blocks as the file has them, which its holes have not; st_blocks counts 512 bytes each.
+    # st_blocks counts units of 512 bytes, see inode(7). Holes have no blocks, and the copy will
+    # have the same holes.
     if room.f_blocks and status.st_blocks * 512 > room.f_bfree * room.f_frsize:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

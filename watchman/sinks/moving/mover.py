@@ -1,4 +1,4 @@
-"""Moves the files of one `[move:NAME]` section: takes uploads, moves, reports, backs off."""
+"""The mover of one `[move:NAME]` section: takes uploads, moves their files, reports, backs off."""
 
 from __future__ import annotations
 
@@ -29,27 +29,30 @@ from watchman.uploads.upload import Report, State, Upload
 
 logger = logging.getLogger(__name__)
 
-#: How many uploads are taken together. Beyond it little is gained.
+#: Uploads that are taken together. With more of them little is gained: renames with a directory
+#: sync each go at 2,100 a second, with a sync per 64 at 46,000.
 BATCH = 64
 
-#: Bytes of the largest file that is copied in its turn. Larger ones are copied beside the others,
-#: one by one: a disk may take ten seconds for a gigabyte.
+#: Bytes of the largest file that is copied in its turn. The second thread copies larger ones,
+#: because a disk may take ten seconds for a gigabyte.
 LARGEST = 8 << 20
 
-#: Seconds after a stop that a join waits.
+#: Seconds that `join` waits after `stop`.
 HUNG = 5.0
 
-#: What holds up everything that goes to a filesystem.
+#: Errors that concern everything that is moved to a filesystem, and not one directory alone.
 WHOLE_FILESYSTEM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 
 
 class Mover(Sink):
-    """One move's two threads, so that a filesystem that hangs holds up no other move.
+    """The two threads of one `[move:...]`: a filesystem that hangs holds up no other move.
 
-    One moves files in order, the other copies those that take long. `take` gives both what to move,
-    oldest first, the other if asked for what was put aside; `look` tells what became of a file that
-    is not where it was; `write` makes uploads durable as they now are and waits for it. `report`
-    hears of each upload once.
+    One thread moves files in order. The other copies large files one by one; they were put aside
+    for it, so that small files overtake them.
+
+    `take(limit, timeout, aside)` returns uploads to be moved, oldest first; with `aside` those that
+    were put aside. `look` finds out what happened to a file that is not where it was. `write` is
+    as with Batch. `report` is called once for each upload.
     """
 
     def __init__(
@@ -75,11 +78,11 @@ class Mover(Sink):
         self._report = report
         #: Guards back-offs and status, for both threads report.
         self._reporting = threading.Lock()
-        #: By place and what is wrong there.
+        #: By place and by what is wrong there. "Lane" below means such a pair.
         self._back_offs: dict[tuple[str, str], BackOff] = {}
 
     def hurry(self) -> None:
-        """Try again at once what could not be moved, and the destination itself; any thread."""
+        """End all back-offs, that of the destination included. Any thread may call it."""
         for back_off in list(self._back_offs.values()):
             back_off.until = 0.0
 
@@ -90,13 +93,14 @@ class Mover(Sink):
                 self._move_all(self._take(limit, PATIENCE, aside), aside)
             except Stopped:
                 return
-            # The thread must outlive whatever comes; the journal still has what was not reported.
+            # No error may end this thread. The journal has the uploads that were not reported, and
+            # a restart gives them out again.
             except Exception:
                 logger.exception("Uploads of move %s are stuck.", self._move.name)
                 self._stopping.wait(PATIENCE)
 
     def _move_all(self, uploads: Sequence[Upload], aside: bool) -> None:
-        """Move what was taken and report all of it."""
+        """Move the files of all uploads, and report each."""
         if not uploads:
             return
         with Directories(self._move) as directories:
@@ -114,7 +118,7 @@ class Mover(Sink):
             batch.move(uploads)
 
     def _is_there(self, directories: Directories, uploads: Sequence[Upload]) -> bool:
-        """Whether the destination is there, else uploads are deferred."""
+        """Whether the destination is available. If it is not, all uploads are deferred."""
         lane = (self._move.destination, "away")
         back_off = self._back_offs.get(lane)
         if back_off is not None and back_off.until > time.monotonic():
@@ -141,7 +145,7 @@ class Mover(Sink):
             raise Stopped
 
     def _settle(self, upload: Upload, error: Exception | None, place: str) -> None:
-        """Report an upload: it is moved, or `error` came in the way at a place."""
+        """Report an upload: its file was moved, or `error` was raised in the directory `place`."""
         with self._reporting:
             own_lane = (upload.id, f"upload {upload.id}")
             match error:
@@ -172,7 +176,7 @@ class Mover(Sink):
                     self._defer(upload, (place, str(error)), str(error))
 
     def _succeed(self, upload: Upload) -> None:
-        """Have an upload's task sent, and begin anew to count what its places failed at."""
+        """Report an upload as moved, and end the back-offs of all places that it went through."""
         directories = map(os.path.dirname, (upload.source_path, upload.path))
         places = {upload.id, *directories, *self._roots(upload)}
         for lane in [lane for lane in self._back_offs if lane[0] in places]:
@@ -180,7 +184,7 @@ class Mover(Sink):
         self._report(Report(upload, State.MOVED))
 
     def _roots(self, upload: Upload) -> Iterator[str]:
-        """Return the directories that may be mounts, the inner one first."""
+        """Yield the roots above an upload's places: destination, watch, and last `/`."""
         yield self._move.destination
         if upload.watch in self._watches:
             yield self._watches[upload.watch].path
@@ -189,6 +193,7 @@ class Mover(Sink):
     def _defer(
         self, upload: Upload, lane: tuple[str, str], reason: str, level: int = logging.WARNING
     ) -> None:
+        """Report an upload as deferred, in a lane that is left alone until its back-off ends."""
         back_off = self._back_offs.setdefault(lane, BackOff())
         now = time.monotonic()
         if back_off.until <= now:

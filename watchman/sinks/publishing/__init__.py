@@ -1,5 +1,6 @@
 """Sends tasks to brokers, as Celery would.
 
-In come uploads whose task is to be sent; out go messages, confirmed where the broker can, and
-reports. A thread for each `[broker:...]`, the publisher's. The daemon imports it, and `check`.
+In come uploads whose tasks are to be sent. Out go messages, which the broker confirms if it can,
+and a report for each upload. Each `[broker:...]` has one thread, the publisher's. The daemon and
+commands such as `check` import this folder.
 """

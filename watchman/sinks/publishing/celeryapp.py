@@ -1,4 +1,8 @@
-"""Celery's side of one broker: an app of its own, and how it connects."""
+"""The Celery app of one broker, and how it connects.
+
+There is one app per broker, because kombu's global pools confuse two failover lists that begin with
+the same host.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import importlib
 import os
 from typing import Any
 
-# Loads its parts on first use, so commands that publish nothing stay quick.
+# Celery loads its parts on first use, so this import costs commands that publish nothing little.
 import celery
 from kombu.transport import TRANSPORT_ALIASES
 
@@ -15,17 +19,18 @@ from watchman.config.settings import BrokerSettings
 from watchman.errors import ConfigError
 from watchman.sinks.publishing import tls
 
-#: Seconds to wait for a TCP connection, and for an answer on one that is open.
+#: Seconds to wait for a TCP connection, and for an answer on an open one. Without them a Redis that
+#: does not answer holds up a send for ever.
 CONNECT_TIMEOUT = 3.0
 ANSWER_TIMEOUT = 5.0
 
-#: Schemes of the brokers that we tell how long to wait.
+#: Schemes of brokers for which these timeouts are set.
 AMQP = ("amqp", "amqps", "pyamqp")
 REDIS = ("redis", "rediss", "redis+socket", "sentinel")
 
 
 def make_app(broker: BrokerSettings) -> Any:
-    """Return a Celery app of its own for one broker. Connects to nothing; raises ConfigError."""
+    """Return a new Celery app for one broker. Connects to nothing; raises ConfigError."""
     where = f"[broker:{broker.name}]"
     try:
         app = celery.Celery(
@@ -33,7 +38,8 @@ def make_app(broker: BrokerSettings) -> Any:
         )
         app.conf.update({"broker_connection_timeout": CONNECT_TIMEOUT, **broker.celery})
         url, transport, options = _transport(broker)
-        # Bound here, since CELERY_BROKER_URL in the environment beats what the app was told.
+        # The url is bound here, because CELERY_BROKER_URL in the environment would replace the one
+        # in the app's settings.
         app.connection_for_write = functools.partial(
             app.connection_for_write, url, transport=transport, transport_options=options
         )
@@ -44,17 +50,17 @@ def make_app(broker: BrokerSettings) -> Any:
         raise ConfigError([f"{where}: {_missing(broker.url, e)}"]) from e
     except ConfigError as e:
         raise ConfigError([f"{where} {problem}" for problem in e.problems]) from e
-    # Whatever Celery makes of settings that it cannot use; it names them in the text.
+    # Celery raises all kinds of exceptions for settings that it cannot use. Their text names them.
     except Exception as e:
         raise ConfigError([f"{where}: {type(e).__name__}: {e}"]) from e
     return app
 
 
 def _missing(url: str, error: ImportError) -> str:
-    """Say which package a transport, or a setting, needs that is not there."""
+    """Return a message that says which package is missing, and how to install it."""
     scheme = url.partition(":")[0].partition("+")[0]
     module = TRANSPORT_ALIASES[scheme].partition(":")[0]
-    # kombu names its extras for its transports.
+    # kombu names its extras after its transports.
     extra = module.rpartition(".")[2].lower()
     return (
         f"a Python package is not installed ({error}); for {scheme}: pip install 'kombu[{extra}]'"
@@ -62,12 +68,12 @@ def _missing(url: str, error: ImportError) -> str:
 
 
 def _transport(broker: BrokerSettings) -> tuple[str, str | None, dict[str, Any]]:
-    """The url, transport and transport options that make kombu end every wait."""
+    """Return url, transport and transport options with which kombu never waits for ever."""
     hosts = broker.url.count(";") + 1
     options: dict[str, Any] = {
-        # One round over the hosts, without kombu's own pauses: backing off is the publisher's.
-        # Without a time that allows for all of them, kombu never leaves a first host that is a
-        # black hole.
+        # Try each host once, without kombu's pauses, because the publisher backs off itself.
+        # `connect_retries_timeout` must allow for all hosts. With less kombu never goes on to the
+        # second host if the first one does not answer at all.
         "max_retries": hosts - 1,
         "interval_start": 0,
         "connect_retries_timeout": hosts * (CONNECT_TIMEOUT + 1),
@@ -82,7 +88,8 @@ def _transport(broker: BrokerSettings) -> tuple[str, str | None, dict[str, Any]]
     elif scheme in AMQP:
         options |= {"read_timeout": ANSWER_TIMEOUT, "write_timeout": ANSWER_TIMEOUT}
     elif scheme in REDIS:
-        # kombu's transport trips over a missing package while it is imported.
+        # Raises ImportError if the package is missing. kombu would fail with another error, because
+        # its transport uses the package while it is imported.
         importlib.import_module("redis")
         options |= {
             "socket_timeout": ANSWER_TIMEOUT,
@@ -92,18 +99,19 @@ def _transport(broker: BrokerSettings) -> tuple[str, str | None, dict[str, Any]]
         }
     options |= broker.celery.get("broker_transport_options") or {}
     if scheme in AMQP:
-        # Confirmations are awaited for many messages at once, not within each publish.
+        # With this option kombu would wait for a confirmation in each publish. ConfirmingSender
+        # waits once for many messages.
         options["confirm_publish"] = False
     return url, transport, options
 
 
 def embedded_options(url: str) -> dict[str, str]:
-    """The transport options with which a stock worker consumes from `filesystem://DIR`."""
+    """Return the transport options with which a stock worker consumes from `filesystem://DIR`."""
     folder, control = embedded_folders(url)
     return {"data_folder_in": folder, "data_folder_out": folder, "control_folder": control}
 
 
 def embedded_folders(url: str) -> tuple[str, str]:
-    """The directories of `filesystem://DIR`: one for messages, and one in it for bindings."""
+    """Return the directories of `filesystem://DIR`: for messages, and inside it for bindings."""
     folder = url.removeprefix("filesystem://")
     return folder, os.path.join(folder, "control")

@@ -1,4 +1,4 @@
-"""What a task becomes: where it goes, and the message that Celery makes of it."""
+"""The message that Celery makes of a task, and its route."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from kombu.serialization import dumps
 from watchman.errors import TaskRefused
 from watchman.uploads.upload import Task, Upload
 
-#: AMQP's short strings, among them names of exchanges and routing keys, hold so many bytes.
+#: Bytes that a short string of AMQP can have. Names of exchanges and routing keys are such.
 SHORT_STRING = 255
 
-#: What else Celery resolves for a message, as `explain` shows it.
+#: Other options that Celery resolves for a message. `watchman explain` shows them.
 RESOLVED = ("priority", "expiration", "serializer", "compression", "delivery_mode")
 
-#: Headers in which messages of one template differ, beside those that tell a time.
+#: Headers that differ between messages of one template, besides those that hold a time.
 VARYING = ("id", "root_id", "argsrepr", "kwargsrepr", "watchman")
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where messages go: equal for those that the broker treats alike."""
+    """Where a message goes. Routes are equal if the broker treats their messages alike."""
 
     exchange: str
     routing_key: str
@@ -38,31 +38,31 @@ class Route:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Template:
-    """What messages have in common, as Celery made it for the first; equal to itself alone.
+    """What several messages have in common, taken from one that Celery made. Equal to itself only.
 
-    They differ in body, correlation id, the headers named in VARYING and in `moments`: headers that
-    tell a time, as many seconds from when the message is made.
+    Messages differ in their body, their correlation id, the headers in VARYING, and the headers in
+    `moments`. Those hold a time; `moments` has how many seconds it is after the message is made.
     """
 
     route: Route
     headers: Mapping[str, Any]
     options: Mapping[str, Any]
-    #: What stands in the body beside the arguments.
+    #: The third part of the body, after args and kwargs, see Celery's message protocol 2.
     embedded: Mapping[str, Any]
     moments: Mapping[str, float]
 
     def shared(self) -> dict[str, Any]:
-        """Return the headers that are the same in all its messages."""
+        """Return the headers that all messages of the template share."""
         return {n: v for n, v in self.headers.items() if n not in (*VARYING, *self.moments)}
 
     def own(self, headers: Mapping[str, Any]) -> dict[str, Any]:
-        """Return those of a message's headers that are its own."""
+        """Return the headers of a message that it does not share."""
         return {name: headers[name] for name in (*VARYING, *self.moments)}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Message:
-    """A task ready for `kombu.Producer.publish(body, **options)`; nothing has been sent."""
+    """A message that is ready for `kombu.Producer.publish(body, **options)`. It is not sent yet."""
 
     upload: Upload
     route: Route
@@ -72,7 +72,7 @@ class Message:
 
 
 class _Recorder:
-    """Stands where Celery expects a producer and keeps what it would have published."""
+    """Takes the place of Celery's producer, and keeps what would be published."""
 
     def __init__(self, connection: Any) -> None:
         self.connection = connection
@@ -83,14 +83,14 @@ class _Recorder:
 
 
 class _NoResult:
-    """Stands for the AsyncResult, whose mere construction imports the result backend."""
+    """Takes the place of AsyncResult. To construct that one would import the result backend."""
 
     def __init__(self, task_id: str) -> None:
         self.id = task_id
 
 
 def compose(app: Any, upload: Upload) -> Message:
-    """Make the message for an upload, routed by Celery. Raises TaskRefused; connects to nothing."""
+    """Have Celery make and route the message of an upload. Raises TaskRefused; does not connect."""
     assert upload.task is not None
     try:
         body, options = record(app, upload.task, upload.id, header_of(upload))
@@ -98,7 +98,7 @@ def compose(app: Any, upload: Upload) -> Message:
         if isinstance(encoded, str):
             encoded = encoded.encode(encoding)
         found = route_of(options)
-    # Nothing has been sent yet, so no broker and no retry can change it.
+    # No broker has to do with this, so no retry can help.
     except Exception as e:
         raise TaskRefused(f"{type(e).__name__}: {e}") from e
     options |= {"content_type": content_type, "content_encoding": encoding}
@@ -106,7 +106,7 @@ def compose(app: Any, upload: Upload) -> Message:
 
 
 def route(app: Any, task: Task) -> Route:
-    """Where a task would go, and how. Raises TaskRefused; connects to nothing."""
+    """Return the route of a task. Raises TaskRefused; does not connect."""
     try:
         return route_of(record(app, task, "", {})[1])
     except Exception as e:
@@ -126,7 +126,7 @@ def record(
         producer=recorder,
         headers={"watchman": header},
         retry=False,
-        # Or a result backend that is down would hang it.
+        # Otherwise send_task would hang if the result backend is down.
         ignore_result=True,
         result_cls=_NoResult,
         add_to_parent=False,
@@ -136,7 +136,10 @@ def record(
 
 
 def route_of(options: Mapping[str, Any]) -> Route:
-    """Return where what Celery would publish goes. Raises ValueError for names too long."""
+    """Return the route in options that Celery would publish with. Raises ValueError.
+
+    That is for a name that is too long for AMQP.
+    """
     exchange = options["exchange"]
     exchange = getattr(exchange, "name", exchange) or ""
     routing_key = options["routing_key"] or ""
@@ -162,6 +165,7 @@ def route_of(options: Mapping[str, Any]) -> Route:
 
 
 def header_of(upload: Upload) -> dict[str, Any]:
+    """Return the header `watchman` of an upload's task, without fields that are empty."""
     header = {
         "id": upload.id,
         "original": upload.original,

@@ -1,4 +1,4 @@
-"""Sends the tasks of one broker: takes uploads, publishes, reports, backs off."""
+"""The publisher of one broker: takes uploads, sends their tasks, reports, backs off."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from watchman.uploads.upload import Report, State, Upload
 
 logger = logging.getLogger(__name__)
 
-#: How many uploads go to the broker and are confirmed together: all of them are sent again if we
-#: are killed before it is written down that they were. With 16 each costs a third more CPU time.
+#: Uploads that are sent and confirmed together. If we are killed before it is written down, all of
+#: them are sent again. With 16 of them an upload costs a third more CPU time.
 BATCH = 64
 
-#: Seconds after a stop that a join waits: longer than the timeouts of a connection.
+#: Seconds that `join` waits after `stop`: longer than the timeouts of a connection.
 HUNG = 10.0
 
-#: Seconds in which the uploads that a route held up are let go when it is to be tried at once: what
-#: is taken before joins them, and does not overtake.
+#: Seconds after `hurry` until a route counts as open, in which the backlog gives out the uploads
+#: that waited for it. Uploads that were taken before join those, so that they do not overtake them.
 HURRY = 0.1
 
-#: Seconds within which a connection fails that the broker had closed while it was idle.
+#: Seconds within which a send fails if the broker had closed the connection while it was idle.
 AT_ONCE = 1.0
 
-#: What `status` says of a broker that has raised an alarm.
+#: What `status` shows as the error of a broker that has raised an alarm.
 BLOCKED = "it is short of memory or disk, and takes no tasks until that is over"
 
 
 class Publisher(Sink):
-    """One broker's thread, app and connection.
+    """The thread of one broker, with its app and its connection.
 
-    `take(limit, timeout)` gives uploads, oldest first, and may give none. `report` hears of each of
-    them once, from this thread, and of those that were sent together in one call. Order is kept for
-    each exchange and routing key.
+    `take(limit, timeout)` returns uploads, oldest first, or none. `report` is called by this thread
+    with each upload once, and with those that were sent together in one call. Tasks with the same
+    exchange and routing key are sent in order.
     """
 
     def __init__(
@@ -63,30 +63,31 @@ class Publisher(Sink):
         self._composer = Composer(self._app)
         self._sender: Sender | None = None
         self._back_off = BackOff()
-        #: How often a host of a failover list has failed: the next connection begins with the next.
+        #: Failures so far. With a failover list, each new connection begins with another host.
         self._failures = 0
-        #: Routes that the broker refuses, and when to try them again.
+        #: Routes that the broker refuses, and when each is tried again.
         self._refused: dict[str, BackOff] = {}
-        #: Ends a wait before its time; set by stop() too.
+        #: Ends a wait early. Set by `hurry` and `stop`.
         self._roused = threading.Event()
 
     def stop(self) -> None:
-        """Signal the end; what has been taken is still sent, which a dead broker ends by time."""
+        """Tell the thread to end. It still sends what it has taken, or gives up after a timeout."""
         super().stop()
         self._roused.set()
 
     def hurry(self) -> None:
-        """Try again at once what the broker did not take, and the broker itself; any thread."""
+        """Try refused routes and the broker itself again at once. Any thread may call it."""
         for back_off in list(self._refused.values()):
             back_off.until = min(back_off.until, time.monotonic() + HURRY)
         self._roused.set()
 
     def status(self) -> dict[str, Any]:
-        """Whether the broker is up, down, blocked or has not been needed yet; any thread may ask.
+        """Return whether the broker is up, down, blocked or not needed yet. Any thread may call it.
 
-        `refused` tells why it does not take what goes to certain routes.
+        `refused` has the routes that it refuses, and why.
         """
-        # What was tried again and has not come back was cured, or its uploads are gone.
+        # If a route's back-off has ended long ago, it was not refused again. It works, or it has no
+        # uploads any more.
         since = time.monotonic() - LONGEST_DELAY
         refused = self._refused.copy().items()
         return {**super().status(), "refused": {r: b.reason for r, b in refused if b.until > since}}
@@ -96,11 +97,12 @@ class Publisher(Sink):
             try:
                 asked = time.monotonic()
                 uploads = self._take(BATCH, PATIENCE)
-                # Also none where it is down, or `status` would say so until there is one.
+                # While the broker is down we connect even without uploads. Otherwise `status` would
+                # show it as down until the next upload.
                 if uploads or self._status["state"] == "down":
                     self._publish(uploads, asked)
-            # The thread must outlive whatever take and report come to; the journal still has what
-            # was not reported.
+            # No error of `take` or `report` may end this thread. The journal has the uploads that
+            # were not reported.
             except Exception:
                 logger.exception("Uploads for broker %s are stuck.", self._broker.name)
                 self._rest(self._back_off.fail(time.monotonic(), "stuck"))
@@ -108,10 +110,11 @@ class Publisher(Sink):
             self._sender.close()
 
     def _publish(self, uploads: Sequence[Upload], asked: float) -> None:
-        """Send what was taken and report all of it; waits when the broker is down.
+        """Send the tasks of uploads, and report each upload. Waits if the broker is down.
 
-        The uploads were asked for at `asked`. What was asked for while their route was left alone
-        may have overtaken those that were held up, so it joins them, even if it is over by now.
+        The uploads were asked for at `asked` (monotonic). If their route was left alone at that
+        time, older uploads may be waiting for it. So these join them and do not overtake, even if
+        the route is open by now.
         """
         messages = []
         for upload in uploads:
@@ -131,12 +134,13 @@ class Publisher(Sink):
             self._send(messages)
         except Exception as e:
             if not isinstance(e, BrokerUnavailable) and self._status["state"] != "down":
-                # py-amqp is known to raise AttributeError for a lost connection, so we carry on.
+                # We carry on after any exception. py-amqp, for instance, is known to raise
+                # AttributeError for a lost connection.
                 logger.exception("Publishing to broker %s failed.", self._broker.name)
             self._defer_for_broker(messages, explain(e))
 
     def _defer_for_broker(self, messages: Sequence[Message], reason: str) -> None:
-        """Defer what has not been reported, and wait: nothing else can be sent either."""
+        """Defer the messages that were not reported, and wait, because the broker is down."""
         self._failures += 1
         delay = self._back_off.fail(time.monotonic(), reason)
         if not self._stopping.is_set():
@@ -152,9 +156,10 @@ class Publisher(Sink):
             self._roused.clear()
 
     def _send(self, messages: list[Message]) -> None:
-        """Send and report, taking from `messages` what has been reported.
+        """Send messages and report them; those that were reported are removed from `messages`.
 
-        Once more at once over a new connection if the old one was stale.
+        If the connection was stale, they are sent again at once over a new one. The broker may have
+        closed a connection that was idle, and then the first send fails.
         """
         was_open, began = self._sender is not None, time.monotonic()
         try:
@@ -195,7 +200,7 @@ class Publisher(Sink):
         self._say("blocked" if blocked else "up", BLOCKED if blocked else None)
 
     def _settle(self, sent: Sequence[Sent]) -> None:
-        """Report what became of messages: what is done at once, so that it is written down soon."""
+        """Report messages, first those that are done, so that this is written down soon."""
         if done := [one.message for one in sent if one.state is State.DONE]:
             self._report([Report(message.upload, State.DONE) for message in done])
         for message in done:
@@ -212,7 +217,7 @@ class Publisher(Sink):
                 self._defer_for_route(one.message, one.reason, tried=True)
 
     def _forgive(self, states: Mapping[str, Set[State]]) -> None:
-        """Trust routes again that took what was sent; with half of it taken try again soon."""
+        """End the back-off of refused routes that took a message, or shorten it if some failed."""
         for route in self._refused.keys() & states.keys():
             if State.DONE in states[route]:
                 if State.DEFERRED in states[route]:
@@ -246,11 +251,12 @@ class Publisher(Sink):
                 )
         delay = max(0.0, back_off.until - now)
         self._report([Report(upload, State.DEFERRED, reason, lane=lane, delay=delay)])
-        # Not before the lane opens: a younger upload from elsewhere would overtake those in it.
+        # The route must not open before its lane in the backlog does. Otherwise a younger upload
+        # from another lane could overtake those in it.
         back_off.until = max(back_off.until, time.monotonic() + delay)
 
     def _say(self, state: str, error: str | None = None, delay: float = 0.0) -> None:
-        """Keep what `status` tells, and log when the state changes."""
+        """Set what `status` returns, and log it if the state has changed."""
         before, name = self._status["state"], self._broker.name
         if state == "up":
             self._back_off.attempts = 0

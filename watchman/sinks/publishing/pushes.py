@@ -1,4 +1,4 @@
-"""Redis: windows of messages, pushed by one command for each list."""
+"""The sender for Redis: many messages at once, with one LPUSH for each list."""
 
 from __future__ import annotations
 
@@ -17,28 +17,32 @@ encode = JSONEncoder().encode
 
 
 class PushingSender(Sender):
-    """A connection to Redis; pushes itself what goes straight to a queue, as kombu would push it.
+    """A connection to Redis.
 
-    Of what is pushed together Redis takes, or refuses, each list as a whole.
+    Messages that go straight to a queue are pushed by this class, with the same bytes as kombu
+    would push. kombu sends all others. Redis takes or refuses an LPUSH as a whole, so the messages
+    of one list share one result.
     """
 
     def _open(self, channel: Any) -> None:
         super()._open(channel)
-        #: What is to be pushed, by list.
+        #: By list, messages that wait to be pushed, with their payload.
         self._lists: dict[str, list[tuple[Message, str]]] = {}
 
     def _to_be_cut(self, message: Message) -> Template | None:
-        # A queue that expires lives on with each message.
+        # kombu renews the time to live of a queue that expires with each message.
         expires = message.route.routing_key in self._channel._expires
         if message.route.exchange or expires or not self._producer.supports_batch_publish:
             return None
         return super()._to_be_cut(message)
 
     def _publish(self, message: Message) -> None:
+        """Keep a message to be pushed with others, or have kombu send it."""
         cut = self._cuts.get(message.template)
         before = self._window if cut else [one for some in self._lists.values() for one, _ in some]
         if any(one.route == message.route for one in before):
-            # What kombu sends is not to overtake what is pushed, nor the other way round.
+            # Messages of one route may be sent in two ways, by kombu and by us. Neither may
+            # overtake the other.
             self._flush()
         if cut is None:
             super()._publish(message)
@@ -57,6 +61,7 @@ class PushingSender(Sender):
         super()._flush()
 
     def _push(self, lists: dict[str, list[tuple[Message, str]]]) -> None:
+        """Push to all lists in one pipeline. Raises the first error that concerns the server."""
         with self._channel.conn_or_acquire() as client:
             pipeline = client.pipeline(transaction=False)
             for name, pushed in lists.items():
@@ -81,7 +86,7 @@ class PushingSender(Sender):
 
 
 class _Cut:
-    """What kombu pushes for the messages of a template, cut where they differ."""
+    """The text of a template's messages as kombu pushes them, cut where the messages differ."""
 
     def __init__(
         self,
@@ -97,7 +102,7 @@ class _Cut:
         options = {**message.options, "headers": headers, "correlation_id": id_}
         whole = prepared(replace(message, body=body.encode(), options=options))
         channel._inplace_augment_message(whole, "", queue)
-        #: The list of its queue and priority.
+        #: The Redis list: kombu has one for each queue and priority.
         self.name = channel._q_for_pri(queue, channel._get_message_priority(whole, reverse=False))
         self._text = encode(whole).replace("%", "%%")
         self._cut(f"{encode(name)}: {encode(name)}", "headers")

@@ -1,4 +1,4 @@
-"""What a broker would say to a task, found out without sending one."""
+"""Finds out whether a broker would take a task, without sending one. `watchman check` uses it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from watchman.sinks.publishing.publisher import BLOCKED
 from watchman.sinks.publishing.sender import Sender, Sent
 from watchman.uploads.upload import State
 
-#: What a key must hold, as TYPE names it, for a command of kombu's to be done.
+#: The type that a key must have, as TYPE names it, for a command that kombu sends.
 HOLDS = {"LPUSH": "list", "SADD": "set"}
 
 
 def connect(app: Any, *, declare: bool) -> Sender | None:
-    """Return a sender that says what would become of messages, and sends none.
+    """Return a sender that tells what would happen to messages, but sends none.
 
-    None for a transport that cannot be asked. Raises BrokerUnavailable.
+    None if the transport cannot tell that. Raises BrokerUnavailable.
     """
     driver = app.connection_for_write().transport.driver_type
     kinds = {"amqp": _RolledBack, "redis": _NeverExecuted}
@@ -35,11 +35,11 @@ def connect(app: Any, *, declare: bool) -> Sender | None:
 
 
 class _RolledBack(ConfirmingSender):
-    """AMQP: publishes within a transaction that never ends.
+    """AMQP: publishes in a transaction that is rolled back.
 
-    RabbitMQ looks at rights and at the exchange when a message comes, and routes it at the commit.
-    What the first task would declare is declared, for only that shows whether it may be and is as
-    it is there; what was not there before is removed at once.
+    RabbitMQ checks rights and the exchange when a message arrives, but routes it only at the
+    commit. Queues and exchanges that the first task would declare are declared, because only that
+    shows whether we may and whether they agree with those that exist. New ones are deleted again.
     """
 
     def _publish(self, message: Message) -> None:
@@ -60,7 +60,7 @@ class _RolledBack(ConfirmingSender):
         self._settled.append(Sent(message, State.DONE, "; ".join(notes)))
 
     def _publish_and_roll_back(self, message: Message) -> None:
-        """On a connection of its own: from one that publishes during an alarm nothing is read."""
+        """Publish on a connection of its own: during an alarm the broker stops reading from it."""
         connection = self._app.connection_for_write()
         try:
             channel = connection.default_channel
@@ -79,7 +79,7 @@ def _raise_blocked(_reason: str) -> None:
 
 
 class _Declaring:
-    """An AMQP channel that remembers what was not there before it was declared."""
+    """An AMQP channel that remembers which queues and exchanges it has made."""
 
     def __init__(self, channel: Any) -> None:
         self._channel = channel
@@ -96,6 +96,7 @@ class _Declaring:
         return self._make("queue", queue, options, if_unused=True, if_empty=True)
 
     def _make(self, kind: str, name: str, options: dict[str, Any], **unless: bool) -> Any:
+        """Declare something; a passive declaration before that tells whether it existed."""
         declare = getattr(self._channel, f"{kind}_declare")
         try:
             declare(name, **{**options, "passive": True})
@@ -110,15 +111,16 @@ class _Declaring:
         return answer
 
     def undo(self) -> None:
-        """Remove what was made, the last first, but nothing that somebody has begun to use."""
+        """Delete what was made, the last first, unless somebody uses it already."""
         with contextlib.suppress(*self._channel.connection.channel_errors):
             self._undo.close()
 
 
 class _NeverExecuted(Sender):
-    """Redis: has the server judge each command within a MULTI that is never executed.
+    """Redis: sends the commands in a MULTI that is never executed.
 
-    So it says what it says of a user's rights, of its memory, and to whom a replica may write.
+    The server checks each command when it is queued. So it reports missing rights, a lack of
+    memory, or that it is a read-only replica.
     """
 
     def _open(self, channel: Any) -> None:
@@ -132,7 +134,7 @@ class _NeverExecuted(Sender):
 
 
 class _Recorder:
-    """Stands where kombu expects a Redis client: answers what only reads, keeps what writes."""
+    """Takes the place of kombu's Redis client: answers reads, and keeps writes for `ask`."""
 
     def __init__(self, client: Any, separator: str) -> None:
         self._client = client
@@ -152,14 +154,14 @@ class _Recorder:
         pass
 
     def execute(self) -> list[Any]:
-        """Leave it to `ask`, and answer nothing."""
+        """Do nothing; `ask` will send the commands."""
         return []
 
     def reset(self) -> None:
-        """Leave it to `ask`."""
+        """Do nothing; `ask` needs the commands."""
 
     def smembers(self, key: str) -> set[Any]:
-        """Return the bindings of an exchange, those among them that would be made by now."""
+        """Return the bindings of an exchange, including those that would have been made by now."""
         words = [word for kept in self._kept if key in kept for word in kept]
         return {*self._client.smembers(key), *(w for w in words if self._separator in str(w))}
 
@@ -172,7 +174,10 @@ class _Recorder:
         return keep
 
     def ask(self) -> str:
-        """Ask about all that was kept; return what cannot be told. Raises what the server says."""
+        """Send all kept commands without executing them. Raises the server's errors.
+
+        Return what could not be found out, "" if nothing.
+        """
         from redis.exceptions import NoPermissionError, ResponseError
 
         commands = [words for words, _ in self._pipeline.command_stack]
@@ -186,7 +191,7 @@ class _Recorder:
 
         try:
             for command, key, *_ in commands:
-                # Whoever may not ask for a key's type is not told of it.
+                # Without the right to run TYPE, the type is not checked.
                 with contextlib.suppress(NoPermissionError):
                     _check_type(key, answer("TYPE", key).decode(), HOLDS.get(command))
             try:
@@ -197,12 +202,12 @@ class _Recorder:
                 return "only a task can tell whether it is taken, for the user may not run MULTI"
             for words in commands:
                 answer(*words)
-            # It forgets the transaction.
+            # The server discards the transaction when the connection ends.
             connection.disconnect()
             if self._is_transaction:
                 try:
                     answer("EXEC")
-                except ResponseError as e:  # there is nothing to execute
+                except ResponseError as e:  # "EXEC without MULTI" says that the user may run EXEC
                     if "NOPERM" in str(e):
                         raise
         finally:

@@ -1,4 +1,4 @@
-"""One connection to a broker: sends messages and says what became of each."""
+"""One connection to a broker, which sends messages and tells the result of each."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from watchman.errors import BrokerUnavailable
 from watchman.sinks.publishing.messages import Message, Route, Template
 from watchman.uploads.upload import State
 
-#: What client libraries raise for a message that cannot be put on the wire.
+#: Exceptions of client libraries for a message that cannot be encoded.
 REFUSALS = (TypeError, ValueError, struct.error)
 
-#: How Redis begins to refuse one key and no other. All else it says (OOM, READONLY, MISCONF,
-#: LOADING, ...) is about the server, whatever is sent.
+#: The beginnings of Redis's errors that concern one key. All its other errors (OOM, READONLY,
+#: MISCONF, LOADING, ...) concern the server, whatever is sent.
 OF_ONE_KEY = (
     "WRONGTYPE",
     "No permissions to access a key",
@@ -31,7 +31,7 @@ OF_ONE_KEY = (
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """What became of a message: DONE, FAILED for good, or DEFERRED because of its route."""
+    """The result of a message: DONE, FAILED for good, or DEFERRED because of its route."""
 
     message: Message
     state: State
@@ -39,14 +39,15 @@ class Sent:
 
 
 class Sender:
-    """A connection through any of kombu's transports. Thrown away after any failure of it.
+    """A connection through any of kombu's transports. After any failure it must be discarded.
 
-    Without confirmations: what a transport took without complaint counts as sent. Redis answers
-    each command, the embedded broker has written to disk.
+    This class does not wait for confirmations: a message counts as sent if the transport raised no
+    error. Redis answers each command, and the embedded broker has written the message to disk.
 
-    A route is tried alone first, so that a refusal has one culprit and order is kept when a queue
-    has gone; then its messages share windows with others. After a refusal they go one by one for a
-    while: of a window a queue that is nearly full may refuse the first and take the second.
+    The first message of a route is sent alone. So a refusal clearly concerns that message, and
+    order is kept if its queue has gone. After that, messages of the route are sent together with
+    others. After a refusal they are sent one by one for a while: of several at once a queue that is
+    nearly full could refuse the first message and take the second.
     """
 
     def __init__(
@@ -60,22 +61,24 @@ class Sender:
     ) -> None:
         """Connect; raises BrokerUnavailable after a few seconds.
 
-        `skip` hosts of a failover list are tried last. `blocked` hears when the broker asks to be
-        left alone, and when no more; `stopping` ends that wait.
+        The first `skip` hosts of a failover list are tried last. `blocked(True)` is called when the
+        broker asks us not to publish, and `blocked(False)` when that ends. `stopping` ends the wait
+        for that.
         """
         self._app = app
         self._declare = declare
         self._stopping = stopping
         self._tell_blocked = blocked
-        #: Routes that have led somewhere; that have refused something lately; that have done so in
-        #: this `send`, and why.
+        #: Routes that work, so that their messages are sent together with others.
         self._proven: set[Route] = set()
+        #: Routes that were refused lately, so that their messages are sent one by one.
         self._wary: set[Route] = set()
+        #: Routes that were refused in this call of `send`, and why.
         self._refused: dict[Route, str] = {}
         self._window: list[Message] = []
         self._settled: list[Sent] = []
-        #: What kombu sends for a template's messages, cut where they differ. The first of each is
-        #: sent by kombu, which also declares its queue.
+        #: By template, what kombu sends for its messages, cut where they differ. kombu itself sends
+        #: the first message of a template, and declares its queue.
         self._cuts: dict[Template | None, Any] = {}
         self._connection = app.connection_for_write()
         for _ in range(skip % max(1, len(self._connection.alt))):
@@ -97,9 +100,10 @@ class Sender:
         self._producer = self._app.amqp.Producer(channel, auto_declare=False)
 
     def send(self, messages: Sequence[Message]) -> Iterator[list[Sent]]:
-        """Send in order, and tell what became of messages as soon as it is known.
+        """Send messages in order, and yield the results as soon as they are known.
 
-        What has not been yielded when BrokerUnavailable is raised is unknown.
+        Raises BrokerUnavailable. Then nobody knows about the messages that were not yielded: they
+        may have been sent or not.
         """
         self._refused = {}
         try:
@@ -122,7 +126,7 @@ class Sender:
             raise BrokerUnavailable(explain(e)) from e
 
     def _tried(self, message: Message) -> list[Sent]:
-        """Send a message alone: what the broker objects to is the message's route."""
+        """Send a message alone, so that an error of the broker concerns this message's route."""
         try:
             self._publish(message)
             self._flush()
@@ -136,26 +140,27 @@ class Sender:
         return sent
 
     def _is_about_route(self, error: Exception) -> bool:
-        """Whether the connection can go on after what a message that was tried alone has raised."""
+        """Whether an error concerns the message's route only, and the connection can go on."""
         return isinstance(error, NotEquivalentError) or explain(error).startswith(OF_ONE_KEY)
 
     def _refuse(self, message: Message, reason: str) -> Sent:
         self._proven.discard(message.route)
         self._wary.add(message.route)
         self._refused[message.route] = reason
-        # Declared once per connection; the queue may have been deleted since.
+        # kombu declares a queue once per connection. It may have been deleted since, so forget what
+        # was declared.
         self._connection.declared_entities.clear()
         self._cuts.clear()
         return Sent(message, State.DEFERRED, reason)
 
     def _publish(self, message: Message) -> None:
-        """Send a message, or keep it for the next flush where that sends many at once."""
+        """Send a message, or keep it for `_flush` if the transport can send many at once."""
         self._window.append(message)
         if not self._producer.supports_batch_publish:
             self._flush()
 
     def _flush(self) -> None:
-        """Send what is left to send, and wait until the broker has answered for all of it."""
+        """Send the messages that are left, and wait until the broker has answered for all."""
         window, self._window = self._window, []
         if window:
             with self._producer.batch(len(window)):
@@ -172,11 +177,11 @@ class Sender:
         return Sent(message, State.DONE)
 
     def _to_be_cut(self, message: Message) -> Template | None:
-        """Return a message's template if what kombu makes of its messages can be cut."""
+        """Return a message's template if its messages can be cut, else None."""
         return None if message.options["compression"] else message.template
 
     def _prepared(self, message: Message) -> Any:
-        """Return what kombu's producer hands to the channel for a message, and send nothing."""
+        """Return what kombu's producer would give the channel for a message; send nothing."""
         taken: list[Any] = []
         self._channel.basic_publish = lambda prepared, **_: taken.append(prepared)
         try:
@@ -189,14 +194,15 @@ class Sender:
         return {**message.options, **({} if self._declare else {"declare": ()})}
 
     def _leads_nowhere(self, message: Message) -> bool:
-        """Whether kombu would drop the message without a word, having no queue for it.
+        """Whether kombu would drop the message silently, because no queue is bound for it.
 
-        The exchanges of virtual transports know no `mandatory`; the nameless one needs no binding.
+        Virtual transports, such as Redis, ignore `mandatory`. The default exchange needs no
+        binding.
         """
         if not message.route.exchange or not isinstance(self._channel, virtual.Channel):
             return False
         for queue in message.options["declare"] or ():
-            # A virtual exchange is nowhere but in this process, which must know its type.
+            # A virtual exchange exists only in this process, which must be told its type.
             self._producer.maybe_declare(queue if self._declare else queue.exchange)
         return not self._channel._lookup(message.route.exchange, message.route.routing_key)
 
@@ -205,22 +211,26 @@ class Sender:
         return taken
 
     def close(self) -> None:
-        """Say goodbye to the broker and close; may wait for its answer."""
+        """Close the connection in order. It may wait for the broker's answer."""
         with contextlib.suppress(*self.faults):
             self._connection.release()
 
     def discard(self) -> None:
-        """Close without a word: what answers to old messages still come must reach nobody."""
-        # What breaks while a broken connection is taken apart is of no interest.
+        """Close the connection at once, after a failure.
+
+        It must not be used again: py-amqp would take a late ack of an old message for that of a new
+        one.
+        """
+        # Errors of a connection that is broken anyway do not matter.
         with contextlib.suppress(Exception):
             self._connection.release()
 
 
 def explain(error: BaseException) -> str:
-    """One line that says what went wrong."""
+    """Return one line that says what went wrong."""
     if isinstance(error, BatchPublishError) and error.__cause__:
         error = error.__cause__
     text = " ".join(str(error).split())
-    # redis-py puts the command before the server's words, and our whole message is in it.
+    # redis-py writes the whole command, with our message in it, before the server's error.
     text = text.rpartition(" of pipeline caused error: ")[2]
     return text[:300].rstrip(".") or type(error).__name__

@@ -1,4 +1,4 @@
-"""Messages of many uploads, of which Celery makes one."""
+"""Makes messages from a template, for which Celery has made the first message."""
 
 from __future__ import annotations
 
@@ -23,18 +23,20 @@ from watchman.sinks.publishing.messages import (
 )
 from watchman.uploads.upload import Upload
 
-#: Who hears one of these may change a message, or counts on being called for each.
+#: Signals of Celery. A receiver may change a message, or expects to be called for each. So if one
+#: of them has receivers, Celery makes every message.
 HEARD = (signals.before_task_publish, signals.after_task_publish, signals.task_sent)
 
 encode = JSONEncoder().encode
 
 
 class Composer:
-    """Makes the messages of one app: from a template, as Celery would, in a tenth of the time.
+    """Makes the messages of one app as Celery would, but from templates, in a tenth of the time.
 
-    There is a template for each name and options of a task, and whatever else a message depends on
-    is the app's settings. What looks at the arguments, as a router may, or what is no JSON, has
-    none: Celery makes each of those.
+    There is a template for each name of a task with its options. All else that a message depends on
+    are the app's settings, which do not change. There is no template if something looks at the
+    arguments, as a router function may, or if the serializer is not JSON. Celery makes those
+    messages.
     """
 
     def __init__(self, app: Any) -> None:
@@ -46,12 +48,12 @@ class Composer:
         )
 
     def compose(self, upload: Upload) -> Message:
-        """Make the message for an upload. Raises TaskRefused; connects to nothing."""
+        """Make the message of an upload. Raises TaskRefused; does not connect."""
         task = upload.task
         assert task is not None
         if self._is_plain and not any(signal.receivers for signal in HEARD):
             try:
-                # The text tells 1 from 1.0, which are equal.
+                # The repr, because 1 and 1.0 are equal as keys but make different messages.
                 kind = task.name, repr(task.options)
                 if kind not in self._templates:
                     self._templates[kind] = self._template(upload)
@@ -59,12 +61,15 @@ class Composer:
                 if template is not None:
                     return self._fill(template, upload)
             except Exception:
-                # Celery refuses it, too, and says why.
+                # Celery will raise for it, too, and its error says why.
                 return compose(self._app, upload)
         return compose(self._app, upload)
 
     def _template(self, upload: Upload) -> Template | None:
-        """Return what Celery makes of another task of the same kind, if this one's is like it."""
+        """Return a template made from another task of the same kind.
+
+        None if it does not give this upload's message exactly as Celery makes it.
+        """
         assert upload.task is not None
         other = replace(upload.task, args=["other"], kwargs={"another": "argument"})
         body, options = record(self._app, other, str(uuid.uuid4()), {})
@@ -83,9 +88,10 @@ class Composer:
         return template if _timeless(filled, moments) == _timeless(made, moments) else None
 
     def _fill(self, template: Template, upload: Upload) -> Message:
+        """Return the message of an upload, made from a template."""
         task = upload.task
         assert task is not None
-        # As Celery's protocol has it, for a task without arguments.
+        # Celery sends an empty tuple for a task without arguments.
         args = task.args or ()
         headers = {
             **template.headers,
@@ -103,7 +109,7 @@ class Composer:
         return Message(upload, template.route, body, options, template)
 
     def _shown(self, arguments: Any, longest: int) -> str:
-        """Return what `saferepr` does, at once where nothing is to be cut or nested."""
+        """Return the same as `saferepr`, but faster if nothing must be shortened or nested."""
         if type(arguments) is list and all(type(one) is str for one in arguments):
             text = f"[{', '.join(map(_quoted, arguments))}]"
         elif type(arguments) is dict and all(type(one) is str for one in arguments.values()):
@@ -121,6 +127,6 @@ def _quoted(text: str) -> str:
 
 
 def _timeless(message: Message, moments: Any) -> tuple[Any, ...]:
-    """Return what of a message is the same whenever it is made."""
+    """Return the parts of a message that do not depend on when it is made."""
     headers = {**message.options["headers"], **dict.fromkeys(moments)}
     return message.body, message.route, {**message.options, "headers": headers}

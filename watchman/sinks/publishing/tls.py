@@ -1,4 +1,4 @@
-"""Celery's `broker_use_ssl`, as the client libraries want it."""
+"""Translates Celery's `broker_use_ssl` for the client libraries."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from watchman.errors import ConfigError
 
-#: How the server's certificate is looked at. JSON has no constants, so their names are taken too.
+#: How the server's certificate is checked, by name, since JSON cannot hold Python's constants.
 CERT_REQS = {
     "required": ssl.CERT_REQUIRED,
     "optional": ssl.CERT_OPTIONAL,
@@ -18,15 +18,16 @@ CERT_REQS = {
 
 
 def options(given: Any, driver: str) -> Any:
-    """Return `broker_use_ssl` for amqp or redis, whose names Celery gives in both spellings.
+    """Return `broker_use_ssl` with the option names of py-amqp or of redis-py.
 
-    Raises ConfigError for what they would not know.
+    Celery's documentation has names with and without `ssl_`; both are accepted. Raises ConfigError
+    for an option that the library does not have.
     """
     if driver not in ("amqp", "redis"):
         return given
     known = _known(driver)
     if not isinstance(given, Mapping):
-        # Redis's transport takes true for no TLS at all.
+        # kombu's Redis transport would not use TLS at all if it got True.
         return {"ssl_cert_reqs": ssl.CERT_REQUIRED} if given and driver == "redis" else given
     found = {}
     for name, value in given.items():
@@ -44,9 +45,9 @@ def options(given: Any, driver: str) -> Any:
 
 
 def unreadable(options: Any) -> list[str]:
-    """Return what is wrong with the files that `broker_use_ssl` names, a line each.
+    """Return a line for each file named in `broker_use_ssl` that cannot be read.
 
-    The libraries say "No such file or directory", and not of which.
+    The libraries only say "No such file or directory", without its name.
     """
     problems = []
     for name, path in options.items() if isinstance(options, Mapping) else ():

@@ -1,4 +1,4 @@
-"""inotify by way of pyinotify, without what would lose or delay events there."""
+"""inotify through pyinotify's system calls, without the parts of it that lose or delay events."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import pyinotify
 
 from watchman.errors import InotifyUnavailable
 
-# pyinotify brings its own stderr handler and level, and propagates as well: every line twice.
+# On import pyinotify gives its logger a handler for stderr and a level. Its records also propagate
+# to the root logger, so every line would be written twice.
 pyinotify.log.handlers.clear()
 pyinotify.log.setLevel("NOTSET")
 
@@ -28,26 +29,32 @@ UNMOUNT: int = pyinotify.IN_UNMOUNT
 OVERFLOW: int = pyinotify.IN_Q_OVERFLOW
 ISDIR: int = pyinotify.IN_ISDIR
 
-#: What we ask for. The kernel's queue is short, so nothing is in it that we would not use: a
-#: directory that is deleted or unmounted sends IGNORED and UNMOUNT unasked. IN_DONT_FOLLOW has no
-#: place here: a descriptor is watched, and it was opened with O_NOFOLLOW.
+#: The events that we ask for. The kernel's queue holds only 16,384 of them, see
+#: fs.inotify.max_queued_events in inotify(7), so we ask for nothing that we do not use. IGNORED and
+#: UNMOUNT come unasked when a directory is deleted or unmounted. IN_DONT_FOLLOW is not needed: we
+#: watch descriptors, which were opened with O_NOFOLLOW.
 MASK: int = CLOSE_WRITE | CREATE | MOVED_FROM | MOVED_TO | MOVE_SELF | pyinotify.IN_ONLYDIR
 
 #: Bytes per read(2): some 2,000 events, a few milliseconds of work.
 READ_SIZE = 65536
 
+#: struct inotify_event of inotify(7), without the name: wd, mask, cookie, length of the name.
 _HEADER = struct.Struct("iIII")
 _ENCODING = sys.getfilesystemencoding()
 _ERRORS = sys.getfilesystemencodeerrors()
 
 
-#: An inotify event: watch descriptor, mask, cookie, and name as from `os.fsdecode`, empty for the
-#: directory itself. A plain tuple, for there are many.
+#: An inotify event: watch descriptor, mask, cookie, and the name as from `os.fsdecode`, which is
+#: empty if the event is about the directory itself. A plain tuple, because one is made of every
+#: event.
 Event = tuple[int, int, int, str]
 
 
 class _Calls(pyinotify._CtypesLibcINotifyWrapper):  # type: ignore[misc]
-    """pyinotify's system calls, with paths in bytes and a descriptor that no child inherits."""
+    """pyinotify's system calls, changed to take paths in bytes and to make no inheritable fd.
+
+    pyinotify encodes paths strictly, so that it cannot watch a name that is not UTF-8.
+    """
 
     def _inotify_init(self) -> int:
         flags = os.O_CLOEXEC | os.O_NONBLOCK  # IN_CLOEXEC and IN_NONBLOCK are the same bits
@@ -60,20 +67,23 @@ class _Calls(pyinotify._CtypesLibcINotifyWrapper):  # type: ignore[misc]
 class Inotify:
     """One inotify instance. Its watches are set on open directories, never on paths.
 
-    pyinotify's Notifier and WatchManager are left aside: they decode strictly, format every event
-    for a debug log and search all watches for each new one.
+    pyinotify's Notifier and WatchManager are not used, for three reasons. They decode names
+    strictly, and one name that is not UTF-8 loses the rest of a read. They format every event for a
+    debug log, which took half of all CPU time. They search all watches for each new directory.
     """
 
     def __init__(self) -> None:
         self._calls: Any = _Calls()
         self._fd = self._wake = -1
         self._poll = select.poll()
-        #: Guards `_wake`, which any thread writes to, against being closed and used again.
+        #: Guards `_wake`, to which any thread writes. If it were closed at that moment, its number
+        #: could already belong to another file.
         self._wake_lock = threading.Lock()
 
     def open(self, beside: int = -1) -> None:
-        """Make the instance; raises InotifyUnavailable. `beside` is a descriptor that is waited for
-        as well, for POLLPRI.
+        """Make the instance; raises InotifyUnavailable.
+
+        `beside` is another descriptor, which `wait` also polls, for POLLPRI.
         """
         if not self._calls.init():
             raise InotifyUnavailable("The C library has no inotify.")
@@ -91,7 +101,7 @@ class Inotify:
             self._poll.register(beside, select.POLLPRI)
 
     def close(self) -> None:
-        """Close it, unless it is; nobody may be waiting."""
+        """Close the instance, if it is open. Nobody may be in `wait`."""
         with self._wake_lock:
             for fd in (self._fd, self._wake):
                 if fd >= 0:
@@ -99,9 +109,9 @@ class Inotify:
             self._fd = self._wake = -1
 
     def wait(self, timeout: float) -> bool:
-        """Return when there are events, after `timeout` seconds, or at once when woken before.
+        """Wait for events, for a `wake`, or for `timeout` seconds at most.
 
-        True: what is waited for beside has something to tell. It is told once.
+        Return whether the descriptor `beside` was ready. Its readiness is reported once.
         """
         is_beside = False
         for fd, _ in self._poll.poll(1000 * timeout):
@@ -111,14 +121,18 @@ class Inotify:
         return is_beside
 
     def wake(self) -> None:
-        """End the wait that is, or else the next one, if it is open; from any thread."""
+        """End the current wait, or else the next one; does nothing once closed. For any thread."""
         with self._wake_lock:
             if self._wake >= 0:
                 os.eventfd_write(self._wake, 1)
 
     def watch(self, directory: int, mask: int = MASK) -> int:
-        """Watch an open directory; the watch descriptor, the same for the same inode."""
-        # By way of the descriptor no component can be swapped for a symlink, and any depth goes.
+        """Watch an open directory and return the watch descriptor: one inode always gets the same.
+
+        Raises OSError.
+        """
+        # /proc leads to the open directory itself: nobody can swap a component of its path for a
+        # symlink, and the path may be longer than PATH_MAX.
         wd: int = self._calls.inotify_add_watch(self._fd, b"/proc/self/fd/%d" % directory, mask)
         if wd < 0:
             error = self._calls.get_errno()
@@ -126,11 +140,11 @@ class Inotify:
         return wd
 
     def unwatch(self, wd: int) -> None:
-        """Remove a watch; one that the kernel removed already does no harm."""
+        """Remove a watch. The kernel may have removed it already; that error is ignored."""
         self._calls.inotify_rm_watch(self._fd, wd)
 
     def read(self) -> list[Event]:
-        """What has happened, in order, without waiting."""
+        """Return the events that wait, in order, at most `READ_SIZE` bytes. Never blocks."""
         try:
             data = os.read(self._fd, READ_SIZE)
         except BlockingIOError:

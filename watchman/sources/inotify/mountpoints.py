@@ -1,35 +1,39 @@
-"""Which directories are mount points, and word of those that come and go."""
+"""Which directories are mount points, and which of them have changed."""
 
 from __future__ import annotations
 
 import os
 import re
 
-#: Mounts of our namespace, see proc(5). poll(2) tells with POLLPRI that it has changed.
+#: The mounts of our namespace, see proc(5). poll(2) reports POLLPRI on it when they change.
 MOUNTINFO = "/proc/self/mountinfo"
 
+#: The kernel writes blanks and backslashes in a path as octal numbers, see proc(5).
 _ESCAPE = re.compile(rb"\\(\d{3})")
 
 
 class MountPoints:
-    """The mounts that this process sees. No event of inotify tells of one that comes, nor of one
-    that goes while its filesystem stays mounted elsewhere.
+    """The mounts that this process sees.
+
+    inotify does not help here. It sends no event for a new mount. It sends UNMOUNT only when the
+    filesystem is not mounted anywhere else.
     """
 
     def __init__(self) -> None:
         self._fd = -1
-        #: By mount point, the ids of what is mounted there, the outermost last.
+        #: By mount point, what is mounted there: mount id, device and root, the uppermost last.
         self._known: dict[str, list[bytes]] = {}
 
     def open(self) -> int:
-        """Begin; return a descriptor that poll(2) reports POLLPRI for when mounts change."""
+        """Read the mounts, and return a descriptor on which poll(2) reports their changes."""
         self._fd = os.open(MOUNTINFO, os.O_RDONLY | os.O_CLOEXEC)
         self._known = self._read()
         return self._fd
 
     def changed(self) -> list[str]:
-        """Return the mount points where another filesystem is since the last call, or none any
-        more; those further up first.
+        """Return the mount points where something was mounted or unmounted since the last call.
+
+        A directory comes before what is below it.
         """
         before, self._known = self._known, self._read()
         points = before.keys() | self._known.keys()

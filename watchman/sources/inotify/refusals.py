@@ -1,4 +1,4 @@
-"""Directories that cannot be watched: said aloud once, counted, tried again."""
+"""Directories that cannot be watched: logged once, counted, and tried again."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from watchman.uploads.beneath import below
 
 logger = logging.getLogger(__name__)
 
-#: Seconds until a directory that could not be watched is tried again: at first, and at most. Who
-#: makes a directory for somebody else, as root does for a new user, gives it away a moment later.
+#: Seconds until a directory that could not be watched is tried again: the first time, and at most.
+#: The first try comes soon, because root often makes a directory for a new user and gives it to him
+#: a moment later.
 RETRY_SOON, RETRY = 1.0, 60.0
 
 _ADVICE = {
@@ -26,18 +27,19 @@ _ADVICE = {
 
 
 class Refusals(dict[Node, OSError]):
-    """What could not be watched, and why."""
+    """The directories that could not be watched, each with its error."""
 
     def __init__(self) -> None:
-        #: By watch, until all of it is watched: errno of what has been said, and sub-paths of what
-        #: was refused already.
+        #: By watch, until all of it is watched: the errnos that were logged already, and the
+        #: sub-paths that were refused already.
         self._said: defaultdict[Root, set[int | None]] = defaultdict(set)
         self._tried: defaultdict[Root, set[str]] = defaultdict(set)
-        #: Whether anything was refused for the first time since it was asked whether they are due.
+        #: Whether something was refused for the first time since the last call of `are_due`.
         self._is_new = False
         self._next_retry, self._retry_in = 0.0, RETRY
 
     def add(self, node: Node, error: OSError) -> None:
+        """Remember that a directory cannot be watched. Each errno is logged once per watch."""
         place = node.locate()
         if place is None:
             return
@@ -59,8 +61,9 @@ class Refusals(dict[Node, OSError]):
         )
 
     def are_due(self, now: float) -> bool:
-        """Whether to try again: soon after something was refused for the first time, and then less
-        and less often.
+        """Whether it is time to try all of them again.
+
+        That is soon after a directory was refused for the first time, and then less and less often.
         """
         if self._is_new:
             self._is_new, self._retry_in = False, RETRY_SOON
@@ -71,15 +74,15 @@ class Refusals(dict[Node, OSError]):
         self._next_retry = now + self._retry_in
         return True
 
-    def forgive(self) -> None:
-        """Say which watches have none any more."""
+    def log_recovered(self) -> None:
+        """Log each watch that had refused directories and has none any more."""
         for root in list(self._said):
             if not self.of(root):
                 del self._said[root], self._tried[root]
                 logger.info("Watch %s: all of it is watched now.", root.settings.name)
 
     def of(self, root: Root) -> list[str]:
-        """What cannot be watched in a watch, and why; from any thread."""
+        """Return which directories of a watch cannot be watched, and why. For any thread."""
         found = []
         for node, error in list(self.items()):
             place = node.locate()

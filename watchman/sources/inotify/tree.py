@@ -1,4 +1,4 @@
-"""The map of directories: where each of them lies, and which are the roots of the watches."""
+"""The tree of watched directories in memory: the place of each, and the roots of the watches."""
 
 from __future__ import annotations
 
@@ -10,31 +10,34 @@ from watchman.sources.scan.walk import Identity
 
 logger = logging.getLogger(__name__)
 
-#: The watch descriptor of a directory that has none.
+#: Stands for the watch descriptor of a directory that has none.
 UNWATCHED = -1
 
 
-#: What all have in common that have no children, which are most: it is never written to. A dict of
-#: its own would take as much memory as all else of a node.
+#: The children of every directory without subdirectories, which most are. It is shared and never
+#: written to: a dict of its own would double the memory of a node.
 CHILDLESS: dict[str, Node] = {}
 
 
 class Node:
-    """A directory, by its name in its parent. Renaming one with all below it is one step."""
+    """A directory in the tree. It knows its name and its parent, not its path.
+
+    So a rename is one step, however many directories lie below.
+    """
 
     __slots__ = ("children", "name", "parent", "root", "wd")
 
     def __init__(self) -> None:
         self.name = ""
-        #: None for a root, and for one that is nowhere at the moment.
+        #: None for the root of a watch, and while the directory is detached.
         self.parent: Node | None = None
-        #: What it is the root of.
+        #: Set if this directory is the root of a watch.
         self.root: Root | None = None
         self.children = CHILDLESS
         self.wd = UNWATCHED
 
     def locate(self) -> Place | None:
-        """The root and the sub-path below it; None for what lies below no root."""
+        """Return its root and its sub-path below that; None if it is detached from every root."""
         node, names = self, []
         while (parent := node.parent) is not None:
             names.append(node.name)
@@ -52,12 +55,14 @@ class Node:
         return node is not None
 
     def is_adrift(self) -> bool:
-        """Whether it was taken out and has not been placed again, itself or as a root."""
+        """Whether it was detached and has not been placed again."""
         return self.parent is None and self.root is None
 
     def nearest(self, subpath: str) -> tuple[Node, str]:
-        """Return where below it a sub-path leaves the map: the last one on the map, and the name
-        that comes next. The last component counts as being off the map.
+        """Follow a sub-path as far as its directories are in the tree.
+
+        Return the last directory reached and the name that follows. The last component is never
+        followed, even if it is in the tree.
         """
         node = self
         *names, last = subpath.split("/")
@@ -69,7 +74,10 @@ class Node:
         return node, last
 
     def place(self, parent: Node, name: str) -> Node | None:
-        """Put it, with all below it, under a name; what was there before is adrift."""
+        """Put it, with everything below it, under a name in `parent`.
+
+        Return the directory that had that name before, which is now detached.
+        """
         self.detach()
         displaced = parent.children.get(name)
         if displaced is not None:
@@ -81,51 +89,53 @@ class Node:
         return displaced
 
     def detach(self) -> None:
-        """Take it, with all below it, out of its parent."""
+        """Take it, with everything below it, out of its parent."""
         if self.parent is not None:
             del self.parent.children[self.name]
             self.parent = None
 
     def count(self) -> int:
-        """How many directories at and below it are watched; from any thread."""
+        """Return how many directories are watched, itself and below. Any thread may call it."""
         count, stack = 0, [self]
         while stack:
             node = stack.pop()
             count += node.wd != UNWATCHED
-            stack.extend(list(node.children.values()))  # list() at once: the map goes on changing
+            # Copied in one step, because the watcher's thread goes on changing the tree.
+            stack.extend(list(node.children.values()))
         return count
 
 
 class Root:
-    """A watch's root directory, which may come and go. `node` is None while it is not there."""
+    """The root directory of a watch, which may come and go. `node` is None while it is missing."""
 
     def __init__(self, settings: WatchSettings, inner: frozenset[str]) -> None:
         self.settings = settings
-        #: Sub-paths that are the roots of other watches.
+        #: Sub-paths that are roots of other watches.
         self.inner = inner
         self.node: Node | None = None
         self.identity: Identity | None = None
-        #: Whether its tree has been gone through since it came.
+        #: Whether every directory below it was visited since the root was last found.
         self.covered = False
-        #: Whether that is about to be done, not begun yet.
+        #: Whether such a visit waits to begin.
         self.queued = False
-        #: Why it is not there.
+        #: Why the root is missing, None if it is there.
         self.missing: str | None = None
 
-    def come(self, identity: Identity) -> None:
+    def mark_present(self, identity: Identity) -> None:
+        """Note that the root was found; none of its directories is watched yet."""
         if self.missing is not None:
             logger.info("Watch %s: %r is there now.", self.settings.name, self.settings.path)
         self.identity, self.missing = identity, None
         self.move_to(Node())
 
     def move_to(self, node: Node) -> None:
-        """It is another node from now on."""
+        """Make another node the root."""
         if self.node is not None:
             self.node.root = None
         self.node, node.root = node, self
 
-    def leave(self, reason: str) -> None:
-        """It is not there, or not the same any more; said once."""
+    def mark_missing(self, reason: str) -> None:
+        """Note that the root is gone, or is another directory now; logged once."""
         if self.missing is None:
             logger.warning(
                 "Watch %s: %r is not there: %s. Waiting for it.",
@@ -142,9 +152,9 @@ class Root:
         return self.identity == found(self.settings)
 
     def adopts(self) -> bool:
-        """Whether directories that are new are watched, or only those there from the start."""
+        """Whether new directories are watched too, or only those that were there at the start."""
         return self.settings.auto_add or not self.covered
 
 
-#: A root, and a sub-path below it.
+#: A root, and the sub-path of a directory below it.
 Place = tuple[Root, str]

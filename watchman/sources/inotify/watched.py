@@ -1,4 +1,4 @@
-"""Which directories are watched: each with its watch descriptor, where the disk has it."""
+"""The watches that are set: which directory each watch descriptor belongs to."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from watchman.uploads.beneath import below
 
 
 class Watched:
-    """Sets and removes watches. `later` has something done in small steps."""
+    """Sets and removes watches, and puts each directory where it belongs in the tree.
+
+    `later` is given work that takes long, as a generator that works in small steps.
+    """
 
     def __init__(
         self, inotify: Inotify, refusals: Refusals, later: Callable[[Iterator[None]], None]
@@ -22,11 +25,11 @@ class Watched:
         self._inotify = inotify
         self._refusals = refusals
         self._later = later
-        #: The kernel does not use a watch descriptor twice.
+        #: Each directory by its watch descriptor, which the kernel does not use a second time.
         self.by_wd: dict[int, Node] = {}
 
     def enter_root(self, root: Root, fd: int) -> Node:
-        """Watch the open directory of a root."""
+        """Watch the open root directory of a watch and return its node; raises OSError."""
         ours = root.node
         assert ours is not None
         wd = self._inotify.watch(fd)
@@ -39,14 +42,18 @@ class Watched:
         if node.root is not None:
             other = node.root.settings.name
             raise OSError(errno.EEXIST, f"it is the directory of watch {other} too")
-        # A directory of another watch until now: moved to here, or reached by a symlink.
+        # Until now it was a directory inside another watch. It was renamed to be this root, or the
+        # root's path is a symlink to it.
         node.detach()
         root.move_to(node)
         self.forget(ours)
         return node
 
     def enter(self, fd: int, parent: Node, name: str, place: Place) -> Node | None:
-        """Watch an open directory and put it where it was found, None if it belongs elsewhere."""
+        """Watch an open directory and put it at `place`, the `name` in `parent`; raises OSError.
+
+        Return its node, or None if it belongs to another place in the tree.
+        """
         if too_long(place[0].settings.path, place[1]):
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         wd = self._inotify.watch(fd)
@@ -57,29 +64,29 @@ class Watched:
             node = Node()
         elif node.root is not None:
             if node.root.is_there():
-                return None  # reached by a symlink or a second mount there
+                return None  # another watch's root, by way of a symlink or a second mount
             self.lose(node.root, "moved away")
         elif parent.is_below(node) or _is_still(node, fd):
-            return None  # a mount inside itself, or of what is watched in its own place
+            return None  # a bind mount: of a directory above, or of one watched at its own place
         self.place(node, parent, name)
         self._set_wd(node, wd)
         return node
 
     def place(self, node: Node, parent: Node, name: str) -> None:
-        """Put a directory where it is now."""
+        """Put a directory under a name, and forget the one that had that name before."""
         displaced = node.place(parent, name)
         if displaced is not None:
             self.forget(displaced)
 
     def lose(self, root: Root, reason: str) -> None:
-        """A root is not there any more."""
+        """Mark a root as missing, and remove its watches."""
         node = root.node
-        root.leave(reason)
+        root.mark_missing(reason)
         if node is not None:
             self.forget(node)
 
     def forget(self, node: Node) -> None:
-        """A directory has left with all below it."""
+        """Remove a directory that has left, with everything below it."""
         node.detach()
         if node.children:
             self._later(self._drop_all(node))
@@ -87,7 +94,7 @@ class Watched:
             self._drop(node)
 
     def _drop_all(self, node: Node) -> Iterator[None]:
-        """Remove the watches of a subtree, but for what has been placed again meanwhile."""
+        """Remove the watches of a subtree, except for parts that were placed again meanwhile."""
         stack = [node]
         while stack:
             node = stack.pop()
@@ -115,7 +122,7 @@ class Watched:
 
 
 def _is_still(node: Node, fd: int) -> bool:
-    """Whether an open directory is, too, where the map has it."""
+    """Whether the path that the tree has for a directory still leads to the open one."""
     place = node.locate()
     if place is None:
         return False

@@ -1,4 +1,4 @@
-"""The watcher: inotify events become notifications."""
+"""The watcher: turns inotify events into notifications."""
 
 from __future__ import annotations
 
@@ -23,35 +23,40 @@ from watchman.uploads.upload import Kind, Notification, Source
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two looks at the roots.
+#: Seconds between two checks that the roots of the watches are there.
 LOOK = 1.0
 
-#: Seconds of setting watches before events are read again. The kernel's queue of 16,384 events
-#: lasts longer even while files are made as fast as Python can read.
+#: Seconds of setting watches before events are read again. That is short enough: even while files
+#: are made as fast as Python can read events, the kernel's queue of 16,384 takes longer to fill.
 SLICE = 0.01
 
-#: Seconds for which events are gathered that follow others within that time: what is read together
-#: wakes the dispatcher once, is one commit, and one batch of a publisher.
+#: Seconds to wait for more events, if the last ones were read less than that ago. Events that are
+#: read together wake the dispatcher once, share a commit, and reach a publisher as one batch.
 GATHER = 0.005
 
-#: Seconds for which a MOVED_FROM waits for its MOVED_TO. The kernel queues the two one right after
-#: the other, but others' events and the end of a read may come between.
+#: Seconds for which a MOVED_FROM waits for its MOVED_TO. The kernel usually queues the two next to
+#: each other, but other events or the end of a read may come between them, see inotify(7).
 MOVE_WAIT = 0.2
 
 
 _complete = partial(Notification, Kind.COMPLETED, source=Source.INOTIFY)
 
-#: What nearly all events tell. link(2) sends CREATE alone, open(2) a CLOSE_WRITE later: the file
-#: itself tells.
+#: The notification that each of the two common events becomes. link(2) sends CREATE alone, so
+#: CREATE must count too. After open(2) a CLOSE_WRITE follows: whether the file is complete, the
+#: judge sees by the file itself.
 TOLD = {CREATE: partial(_complete, appeared=True), CLOSE_WRITE: partial(_complete, closed=True)}
 
-#: The watch and sub-path of a directory, and its path, both as what a name is appended to.
+#: A directory's watch, its sub-path and its path; both end in "/", so that a name can be appended.
 Directory = tuple[WatchSettings, str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """A MOVED_FROM that waits for its MOVED_TO. `node` is the directory, if it was watched."""
+    """A MOVED_FROM that waits for its MOVED_TO until `until`.
+
+    `node` is the directory that was renamed, None for a file or an unwatched directory. `turn` is
+    the number of the read that brought the event.
+    """
 
     path: str
     excluded: bool
@@ -63,8 +68,8 @@ class Move:
 class Watcher:
     """A thread that reads events and submits notifications.
 
-    `rescan(watch, subpath)` is called from it when that subtree has come under watch, and when
-    events of it were lost: it must not wait. `submit` may wait, the kernel queues meanwhile.
+    It calls `rescan(watch, subpath)` when it has begun to watch that subtree, and when events of it
+    were lost; `rescan` must not block. `submit` may block: the kernel queues events meanwhile.
     """
 
     def __init__(
@@ -77,7 +82,7 @@ class Watcher:
         mounts_changed: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`mounts_changed` is called before any scan is asked for because mounts have changed."""
+        """`mounts_changed` is called when mounts have changed, before scans are asked for."""
         self._clock = clock
         self._mounts = MountPoints()
         self._mounts_changed = mounts_changed
@@ -86,10 +91,12 @@ class Watcher:
         self._inotify = Inotify()
         self._coverage = Coverage(watches, inotify=self._inotify, rescan=rescan, excluded=excluded)
         self._watched = self._coverage.watched
-        #: What is to be submitted of the events that were read together.
+        #: Notifications of the events that were read together, not submitted yet.
         self._seen: list[Notification] = []
+        #: By cookie, which a MOVED_FROM and its MOVED_TO have in common.
         self._moves: dict[int, Move] = {}
-        #: Counts the reads: a move may only lapse after a read that could have brought its end.
+        #: The number of reads so far. A move may lapse only after one more read than the one that
+        #: brought it, for that one could have brought its MOVED_TO.
         self._turn = 0
         self._next_look = 0.0
         #: When events were read last (monotonic).
@@ -98,7 +105,7 @@ class Watcher:
         self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
 
     def start(self) -> None:
-        """Begin; returns before the watches are set. Raises InotifyUnavailable."""
+        """Start the thread. Returns before the watches are set; raises InotifyUnavailable."""
         self._inotify.open(self._mounts.open())
         self._thread.start()
 
@@ -115,7 +122,7 @@ class Watcher:
         self._mounts.close()
 
     def status(self) -> dict[str, dict[str, Any]]:
-        """Per watch: state, directories, unwatched, error; from any thread."""
+        """Return by watch: state, directories, unwatched, error. Any thread may call it."""
         return self._coverage.status()
 
     def _run(self) -> None:
@@ -127,11 +134,11 @@ class Watcher:
                 self._take_turn()
             except Exception:
                 logger.exception("Reading events failed. Every watch is compared with the disk.")
-                self._coverage.distrust()
+                self._coverage.recheck_all()
                 self._stopping.wait(LOOK)
 
     def _patience(self) -> float:
-        """Seconds until there is something to do, event or not."""
+        """Return after how many seconds there is work even if no event comes."""
         if self._coverage.busy:
             return 0.0
         if self._moves:
@@ -139,11 +146,12 @@ class Watcher:
         return max(0.0, min(LOOK, self._next_look - self._clock()))
 
     def _gather(self) -> None:
-        """Let the events of a burst come together."""
+        """In a burst, wait a moment so that more events are read together."""
         if time.monotonic() < self._last_read + GATHER and not self._coverage.busy:
             self._stopping.wait(GATHER)
 
     def _take_turn(self) -> None:
+        """Handle the events that wait, then set watches for SLICE seconds."""
         self._turn += 1
         read = self._inotify.read()
         if read:
@@ -158,13 +166,13 @@ class Watcher:
         self._coverage.work(time.monotonic() + SLICE)
 
     def _remount(self) -> None:
-        """Have directories compared with the disk where something was mounted or unmounted."""
+        """Have the directories where something was mounted or unmounted compared with the disk."""
         points = self._mounts.changed()
         if points:
             self._mounts_changed()
             self._coverage.look()
         for root in self._coverage.roots:
-            # As mounts have it, without the symlinks that the INI file's path may lead over.
+            # The INI file's path may lead over symlinks; the kernel's mount points do not.
             real = os.path.realpath(root.settings.path)
             for point in points:
                 if root.node is not None and point != real and is_below(point, real):
@@ -172,7 +180,7 @@ class Watcher:
                     self._coverage.appeared(parent, name, moved=True)
 
     def _let_moves_lapse(self, now: float) -> None:
-        """What was moved, and not to where we watch, has left."""
+        """Give up moves without a MOVED_TO: what was renamed has left the watched directories."""
         for cookie, move in list(self._moves.items()):
             if now < move.until or move.turn == self._turn:
                 break
@@ -181,17 +189,18 @@ class Watcher:
                 self._watched.forget(move.node)
 
     def _handle(self, read: list[Event]) -> None:
-        """Make notifications of events, and submit them together.
+        """Turn events into notifications, and submit them together.
 
-        What is told of a file twice before anything else is told once: most small files are closed
-        by the time that they are seen, and cost one look instead of two.
+        Several events of one file become one notification, if no other kind of event comes between.
+        Most small files are closed by the time that we read their CREATE, so that the judge looks
+        once instead of twice.
         """
         files: dict[tuple[int, str], int] = {}
         try:
             for event in read:
                 wd, mask, _, name = event
                 if mask == CLOSE_WRITE:
-                    files.pop((wd, name), None)  # it comes where it was told of last
+                    files.pop((wd, name), None)  # to be last in order, as its latest event is
                     files[wd, name] = mask
                 elif mask == CREATE:
                     files.setdefault((wd, name), mask)
@@ -206,7 +215,7 @@ class Watcher:
                 self._submit(seen)
 
     def _handle_files(self, files: Mapping[tuple[int, str], int]) -> None:
-        """Files were made or closed: by watch descriptor and name, what is to be told of it."""
+        """Handle files that were made or closed: the event by watch descriptor and name."""
         places: dict[int, Directory | None] = {}
         for (wd, name), mask in files.items():
             if wd not in places:
@@ -221,16 +230,16 @@ class Watcher:
         node = self._watched.by_wd.get(wd)
         place = node.locate() if node is not None else None
         if place is None:
-            return None  # on the way to somewhere else; when it arrives it is listed anew
+            return None  # being renamed: it will be listed when it appears at its new place
         watch, subpath = place[0].settings, place[1]
         return watch, join(subpath, ""), os.path.join(below(watch.path, subpath), "")
 
     def _handle_other(self, event: Event) -> None:
-        """Handle what is rare: all but that a file was made or closed."""
+        """Handle the rare events: all but those of a file that was made or closed."""
         wd, mask, _, name = event
         if mask & events.OVERFLOW:
             logger.warning("inotify lost events: its queue overflowed. Rescanning every watch.")
-            self._coverage.distrust()
+            self._coverage.recheck_all()
             return
         node = self._watched.by_wd.get(wd)
         if node is None:
@@ -240,7 +249,7 @@ class Watcher:
             return
         place = node.locate()
         if place is None:
-            return  # on the way to somewhere else; when it arrives it is listed anew
+            return  # being renamed: it will be listed when it appears at its new place
         root, subpath = place[0], join(place[1], name)
         if mask & events.MOVED_FROM:
             self._remember(event, node, root.settings, subpath)
@@ -250,17 +259,17 @@ class Watcher:
             self._handle_renamed(event, root.settings, subpath)
 
     def _handle_self(self, node: Node, mask: int) -> None:
-        """An event of a watched directory itself; its parent tells the rest."""
+        """Handle an event of a watched directory itself; its parent has events for the rest."""
         if mask & events.IGNORED:
             self._coverage.removed(node)
         elif mask & events.UNMOUNT and node.parent is not None:
-            # Below the mount point there may be a directory again.
+            # The directory under the mount point is visible again.
             self._coverage.appeared(node.parent, node.name, moved=True)
         elif mask & events.MOVE_SELF and node.root is not None:
             self._coverage.look()
 
     def _remember(self, event: Event, node: Node, watch: WatchSettings, subpath: str) -> None:
-        """Half a rename, as it seems."""
+        """Remember a MOVED_FROM until its MOVED_TO comes."""
         _, mask, cookie, name = event
         child = node.children.get(name) if mask & events.ISDIR else None
         if child is not None:
@@ -270,7 +279,7 @@ class Watcher:
         self._moves[cookie] = Move(path, excluded, child, self._turn, until)
 
     def _handle_renamed(self, event: Event, watch: WatchSettings, subpath: str) -> None:
-        """A file was renamed to here."""
+        """Handle a file that was renamed to here."""
         move = self._moves.pop(event[2], None)
         if self._excluded(watch, subpath):
             return
@@ -293,7 +302,7 @@ class Watcher:
     def _move_directory(
         self, move: Move, parent: Node, name: str, root: Root, subpath: str
     ) -> None:
-        """A directory was renamed within the watches: it goes on with its watches."""
+        """Handle a directory that was renamed within our watches: it keeps the watches it has."""
         if not move.excluded and not self._excluded(root.settings, subpath):
             path = below(root.settings.path, subpath)
             self._seen.append(

@@ -12,9 +12,9 @@ from watchman.uploads import mounts
 
 
 def identify(watch: WatchSettings) -> Identity:
-    """What a watch's directory is, or that to which a symlink leads.
+    """Return device and inode of a watch's root directory; its path may be a symlink.
 
-    Raises OSError also where it must be a mount and is none.
+    Raises OSError, also if the directory must be a mount (`mounted`) and is none.
     """
     fd = os.open(watch.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -26,7 +26,7 @@ def identify(watch: WatchSettings) -> Identity:
 
 
 def found(watch: WatchSettings) -> Identity | None:
-    """As `identify`, None where it is not there."""
+    """Do as `identify`, but return None where that raises OSError."""
     try:
         return identify(watch)
     except OSError:
@@ -34,7 +34,10 @@ def found(watch: WatchSettings) -> Identity | None:
 
 
 def inner_roots(watch: WatchSettings, watches: Iterable[WatchSettings]) -> frozenset[str]:
-    """The sub-paths of a watch that are roots of other watches: the longest path owns."""
+    """Return the sub-paths of a watch that are roots of other watches.
+
+    Files below those belong to the other watch: of several, the one with the longest path.
+    """
     prefix = watch.path.rstrip("/") + "/"
     return frozenset(
         other.path[len(prefix) :]

@@ -1,4 +1,4 @@
-"""The scanner: walks the watches for finished files that no event told of."""
+"""The scanner: walks through the watches for finished files that no event told of."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from watchman.uploads.upload import Notification
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two words on a long scan.
+#: Seconds between two log lines about the progress of a long scan.
 PROGRESS = 10.0
 
-#: Seconds after which what could not be read is scanned again.
+#: Seconds after which a directory that could not be read is scanned again.
 RETRY = 60.0
 
-#: Seconds until it is asked again whether finds are taken.
+#: Seconds until the scanner asks again whether more files of an owner are taken.
 FULL = 1.0
 
-#: Seconds of work, and then of rest, in a scan that nobody waits for.
+#: Seconds of work, and then of rest, in a periodic scan, which nobody waits for.
 WORK = REST = 0.05
 
-#: Subtrees that are served before a whole scan goes on: it, too, gets somewhere while directories
-#: are made without end.
+#: Subtrees that are scanned before a scan of a whole watch goes on. With a limit it comes to its
+#: end even while users make directories all the time.
 SUBTREES = 20
 
 
@@ -43,7 +43,7 @@ class _Stopped(Exception):
 
 @dataclass
 class _Progress:
-    """How a watch's scans of the whole go."""
+    """The progress of the scans of one whole watch, see `Scanner.status`."""
 
     scanning: bool = False
     files: int = 0
@@ -52,11 +52,13 @@ class _Progress:
 
 
 class Scanner:
-    """A thread that walks what is requested, and each watch every `rescan` seconds.
+    """A thread that scans what is requested, and each watch every `rescan` seconds.
 
-    It submits every regular file that its watch's ledger does not know. No symlink is followed, nor
-    is anything opened but directories. `submit` tells whether a file is taken: else it waits until
-    another scan, once so many of its owner's files are decided that he `takes` more.
+    It submits every regular file that the ledger of its watch does not know. It follows no symlink,
+    and opens nothing but directories and files whose content it compares with the ledger's sample.
+
+    `submit` answers whether the file was taken. It is not if too many files of its owner wait for a
+    decision. Then the watch is scanned again once `takes(owner)` is true.
     """
 
     def __init__(
@@ -74,12 +76,13 @@ class Scanner:
         self._takes = takes
         self._ledgers = ledgers
         self._progress = {name: _Progress() for name in self._watches}
-        #: By watch, what its root was when files were last found below it.
+        #: By watch, device and inode of its root when a scan last saw files below it.
         self._roots: dict[str, Identity] = {}
         periods = {name: watch.rescan for name, watch in self._watches.items()}
         self._clock = clock
         self._schedule = Schedule(periods, clock=clock)
-        #: By watch that waits for them, the owners of files that were not taken.
+        #: By watch, the owners whose files were not taken, for as long as its next scan waits for
+        #: one of them.
         self._crowded: dict[str, frozenset[int]] = {}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="scanner", daemon=True)
@@ -97,21 +100,28 @@ class Scanner:
             self._thread.join()
 
     def request(self, watch: str, subpath: str = "") -> None:
-        """Have a subtree scanned as soon as possible, "" for all; never blocks, from any thread."""
+        """Ask for a scan of a subtree as soon as possible, "" for the whole watch.
+
+        Never blocks; any thread may call it.
+        """
         if not subpath:
             self._crowded.pop(watch, None)
         self._schedule.request(watch, subpath)
 
     def request_later(self, watch: str, owners: Collection[int]) -> None:
-        """Have a whole watch scanned once more is taken of one of `owners`; never blocks, from any
-        thread.
+        """Ask for a scan of a whole watch for when more files of one of `owners` are taken.
+
+        Never blocks; any thread may call it.
         """
         self._crowded[watch] = self._crowded.get(watch, frozenset()).union(owners)
         self._schedule.postpone(watch, "", FULL)
 
     def status(self) -> dict[str, dict[str, Any]]:
-        """Per watch: scanning; files seen by this or the last whole scan; last_scan, the end of the
-        last complete one (epoch); error, why the last one was not complete. From any thread.
+        """Return the progress of each watch's scans; any thread may call it.
+
+        `scanning` says whether the whole watch is being scanned, `files` how many files this scan
+        or the last one has seen. `last_scan` is when the last complete one ended (epoch), and
+        `error` is why the last one was not complete.
         """
         return {name: asdict(progress) for name, progress in self._progress.items()}
 
@@ -120,6 +130,7 @@ class Scanner:
             self._serve(request)
 
     def _serve(self, request: Request) -> None:
+        """Do what is requested. Errors are logged, and the scan is tried again later."""
         owners = () if request.subpath else self._crowded.pop(request.watch, ())
         if owners and not any(map(self._takes, owners)):
             self.request_later(request.watch, owners)
@@ -154,6 +165,7 @@ class Scanner:
         self._walk(scan, fd, request.subpath)
 
     def _scan_watch(self, request: Request) -> None:
+        """Scan a whole watch. If it was complete, the ledger forgets the files that are gone."""
         progress = self._progress[request.watch]
         progress.scanning, progress.files = True, 0
         sweep = self._ledgers[request.watch].sweep()
@@ -176,7 +188,7 @@ class Scanner:
         )
 
     def _walk_watch(self, scan: Scan, sweep: Sweep) -> bool:
-        """Walk a whole watch; whether what it did not see is not there."""
+        """Walk a whole watch. Return True if every file that was not seen is certainly gone."""
         watch, path = scan.watch, scan.watch.path
         try:
             identify(watch)
@@ -186,7 +198,8 @@ class Scanner:
             return False
         root = identity(fd)
         if not sweep.is_of(root[1]):
-            # What is known of this one is known to the next sweep.
+            # This sweep has the decisions about another directory. The next one will have those
+            # about this one.
             os.close(fd)
             scan.error = f"{path!r}: another directory has taken its place"
             self._schedule.request(watch.name)
@@ -195,8 +208,9 @@ class Scanner:
         if found(watch) != root:
             scan.error = f"{path!r}: another directory has taken its place"
             return False
-        # An empty directory in the place of a full one is a mount point without its filesystem,
-        # more likely than not. One with files in it counts from the next scan on.
+        # An empty directory where there was a full one is most likely a mount point whose
+        # filesystem is not mounted; the ledger must not forget that one's files. If the new
+        # directory has files, it counts from the next scan on.
         is_same = self._roots.get(watch.name, root) == root
         if scan.files:
             self._roots[watch.name] = root
@@ -205,6 +219,7 @@ class Scanner:
         return is_same and not scan.errors and not scan.crowded
 
     def _begin(self, request: Request, sweep: Sweep | None = None) -> Scan:
+        """Return the scan for a request; only a scan of a whole watch has a `sweep`."""
         watch, watches = self._watches[request.watch], self._watches.values()
         ledger = self._ledgers[watch.name]
         return self._scan(
@@ -215,17 +230,17 @@ class Scanner:
             inner=inner_roots(watch, watches),
             foreign=frozenset(filter(None, (found(other) for other in watches if other != watch))),
             retry=lambda subpath: self._schedule.postpone(watch.name, subpath, RETRY),
-            come_back=lambda owner: self.request_later(watch.name, {owner}),
+            rescan_later=lambda owner: self.request_later(watch.name, {owner}),
             request=request,
             began=self._clock(),
         )
 
     def _walk(self, scan: Scan, fd: int, subpath: str) -> None:
         for _ in scan.walk(fd, subpath):
-            self._breathe(scan)
+            self._between_steps(scan)
 
-    def _breathe(self, scan: Scan) -> None:
-        """In the middle of a scan: stop, rest, say how far it is, serve what is in a hurry."""
+    def _between_steps(self, scan: Scan) -> None:
+        """Do what cannot wait for the end of a scan: stop, log progress, scan subtrees, rest."""
         if self._stopping.is_set():
             raise _Stopped
         if scan.request.subpath:

@@ -1,4 +1,4 @@
-"""What is to be scanned, and when."""
+"""The schedule of scans: what to scan next, and when."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-#: Requests that wait, at the most: there may be as many as directories. Beyond them whole watches
-#: are asked for.
+#: Requests that may wait. There could be one for each directory; instead of more than this, the
+#: whole watch is scanned.
 MOST = 10_000
 
 
 class Request(NamedTuple):
-    """A subtree to scan, the whole watch if `subpath` is empty; `periodic` if nobody waits."""
+    """A subtree to scan, or the whole watch if `subpath` is empty.
+
+    `periodic` says that nobody asked for it and nobody waits.
+    """
 
     watch: str
     subpath: str
@@ -21,9 +24,10 @@ class Request(NamedTuple):
 
 
 class Schedule:
-    """Requests, each served once for all who asked the same, and periods; for several threads.
+    """Requests for scans, and the periods at which each watch is scanned anyway.
 
-    `periods` are seconds by watch, 0 for none.
+    Equal requests are served once. `periods` are seconds by watch, 0 for none. Any thread may use
+    it.
     """
 
     def __init__(
@@ -40,7 +44,10 @@ class Schedule:
         self._closed = False
 
     def request(self, watch: str, subpath: str = "") -> None:
-        """Ask for a scan as soon as possible. One that is under way does not count for it."""
+        """Ask for a scan as soon as possible.
+
+        A scan under way does not do: it may have passed the place before the file came there.
+        """
         with self._changed:
             if len(self._waiting) >= MOST:
                 subpath = ""
@@ -49,13 +56,13 @@ class Schedule:
                 self._changed.notify_all()
 
     def postpone(self, watch: str, subpath: str, delay: float) -> None:
-        """Ask for a scan in `delay` seconds, unless one is waiting longer already."""
+        """Ask for a scan in `delay` seconds, unless the same was postponed before."""
         with self._changed:
             self._postponed.setdefault((watch, subpath), self._clock() + delay)
             self._changed.notify_all()
 
     def take(self) -> Request | None:
-        """Wait for the next scan to be done; None when closed."""
+        """Wait until a scan is due, and return it; None once closed."""
         with self._changed:
             while not self._closed:
                 now = self._clock()
@@ -66,8 +73,11 @@ class Schedule:
         return None
 
     def take_subtree(self) -> Request | None:
-        """A request for less than a watch, if one waits: it need not wait for a whole scan."""
-        if not self._waiting:  # without the lock, for it is asked often
+        """Return a request for a part of a watch, if one waits.
+
+        The scanner asks in the middle of whole scans, so that no subtree waits for their end.
+        """
+        if not self._waiting:  # without the lock, because this is called often
             return None
         with self._changed:
             for watch, subpath in self._waiting:
@@ -86,6 +96,7 @@ class Schedule:
             self._changed.notify_all()
 
     def _next(self, now: float) -> Request | None:
+        """Return the scan to do next: requests first, then periodic ones; None if none is due."""
         for key, moment in list(self._postponed.items()):
             if moment <= now:
                 del self._postponed[key]
@@ -93,7 +104,7 @@ class Schedule:
         while self._waiting:
             watch, subpath = next(iter(self._waiting))
             del self._waiting[watch, subpath]
-            if not self._is_covered(watch, subpath):  # by one that was asked for later
+            if not self._is_covered(watch, subpath):  # else a later request includes it
                 if not subpath:
                     self._restart(watch, now)
                 return Request(watch, subpath)
@@ -104,7 +115,7 @@ class Schedule:
         return None
 
     def _restart(self, watch: str, now: float) -> None:
-        """A whole scan begins: the next periodic one is a period away."""
+        """Note that a scan of the whole watch begins; the next periodic one is a period away."""
         if watch in self._due:
             self._due[watch] = now + self._periods[watch]
 

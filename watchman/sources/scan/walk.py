@@ -1,4 +1,7 @@
-"""Walking a directory tree by descriptors, so that no symlink is followed, however fast swapped."""
+"""Walks a directory tree by descriptors.
+
+So it never follows a symlink, even if somebody swaps a directory for one while the walk is in it.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +18,17 @@ T = TypeVar("T")
 #: Device and inode.
 Identity = tuple[int, int]
 
-#: Bytes of a path with its closing NUL, the kernel's PATH_MAX: a longer one cannot be opened.
+#: Bytes of the longest path that can be opened, with its closing NUL, see limits.h.
 PATH_MAX = 4096
 
-#: Descriptors that a walk holds at once; deeper down, those nearest to the top are closed.
+#: Descriptors that a walk holds open at once. Deeper down, those nearest to the top are closed.
 HELD = 32
 
-#: What opening a listed directory says when it is gone, or something else has taken its name.
+#: Errors of opening a directory that was listed and is gone by now, or whose name something else
+#: has.
 GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 
-#: What another try does not cure, only another's chmod or rename.
+#: Errors that another try does not cure. Somebody must change a right or rename something.
 BARRED = frozenset({errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENAMETOOLONG})
 
 _FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -33,8 +37,8 @@ _FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 class Directory(Generic[T]):
     """An open directory on a walk.
 
-    The walk's user fills `names` with the subdirectories to go into, as `os.walk`'s dirnames, and
-    sets `here` to whatever it wants to see again as `above` in each of them.
+    The caller of `walk` fills `names` with the subdirectories to go into, as with the dirnames of
+    `os.walk`. It sets `here` to a value of its own, which each of them gets as `above`.
     """
 
     __slots__ = ("_identity", "above", "fd", "here", "name", "names")
@@ -49,19 +53,19 @@ class Directory(Generic[T]):
 
     @property
     def identity(self) -> Identity:
-        """What it is; few ask."""
+        """Device and inode; looked up when first asked for, because most walks never ask."""
         if self._identity is None:
             self._identity = identity(self.fd)
         return self._identity
 
     def close(self) -> None:
-        """Close it until it is needed again."""
-        assert self.identity
+        """Close it for now; `reopen` opens it again."""
+        assert self.identity  # remembered, for `reopen` to compare
         os.close(self.fd)
         self.fd = -1
 
     def reopen(self, inner: int) -> None:
-        """Open it again from a directory in it, unless that was moved elsewhere."""
+        """Open it again as the parent of `inner`; raises OSError if that was moved elsewhere."""
         fd = os.open("..", _FLAGS, dir_fd=inner)
         if identity(fd) != self._identity:
             os.close(fd)
@@ -70,26 +74,26 @@ class Directory(Generic[T]):
 
 
 def identity(fd: int) -> Identity:
-    """What an open directory is."""
+    """Return device and inode of an open directory."""
     status = os.fstat(fd)
     return status.st_dev, status.st_ino
 
 
 def join(above: str, name: str) -> str:
-    """The sub-path of `name` in the directory with the sub-path `above`."""
+    """Return the sub-path of `name` in the directory with the sub-path `above`."""
     return f"{above}/{name}" if above else name
 
 
 def too_long(path: str, subpath: str) -> bool:
-    """Whether no system call can name what has this sub-path below a watch's path."""
-    # A character takes at most four bytes, so most paths need not be encoded to know.
+    """Whether a path is too long for any system call; it is `subpath` below a watch's `path`."""
+    # No character takes more than four bytes, so most paths need not be encoded to tell.
     if 4 * (len(path) + 1 + len(subpath)) < PATH_MAX:
         return False
     return len(os.fsencode(beneath.below(path, subpath))) >= PATH_MAX
 
 
 def open_below(path: str, subpath: str) -> int:
-    """Open a directory; `path` may be a symlink or lead over some, nothing below it may."""
+    """Open a directory; raises OSError. `path` may lead over symlinks, `subpath` may not."""
     try:
         handle = beneath.open_directory(path, subpath)
     except NotBelowWatch as e:
@@ -101,10 +105,11 @@ def open_below(path: str, subpath: str) -> int:
 
 
 def walk(fd: int, here: T, failed: Callable[[T, str, OSError], None]) -> Iterator[Directory[T]]:
-    """Go through the tree below `fd`, which is closed at the end, top down.
+    """Go through the tree below `fd` from the top down; `fd` is closed at the end.
 
-    `failed(above, name, error)` hears of each subdirectory that cannot be opened. An empty name
-    says that the way back into `above` is lost, with what has not been visited there.
+    `failed(above, name, error)` is called for each subdirectory that cannot be opened. With an
+    empty name it says that the walk could not get back into `above`, because a directory was moved
+    meanwhile. Then the subdirectories that were left there are not visited.
     """
     chain: list[Directory[T]] = []
     try:

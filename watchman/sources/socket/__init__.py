@@ -1,5 +1,6 @@
-"""The Unix socket: hooks and commands speak, and are answered.
+"""The Unix socket, on which hooks and commands send requests and get answers.
 
-In come requests of any user; out go notifications and queries, and lines that answer them. One
-thread for all peers, one more for queries. Commands import `wire` of it, the language.
+In come requests, which any user may send. Out go notifications and queries, and a line that answers
+each request. One thread serves all peers, another one answers queries. The daemon and `operate`
+import it; commands import only `wire`, the protocol.
 """

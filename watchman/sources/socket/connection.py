@@ -1,4 +1,4 @@
-"""One peer of the listener: what it has sent, what it is owed. Never blocks."""
+"""The connection of one peer: what it has sent, and the answers that it waits for. Never blocks."""
 
 import socket
 from collections import deque
@@ -10,38 +10,40 @@ from watchman.errors import RequestRefused
 from watchman.sources.socket.peers import Peer
 from watchman.sources.socket.wire import REQUEST_LIMIT, Splitter, line
 
-#: Requests that a peer may have unanswered; beyond that it is not read from.
+#: Requests of a peer that may wait for their answers. With more, we read nothing from it.
 PENDING_LIMIT = 128
 
-#: Bytes that a peer may leave unread; beyond that it is not read from.
+#: Bytes of answers that a peer may leave unread. With more, we read nothing from it.
 OUTPUT_LIMIT = 256 * 1024
 
-#: Bytes sent at once, so that the answer to one query lets others in between.
+#: Bytes sent in one call, so that a long answer does not hold up other peers.
 SEND_LIMIT = 64 * 1024
 
-#: Seconds that a peer may take to end a request, to read an answer, or to say anything.
+#: Seconds that a peer may take to finish a request, to read an answer, or to send anything.
 IDLE = 30.0
 
-#: Seconds that a peer whose framing is lost may go on sending, so that it comes to read why.
-#: Closed at once, its send would fail by EPIPE before it looks for an answer.
+#: Seconds for which we still read from a peer whose framing is lost, and ignore what it sends. If
+#: we closed the connection at once, its send(2) would fail with EPIPE, and it would never read our
+#: answer.
 LINGER = 2.0
 
 
-#: An answer in parts, each with whether it is the last.
+#: The parts of an answer, each with whether it is the last.
 Parts = Iterator[tuple[bytes, bool]]
 
 
 @dataclass(slots=True, eq=False)
 class Due:
-    """An answer's place in its connection's order; `text` is None until it is known.
+    """An answer that is due. It has its place in the order of requests before it is known.
 
-    A long one comes in parts: `rest` gives the next, once the peer has read this one.
+    `text` is None until then. A long answer comes in parts: `rest` makes the next part once the
+    peer has read most of this one.
     """
 
     connection: "Connection"
     text: bytes | None = None
     rest: Parts | None = None
-    #: Whether it is one of those that its user may be owed at once.
+    #: Whether it counts towards the answers that one user may wait for, see `listener.SHARE`.
     is_share: bool = False
 
     @property
@@ -50,14 +52,17 @@ class Due:
 
 
 class Connection:
-    """Only the listener's thread uses it. Methods raise OSError once the peer is gone."""
+    """A connected peer. Only the listener's thread uses it.
+
+    Its methods raise OSError once the peer is gone.
+    """
 
     def __init__(self, connected: socket.socket, now: float) -> None:
         self.socket = connected
         self.peer = Peer.of(connected)
         self.pending: deque[Due] = deque()
         self.progress = now
-        #: Its last query. What follows one waits for its answer: queries are dear.
+        #: Its last query. The requests after it wait for its answer, because queries are expensive.
         self.asked: Due | None = None
         self.ended = False
         self._lost = False
@@ -65,7 +70,7 @@ class Connection:
         self._output = bytearray()
 
     def receive(self, now: float) -> None:
-        """Read what is there, at most one request's worth."""
+        """Read what has arrived, at most as many bytes as one request may have."""
         try:
             data = self.socket.recv(REQUEST_LIMIT)
         except BlockingIOError:
@@ -78,7 +83,7 @@ class Connection:
             self._input.feed(data)
 
     def requests(self, now: float) -> Iterator[bytes]:
-        """Whole requests, for as long as the peer may be owed one more answer."""
+        """Yield whole requests while the peer may wait for one more answer."""
         while self._has_room():
             try:
                 request = self._input.take()
@@ -93,12 +98,13 @@ class Connection:
             self._lose("the request is not ended; an empty field (a second NUL) ends it")
 
     def owe(self) -> Due:
+        """Reserve the place of the next answer."""
         due = Due(self)
         self.pending.append(due)
         return due
 
     def send(self, now: float) -> None:
-        """Send what is known and in order, as much as the peer takes."""
+        """Send the answers that are known, in order, as much as the peer takes now."""
         while self.pending and (text := self.pending[0].text) is not None:
             self._output += text
             if self.pending[0].is_whole:
@@ -116,7 +122,10 @@ class Connection:
             self.socket.shutdown(socket.SHUT_WR)
 
     def continues(self) -> tuple[Due, Parts] | None:
-        """An answer whose last part is nearly sent, and what gives the next one; once."""
+        """Return an answer whose next part is needed soon, with what makes that part.
+
+        Each part is asked for once; None if none is needed.
+        """
         due = self.pending[0] if self.pending else None
         if due is None or due.text is not None or len(self._output) >= SEND_LIMIT:
             return None
@@ -124,24 +133,27 @@ class Connection:
         return None if rest is None else (due, rest)
 
     def expire(self, now: float) -> None:
-        """Tell a peer that has been silent in the middle of a request."""
+        """Send an error to a peer that has been silent in the middle of a request for too long."""
         if self._input.unfinished and not self._owed() and now > self.progress + IDLE:
             self._lose(f"the request was not ended within {IDLE:.0f} seconds")
             self.progress = now
 
     def finish(self) -> None:
-        """Take no further request; what is owed will be sent."""
+        """Take no more requests. Answers that are due will still be sent."""
         self.ended = True
         self._lost = True
 
     def finished(self, now: float) -> bool:
-        """Whether nothing more is to come, or the peer has had its time."""
+        """Whether the connection can be closed: all is done, or the peer was silent too long."""
         if self._owed():
             return bool(self._output) and now > self.progress + IDLE
         return self.ended or now > self.progress + (LINGER if self._lost else IDLE)
 
     def wants(self, *, more: bool = True) -> int:
-        """The selector's events to wait for; 0 for none. `more`: a request could be taken."""
+        """Return the selector's events to wait for, 0 for none.
+
+        `more` says whether another request of this peer would be taken.
+        """
         reading = not self.ended and (self._lost or (more and self._has_room()))
         return (EVENT_READ if reading else 0) | (EVENT_WRITE if self._output else 0)
 

@@ -1,4 +1,4 @@
-"""Who is connected: lets peers in, waits for what they do, makes room for others."""
+"""All connections: accepts peers, waits for their events, and closes some to make room."""
 
 import errno
 import logging
@@ -15,27 +15,30 @@ from watchman.sources.socket.socketfile import SocketFile
 
 logger = logging.getLogger(__name__)
 
-#: Peers at once, if the limit on file descriptors allows; half of those are left to the others.
+#: Peers that may be connected at once, and never more than half of our file descriptors: the rest
+#: of the daemon needs the others.
 CONNECTIONS = 1024
 
-#: Peers let in before those that are in get their turn.
+#: Peers accepted in one turn, before those that are connected already are served.
 ACCEPT_LIMIT = 64
 
 
 class Connections(dict[Connection, int]):
-    """Who is in, each with the selector's events that it waits for. For the listener's thread, all
-    but `rouse`.
+    """The open connections, each with the selector's events that are waited for.
+
+    Only the listener's thread uses it, except for `rouse`.
     """
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._limit = min(CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
-        #: Guards `_wake`, which any thread writes to, against being closed and used again.
+        #: Guards `_wake`, to which any thread writes. If it were closed at that moment, its number
+        #: could already belong to another file.
         self._wake_lock = threading.Lock()
         self._wake = -1
 
     def open(self) -> None:
-        """Have peers connect from now on; raises SocketUnavailable, which says what to do."""
+        """Make the socket; peers can connect on return. Raises SocketUnavailable."""
         self._server = SocketFile(self._path)
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._selector = selectors.DefaultSelector()
@@ -44,7 +47,7 @@ class Connections(dict[Connection, int]):
         logger.info("Listening on %r.", self._path)
 
     def refuse(self) -> None:
-        """Let nobody in any more."""
+        """Accept no more peers, and remove the socket."""
         if self._server.fileno() >= 0:
             self._selector.unregister(self._server)
             self._server.server_close()
@@ -59,33 +62,35 @@ class Connections(dict[Connection, int]):
             self._wake = -1
 
     def rouse(self) -> None:
-        """End the wait that is, or else the next one, if it is open; from any thread."""
+        """End the current wait, or else the next one; does nothing once closed. For any thread."""
         with self._wake_lock:
             if self._wake >= 0:
                 os.eventfd_write(self._wake, 1)
 
     def wait(self, timeout: float) -> Iterator[tuple[Connection | None, int]]:
-        """Wait until there is something to do; yield who is ready and for which of the selector's
-        events, None for those who are to be let in.
+        """Wait until there is something to do. Yield each connection that is ready, and its events.
+
+        None instead of a connection says that peers can be accepted.
         """
-        # In the order in which they became ready, see epoll(7).
+        # epoll_wait(2) reports those first that were ready first, so nobody is passed over.
         for key, events in self._selector.select(timeout if self else None):
             if key.fileobj is self._server:
                 yield None, events
             elif key.fileobj == self._wake:
                 os.eventfd_read(self._wake)
-            elif key.data in self:  # not displaced in this very turn
+            elif key.data in self:  # it may have been closed in this turn, to make room
                 yield key.data, events
 
     def accept(self) -> Iterator[Connection]:
-        """Let peers in."""
+        """Accept peers that wait."""
         for _ in range(ACCEPT_LIMIT):
             try:
                 connected, _address = self._server.get_request()
             except BlockingIOError:
                 return
             except OSError as error:
-                # accept(2) also reports what happened to a peer that has left meanwhile.
+                # accept(2) also returns errors of a connection that broke while it waited. Those
+                # are no concern of ours.
                 if error.errno in (errno.EMFILE, errno.ENFILE):
                     logger.warning("No file descriptor is left for a peer: %s.", error.strerror)
                     self._displace()
@@ -98,11 +103,11 @@ class Connections(dict[Connection, int]):
             yield connection
 
     def expect(self, connection: Connection, events: int) -> None:
-        """Wait for these of the selector's events."""
+        """Wait for these events of the selector from now on; 0 for none."""
         known = self[connection]
         if events == known:
             return
-        # Not with a mask of 0: epoll would report a peer that hung up again and again.
+        # With a mask of 0 epoll_ctl(2) would still report EPOLLHUP, again and again.
         if not events:
             self._selector.unregister(connection.socket)
         elif not known:
@@ -119,7 +124,7 @@ class Connections(dict[Connection, int]):
     def _displace(self) -> None:
         """Close the oldest idle connection of the user who has most of them."""
         if not self:
-            time.sleep(0.1)  # or the waiting peer would make the loop spin
+            time.sleep(0.1)  # else the loop would spin, for the peer that waits stays ready
             return
         users = Counter(connection.peer.uid for connection in self)
         [(greediest, _)] = users.most_common(1)

@@ -25,35 +25,36 @@ logger = logging.getLogger(__name__)
 Submit = Callable[[Notification, Callable[[Answer], None]], None]
 Query = Callable[[str, dict[str, str]], Iterable[Mapping[str, Any] | None]]
 
-#: Bytes, and seconds, after which a query's answer makes way for the next query's.
+#: Bytes and seconds after which a query's answer is interrupted, for the next query to get a turn.
 PART = 64 * 1024
 TURN = 0.1
 
-#: Words of one user that may wait for their answer, on all of his connections.
+#: Notifications of one user that may wait for their answers, on all of his connections together.
 SHARE = 64
 
-#: Connections of one user that are read from before the others get their turn.
+#: Connections of one user that are read in one turn, so that other users get theirs.
 READ_AT_ONCE = 8
 
-#: Seconds between looks for peers that have had their time.
+#: Seconds between two searches for peers that were silent too long.
 SWEEP = 1.0
 
-#: Seconds that stop() leaves for answers that are owed.
+#: Seconds after `stop` in which answers that are due may still be sent.
 STOP_GRACE = 1.0
 
 INTERNAL_ERROR = line("ERROR", "an internal error of the daemon; its log says more")
 
 
 class Listener:
-    """The source behind watchman-send, and the queries of all commands.
+    """The source behind the hook and watchman-send; it also answers the queries of all commands.
 
-    `submit` is called from the listener's thread, which waits while the dispatcher's inbox is
-    full; its callback may be called from any thread, also after the end. `query` is called from
-    a thread of its own, one at a time, and what it returns is iterated over there as the peer reads
-    the answer: None says that there is nothing yet. A WatchmanError, or an OSError of a disk that
-    cannot be read, becomes an ERROR answer.
+    The listener's thread calls `submit`, and blocks there while the dispatcher's inbox is full. Any
+    thread may call the callback that `submit` is given, even after the listener has ended.
 
-    A peer that is slow or silent costs a file descriptor and delays nobody.
+    A second thread calls `query`, one query at a time. It iterates over the result as the peer
+    reads the answer; None in it says that nothing was found yet. If `query` raises a WatchmanError,
+    or an OSError because a disk cannot be read, the answer is ERROR.
+
+    A peer that is slow or silent takes up a file descriptor, but delays nobody.
     """
 
     def __init__(
@@ -64,14 +65,15 @@ class Listener:
         self._query = query
         self._admins = Admins(admins)
         self._refused = Refused()
-        #: By uid, how many words wait for their answer.
+        #: By uid, how many notifications wait for their answer.
         self._owed: Counter[int] = Counter()
-        #: By uid, who may have more to say once there is room: the next one first.
+        #: By uid, connections that may have more requests, which are not taken because the user has
+        #: reached his SHARE. The first is served first.
         self._starved: dict[int, OrderedDict[Connection, None]] = {}
         self._next_sweep = 0.0
         self._stopping = threading.Event()
         self._queries: queue.SimpleQueue[tuple[Due, Parts] | None] = queue.SimpleQueue()
-        #: Each with what gives its next part, if there is one.
+        #: Answers that are known and not sent yet, each with what makes its next part, if any.
         self._answers: deque[tuple[Due, bytes, Parts | None]] = deque()
         self._threads = [
             threading.Thread(target=self._run, name="listener", daemon=True),
@@ -79,13 +81,13 @@ class Listener:
         ]
 
     def start(self) -> None:
-        """Return once peers can connect; raises SocketUnavailable, which says what to do."""
+        """Start, and return once peers can connect; raises SocketUnavailable."""
         self._connections.open()
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
-        """Take no more requests; answers that are owed are sent if they come soon."""
+        """Take no more requests. Answers that are due are sent if they are known soon."""
         self._stopping.set()
         self._queries.put(None)
         self._connections.rouse()
@@ -95,7 +97,7 @@ class Listener:
             thread.join()
 
     def admit(self, admins: Collection[str]) -> None:
-        """Let others be the admins from now on; any thread."""
+        """Replace the admins, after a reload. Any thread may call it."""
         self._admins = Admins(admins)
 
     def _run(self) -> None:
@@ -116,7 +118,7 @@ class Listener:
             self._settle(due, text, None if is_last else parts)
 
     def _parts(self, request: Request) -> Parts:
-        """Answer a query, in the queries' thread."""
+        """Yield the answer to a query in parts. Runs in the thread of queries."""
         text, until, count = bytearray(), time.monotonic() + TURN, 0
         try:
             for one in self._query(request.name, dict(request.fields)):
@@ -137,7 +139,7 @@ class Listener:
     def _turn(self, timeout: float) -> None:
         """Wait until there is something to do, and do it."""
         read: Counter[int] = Counter()
-        # Who is not read from now is ready in the next turn as well.
+        # Connections that are not read in this turn will be ready in the next one, too.
         for connection, events in self._connections.wait(0.0 if self._answers else timeout):
             if connection is None:
                 for new in self._connections.accept():
@@ -148,7 +150,8 @@ class Listener:
             read[uid] += receive
             if may_read or events & selectors.EVENT_WRITE:
                 self._serve(connection, receive=may_read and receive and self._has_share(uid))
-        # Not those that come meanwhile: who asks again at each answer would keep the loop here.
+        # Only the answers that are there now. A peer that asks again after each answer would keep
+        # this loop going for ever.
         for _ in range(len(self._answers)):
             due, text, rest = self._answers.popleft()
             due.text, due.rest = text, rest
@@ -168,7 +171,7 @@ class Listener:
                 self._serve(connection)
 
     def _feed(self) -> None:
-        """Take more words of users who are owed few answers by now."""
+        """Take more requests of users who wait for fewer answers than SHARE by now."""
         for uid, starved in list(self._starved.items()):
             while starved and self._has_share(uid):
                 connection, _ = starved.popitem(last=False)
@@ -176,13 +179,13 @@ class Listener:
                     self._serve(connection)
             if not starved:
                 del self._starved[uid]
-                self._owed += Counter()  # which drops those who are owed none
+                self._owed += Counter()  # drops the users who wait for no answer
 
     def _has_share(self, uid: int) -> bool:
         return self._owed[uid] < SHARE
 
     def _serve(self, connection: Connection, *, receive: bool = False) -> None:
-        """Whatever can be done for a peer now; nothing that it does reaches the others."""
+        """Do all that can be done for a peer now. Its errors close this connection alone."""
         now = time.monotonic()
         try:
             if receive:
@@ -213,6 +216,7 @@ class Listener:
             self._connections.drop(connection)
 
     def _take(self, connection: Connection, raw: bytes) -> None:
+        """Take a request: refuse it, or give it to the dispatcher or to the thread of queries."""
         due = connection.owe()
         try:
             request = Request.decode(raw)
@@ -229,7 +233,8 @@ class Listener:
             return
         if not request.event.admins_only:
             if connection.peer.session and notification.session:
-                # It said so before, and was not gone when it did.
+                # A hook that gave up sends its request again, now with its session. We had found
+                # the session when it connected, so its first request needs no correction.
                 due.text = line("OK")
                 return
             notification = self._signed(notification, connection.peer)
@@ -245,22 +250,25 @@ class Listener:
             self._settle(due, INTERNAL_ERROR)
 
     def _signed(self, notification: Notification, peer: Peer) -> Notification:
-        """Return what was said with who has said it, and in which session."""
+        """Return the notification with the uid and groups of who sent it, and its session."""
         groups = None if peer in self._admins else peer.groups | {peer.gid}
         session = peer.session
         if not session and (groups is None or may_be_of(notification.session, peer.uid)):
-            # A hook that gave up, whose parent is not known any more, names it.
+            # The hook had given up and ended before we looked for its parent. So its request names
+            # the session.
             session = notification.session
         return notification._replace(uid=peer.uid, groups=groups, session=session)
 
     def _settle(self, due: Due, text: bytes, rest: Parts | None = None) -> None:
-        """Any thread: hand an answer over to the loop."""
+        """Hand an answer over to the listener's thread. Any thread may call it."""
         self._answers.append((due, text, rest))
-        # The first wakes it for those that follow, as those of one commit do; see `_turn`.
+        # The first answer wakes the thread. The answers of one commit follow at once, and `_turn`
+        # takes them along.
         if len(self._answers) == 1:
             self._connections.rouse()
 
     def _finish(self, deadline: float) -> None:
+        """Send the answers that are still due, until `deadline` (monotonic)."""
         for connection in list(self._connections):
             connection.finish()
             self._serve(connection)

@@ -1,4 +1,4 @@
-"""Who is at the other end of the socket, and who may do what."""
+"""The process at the other end of a connection, and what it may do."""
 
 import logging
 import os
@@ -16,22 +16,23 @@ logger = logging.getLogger(__name__)
 #: struct ucred of unix(7): pid, uid, gid.
 UCRED = struct.Struct("iII")
 
-#: Of asm-generic/socket.h; the socket module does not name it. The peer's supplementary groups.
+#: The socket option that returns the peer's supplementary groups. The value is from
+#: asm-generic/socket.h, because Python's socket module has no name for it.
 SO_PEERGROUPS = 59
 
-#: Bytes for them: NGROUPS_MAX is 65,536, but getsockopt() takes 1,024 bytes at most from Python.
+#: Bytes for these groups. NGROUPS_MAX is 65,536, but Python's getsockopt() allows 1,024 bytes.
 GROUPS_SIZE = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """The process that connected, as the kernel knows it."""
+    """The process that connected, as the kernel describes it."""
 
     pid: int
     uid: int
     gid: int
     groups: frozenset[int] = frozenset()
-    #: The FTP session that runs the peer as its hook, "" where it is not known.
+    #: The FTP session whose hook the peer is, "" if not known.
     session: str = ""
 
     @classmethod
@@ -40,18 +41,19 @@ class Peer:
         try:
             groups = connected.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, GROUPS_SIZE)
         except OSError:
-            groups = b""  # more than 256 of them: rights by these are not seen
+            groups = b""  # more than 256 groups: then rights by group do not count
         pid, uid, gid = UCRED.unpack(answer)
-        # At once: a hook that gives up leaves no parent to be found.
+        # Looked up at once. A hook gives up after 0.2 seconds; when it has ended, /proc no longer
+        # tells its parent, which is the session.
         session = session_of(pid)
         return cls(pid, uid, gid, frozenset(memoryview(groups).cast("I")), session)
 
 
 class Admins:
-    """Who may do more than announce files: root, the daemon's own user and `admins`."""
+    """The users who may do more than announce files: root, the daemon's own user and `admins`."""
 
     def __init__(self, names: Collection[str]) -> None:
-        """`names` are user names or numbers; one that does not exist is warned about."""
+        """`names` are user names or uids. A name that does not exist is logged and left out."""
         own = os.geteuid()
         self._uids = {0, own}
         known = {"root", _name(own)}

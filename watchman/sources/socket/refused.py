@@ -1,4 +1,4 @@
-"""What is refused on the socket, in the log: a line for each user and minute."""
+"""Logs requests that were refused: at most one line per user and minute."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ logger = logging.getLogger(__name__)
 #: Seconds between two lines about the same user.
 PERIOD = 60.0
 
-#: Users who are remembered at once.
+#: Users that are remembered at once.
 USERS = 1000
 
 
 class Refused:
-    """For the listener's thread."""
+    """The log of refused requests. Only the listener's thread uses it."""
 
     def __init__(self, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
-        #: By uid, when (monotonic) it was told of, and how many were refused since then.
+        #: By uid, when (monotonic) a line was last logged, and how many were refused since.
         self._users: dict[int, tuple[float, int]] = {}
 
     def tell(self, peer: Peer, reason: str) -> None:

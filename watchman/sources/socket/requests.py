@@ -1,4 +1,4 @@
-"""What may be asked on the socket: each event's fields, who may, and what it becomes."""
+"""The requests of the socket: the fields of each, who may send it, and what it becomes."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -22,7 +22,10 @@ Read = Callable[[str, str], str]
 
 
 def _absolute(key: str, path: str) -> str:
-    """`path`, without what says nothing. What `..` means, its directory tells later."""
+    """Return an absolute path without empty components and `.`.
+
+    A `..` stays: what it means depends on symlinks, so the kernel resolves it later.
+    """
     if not path.startswith("/"):
         raise RequestRefused(f"{key} {shorten(path)} is not absolute; it begins with /")
     if len(os.fsencode(path)) > PATH_LIMIT:
@@ -31,7 +34,7 @@ def _absolute(key: str, path: str) -> str:
 
 
 def _number(key: str, value: str) -> str:
-    """ASCII digits, as many as the size of a file may have."""
+    """Return a number in ASCII digits that is not larger than a file's size may be."""
     is_number = value.isascii() and value.isdecimal() and len(value) <= len(str(SIZE_LIMIT))
     if not is_number or int(value) > SIZE_LIMIT:
         raise RequestRefused(f"{key} {shorten(value)} is not a number from 0 to {SIZE_LIMIT}")
@@ -53,32 +56,32 @@ def _yes(key: str, value: str) -> str:
     return value
 
 
-#: How each field is read, by its name: what it gives, or RequestRefused.
+#: By field, the function that reads its value: it returns the value or raises RequestRefused.
 FIELDS: Mapping[str, Read] = {
     **dict.fromkeys(("path", "as", "from"), _absolute),
     **dict.fromkeys(("size", "limit"), _number),
     **dict.fromkeys(("same_id", "all", "failed", "deferred"), _yes),
-    # ProFTPD takes no longer names of users; DNS has none of hosts (RFC 1035, 2.3.4).
+    # ProFTPD takes no longer user names, and DNS has no longer host names (RFC 1035, 2.3.4).
     **dict.fromkeys(("user", "client", "broker", "name"), _text(256)),
     **dict.fromkeys(("protocol", "id"), _text(64)),
     "session": _text(128),
     "reason": _text(1024),
     "pattern": _text(PATH_LIMIT),
-    # As many as one request holds.
+    # As many ids as one request can hold.
     "ids": _text(REQUEST_LIMIT),
 }
 
 
-#: Who speaks of an upload: ProFTPD's hook knows these.
+#: Fields with which ProFTPD's hook says whose transfer it is.
 ABOUT = ("user", "client", "protocol")
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A row of the table: without `kind`, that of a notification, it is a query."""
+    """A row of the table below. Without a `kind` (of notification) it is a query."""
 
     required: tuple[str, ...] = ()
-    #: One of these at least.
+    #: At least one of these is needed.
     either: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     admins_only: bool = True
@@ -89,13 +92,14 @@ def _upload(kind: Kind, *, required: tuple[str, ...] = (), optional: tuple[str, 
     return Event(required, optional=optional, admins_only=False, kind=kind)
 
 
-#: Which uploads are meant: ids with blanks between, or all that every filter lets pass.
+#: Fields that select uploads: those that pass every filter. `ids` names them one by one instead,
+#: separated by blanks.
 FILTERS = ("failed", "deferred", "broker", "pattern")
 
 EVENTS: Mapping[str, Event] = {
-    # STOU and refused transfers have no name yet, nor does mod_exec know it where SFTP does two
-    # things at once: an empty path, which says nothing of any file.
-    # A hook that gives up says for the second time what has begun, and its session.
+    # The path may be empty: STOU and refused transfers have no name yet, and mod_exec has none when
+    # an SFTP session transfers two files at once. Such a request says nothing about any file.
+    # A hook that gives up sends `started` a second time, then with its session.
     "started": _upload(Kind.STARTED, optional=("path", "session", *ABOUT)),
     "completed": _upload(Kind.COMPLETED, optional=("path", "size", *ABOUT)),
     "failed": _upload(Kind.FAILED, optional=("path", "reason", *ABOUT)),
@@ -115,7 +119,7 @@ EVENTS: Mapping[str, Event] = {
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request that is complete and well-formed; whether its peer may is not yet asked."""
+    """A request that is complete and well-formed. The peer's right to send it is checked later."""
 
     name: str
     event: Event
@@ -123,7 +127,7 @@ class Request:
 
     @classmethod
     def decode(cls, request: bytes) -> "Request":
-        """Raises RequestRefused, which says what would be right."""
+        """Read a request; raises RequestRefused, which says what would be right."""
         given = decode(request)
         name = given.get("event", "")
         if not name:
@@ -147,7 +151,7 @@ class Request:
         return cls(name, event, fields)
 
     def notification(self) -> Notification | None:
-        """What it says of a file; None for a query."""
+        """Return the notification that it is; None for a query."""
         if self.event.kind is None:
             return None
         get = self.fields.get

@@ -1,4 +1,7 @@
-"""The socket's language: requests are NUL-ended fields, answers are lines."""
+"""The protocol of the socket: a request is fields that end with NUL, an answer is a line.
+
+NUL, because it is the only byte that a path cannot hold. An empty field ends the request.
+"""
 
 import os
 from collections.abc import Mapping
@@ -6,7 +9,7 @@ from collections.abc import Mapping
 from watchman.errors import RequestRefused
 from watchman.uploads.text import printable, shorten
 
-#: Bytes that one request may have, with the empty field that ends it.
+#: Bytes that one request may have, including the empty field that ends it.
 REQUEST_LIMIT = 64 * 1024
 
 
@@ -15,7 +18,7 @@ FIELD_LIMIT = 64
 
 
 def encode(event: str, fields: Mapping[str, str]) -> bytes:
-    """One request; raises RequestRefused where a value cannot be sent."""
+    """Return one request as bytes; raises RequestRefused if a value cannot be sent."""
     request = bytearray(b"event=" + os.fsencode(event) + b"\0")
     for key, value in fields.items():
         if "\0" in value:
@@ -28,7 +31,7 @@ def encode(event: str, fields: Mapping[str, str]) -> bytes:
 
 
 def decode(request: bytes) -> dict[str, str]:
-    """The fields of a request without its end; raises RequestRefused where they are none."""
+    """Return the fields of a request, given without its end; raises RequestRefused."""
     fields: dict[str, str] = {}
     if request.count(b"\0") >= FIELD_LIMIT:
         raise RequestRefused(f"a request has more than {FIELD_LIMIT} fields")
@@ -56,7 +59,10 @@ class Splitter:
         self._buffer += data
 
     def take(self) -> bytes | None:
-        """The next whole request without its end, or None; raises RequestRefused beyond cure."""
+        """Return the next whole request without its end; None if there is none yet.
+
+        Raises RequestRefused if nothing that follows could make sense of what was sent.
+        """
         if self._buffer.startswith(b"\0"):
             raise RequestRefused(
                 "a request is empty; send event=NAME, its other fields, each ended by NUL,"
@@ -77,10 +83,10 @@ class Splitter:
 
     @property
     def unfinished(self) -> bool:
-        """Whether the last request has begun and not ended."""
+        """Whether a request has begun and not ended."""
         return bool(self._buffer)
 
 
 def line(word: str, text: str = "") -> bytes:
-    """One answer; what could break the line or garble a terminal is escaped."""
+    """Return one answer. What could break the line or confuse a terminal is escaped."""
     return f"{word} {printable(text)}".rstrip().encode() + b"\n"

@@ -1,5 +1,6 @@
-"""ProFTPD's transfer log, whatever becomes of its file.
+"""Reads ProFTPD's transfer log, through every kind of log rotation.
 
-In come lines; out go notifications with a mark of how far was read, together. One thread.
-`check --proftpd` imports `lines` of it, to know what a line must look like.
+In come lines. Out go notifications, together with a mark of how far the log was read. One thread.
+`finders` imports the follower; `check --proftpd` imports `lines`, to know what a line must look
+like.
 """

@@ -1,7 +1,8 @@
-"""The files of one transfer log: the one that its path names, and those that it named before.
+"""The files of one transfer log: the current one, and those that were rotated away.
 
-A file is known by its inode and by what it holds, never by its name or its times: logrotate may
-call it anything, put it elsewhere, pack or copy it.
+A file is recognized by its inode and its content, never by its name or its times. logrotate may
+give it any name, move it to another directory, compress it, or copy it and truncate the original:
+`extension .log` makes `uploads.1.log`, `olddir` another directory, `dateext` a date.
 """
 
 from __future__ import annotations
@@ -19,27 +20,31 @@ from watchman.sources.transferlog.tail import Position, Tail, head_of
 
 logger = logging.getLogger(__name__)
 
-#: Seconds after which a renamed file is let go of to which nothing has come, where we may not ask
-#: who has it open.
+#: Seconds without a new line after which a renamed file is closed, if we have no right to ask the
+#: kernel whether a session still has it open.
 FORSAKEN = 86400.0
 
-#: Renamed files that are read at most; of more, the oldest are let go of.
+#: Renamed files that are kept open. If there are more, the oldest is closed.
 OLD = 50
 
-#: First lines of files that are remembered, so that none of them is taken for a new one.
+#: Files that are remembered by their first line, so that none of them is taken for a new one.
 HEADS = 500
 
-#: Bytes that are read again at most because what they say needed no decision.
+#: Bytes that may be read without writing a mark, if their lines needed no decision. After a restart
+#: that much is read again.
 UNMARKED = 1 << 20
 
-#: Files that are looked at, at most, where a file is searched for that has gone.
+#: Files that are looked at in a search for one that has gone.
 SEARCHED = 20_000
 
 
 class Mark(NamedTuple):
-    """Where the files of a log were read to, when that was, and when ProFTPD wrote the latest line
-    of them by its own clock (epoch); the heads of all files that were read or are none of ours to
-    read, and the directories where renamed files were.
+    """How far a log was read; the journal keeps it.
+
+    `at` is when that was (epoch), and `files` has the position in each open file. `last` is when
+    ProFTPD wrote the latest line that was read, by its own clock (epoch). `heads` are hashes of the
+    first lines of files that were read, or that were there before we began. `places` are
+    directories in which renamed files were seen.
     """
 
     at: float
@@ -55,10 +60,11 @@ class Mark(NamedTuple):
 
 
 class LogFiles:
-    """The open files of a log; rotation by renaming and by copytruncate is followed.
+    """The open files of a log. It follows rotation by renaming and by copytruncate.
 
-    `others` are the other configured logs, whose files have the same token: one that may be theirs
-    by its name is not taken for ours, unless it holds what was read of ours.
+    Old sessions write on to the renamed file until they end, so several files are read at once.
+    `others` are the other configured logs, whose lines have the same token. A file that could be
+    theirs by its name is not taken for ours, unless it holds the bytes that we have read.
     """
 
     def __init__(
@@ -73,22 +79,23 @@ class LogFiles:
         self.path = path
         self._token = token
         self._others = [other for other in others if other != path]
-        #: The oldest first. What the path names is the last, once it could be opened.
+        #: The oldest first. The last is the file at `path`, once that could be opened.
         self._tails: list[Tail] = []
-        #: Whether we begin: what is there now is not ours to read.
+        #: Whether the log is read for the first time: then the lines that it has are skipped.
         self._first_sight = True
-        #: What was marked last.
+        #: The latest mark.
         self._marked: Mark | None = None
-        #: In order of sight.
+        #: `Mark.heads` and `Mark.places`, in the order in which they were seen.
         self._heads: dict[str, None] = {}
         self._places: dict[str, None] = {os.path.dirname(path): None}
-        #: Why the path cannot be read.
+        #: Why the file at `path` cannot be read, None if it can.
         self.problem: OSError | None = None
         #: When ProFTPD wrote the latest line that was read (epoch).
         self.last = 0
-        #: Before when lines were read in a file that could not be found again; 0 if all were.
+        #: Set when a file could not be found again: lines older than this (epoch) were read in it,
+        #: so that the next file skips them. Else 0.
         self._since = 0
-        #: Until when (epoch) that one was read.
+        #: When the file that could not be found was last read (epoch), None if none is lost.
         self.lost_since: float | None = None
 
     def close(self) -> None:
@@ -96,7 +103,7 @@ class LogFiles:
             self._tails.pop().close()
 
     def resume(self, values: Mapping[str, Any]) -> None:
-        """Go on where the last run stopped, by its last mark."""
+        """Go on where the last run stopped, as its last mark says."""
         self._first_sight = False
         self._marked = mark = Mark.decode(values)
         self.last = mark.last
@@ -107,15 +114,15 @@ class LogFiles:
             if tail is not None:
                 self._tails.append(tail)
             elif position.offset:
-                self._miss(mark.at)
+                self._note_lost(mark.at)
 
     def mark(self) -> dict[str, Any] | None:
-        """Return where all files were read to; None before the first could be looked at."""
+        """Return a mark of how far all files were read; None before `follow` has succeeded."""
         self._marked = self._mark()
         return self._marked and self._marked._asdict()
 
     def is_marked(self) -> bool:
-        """Whether it would do no harm to go on from the last mark."""
+        """Whether a restart could go on from the last mark, without reading much twice."""
         now, then = self._mark(), self._marked
         if now is None or then is None:
             return now is then
@@ -132,7 +139,7 @@ class LogFiles:
         return Mark(time.time(), positions, self.last, tuple(self._heads), tuple(self._places))
 
     def follow(self) -> None:
-        """Open what the path names, should it be another file now."""
+        """Open the file at `path` if that is another one than before, or was truncated."""
         try:
             status = os.stat(self.path, follow_symlinks=False)
             current = self._tails[-1] if self._tails else None
@@ -141,8 +148,9 @@ class LogFiles:
             elif not current.is_intact():
                 self._begin_again(current)
             elif not current.offset:
-                # It does not show whether it was truncated.
-                self._tails[-1:-1] = self._passed(current)
+                # Nothing was read of this file, so we cannot see whether it was truncated. If it
+                # was, a copy has its lines.
+                self._tails[-1:-1] = self._unseen_files(current)
             self.problem = None
         except OSError as e:
             self.problem = e
@@ -151,9 +159,10 @@ class LogFiles:
         self._first_sight = False
 
     def tails(self) -> Iterator[Tail]:
-        """Yield each file, and after it was read let go of it if nobody writes it any more."""
+        """Yield each file to be read. A renamed one that nobody writes any more is closed then."""
         for tail in list(self._tails):
-            # Asked before it is read: what was written until then is read, and no more comes.
+            # Ask before the file is read. If nobody has it open for writing now, the read that
+            # follows gets everything that will ever be in it.
             over, before = tail is not self._tails[-1] and self._is_over(tail), tail.offset
             yield tail
             if tail.offset != before:
@@ -164,11 +173,13 @@ class LogFiles:
                 tail.close()
 
     def _change(self) -> None:
+        """Open the file at `path`, which is another one than before, and keep the old ones."""
         tail = Tail(self.path)
         if self._first_sight:
             tail.seek(tail.size)
             self._remember(head for _, head in self._heads_of(_files(self._places)))
-            # Also when the only word of where it was read to has been lost with the journal.
+            # An operator must see this, for it also happens when the mark was lost with the
+            # journal, and then lines are skipped.
             logger.info(
                 "Nothing is known of log %r. Reading it on from its end, at byte %d.",
                 self.path,
@@ -176,11 +187,11 @@ class LogFiles:
             )
         else:
             for directory in filter(None, (old.directory for old in self._tails)):
-                # Where it is now, others may come to be.
+                # Later files may be put into the same directory.
                 self._places[directory] = None
             if self._tails:
                 logger.info("Log %r was rotated. Reading the old file on.", self.path)
-            self._tails += self._passed(tail)
+            self._tails += self._unseen_files(tail)
             tail.since, self._since = self._since, 0
             tail.idle_since = self._clock()
         for known in self._tails:
@@ -191,8 +202,8 @@ class LogFiles:
                 return
         self._tails.append(tail)
 
-    def _passed(self, current: Tail) -> list[Tail]:
-        """Return files that the path named for a while without our seeing it."""
+    def _unseen_files(self, current: Tail) -> list[Tail]:
+        """Open and return files that were at `path` and were rotated away before we saw them."""
         self._remember_read()
         opened = {tail.identity for tail in [*self._tails, current]}
         files = (f for f in _files(self._places) if (f[1].st_dev, f[1].st_ino) not in opened)
@@ -206,25 +217,28 @@ class LogFiles:
         return found
 
     def _begin_again(self, current: Tail) -> None:
-        """Read a truncated file from its start, and before that the rest that was copied."""
+        """Read a truncated file from its start, and before that the rest of its copy.
+
+        See copytruncate in logrotate(8).
+        """
         logger.info("Log %r was truncated. Reading it from its start.", self.path)
         self._remember([current.head])
         copy = self._find(current.position)
         if copy is not None:
             self._tails.insert(-1, copy)
         elif current.offset:
-            self._miss(time.time())
-            self._since = 0  # what is there now was written since
+            self._note_lost(time.time())
+            self._since = 0  # the file was emptied, so all of its lines are new
         current.seek(0)
 
-    def _miss(self, at: float) -> None:
+    def _note_lost(self, at: float) -> None:
         self.lost_since, self._since = self.lost_since or at, self.last
         logger.warning(
             "No file of log %r holds what was read last. Lines may be missing.", self.path
         )
 
     def _find(self, position: Position) -> Tail | None:
-        """Return the file that was read to a position."""
+        """Return the file that was read to `position`, ready to be read on; None if not found."""
         for path in self._candidates(position):
             with contextlib.suppress(OSError):
                 tail = Tail(path)
@@ -237,27 +251,28 @@ class LogFiles:
         return None
 
     def _candidates(self, position: Position) -> Iterator[str]:
-        """Yield files that may be it, by inode, else by what they hold: of those where the log is
-        and where renamed ones were; then of those below its directory and beside it, as of
-        logrotate's olddir.
+        """Yield files that may be the one with `position`, first by inode, then by first line.
+
+        Search the log's directory and those where renamed files were seen. Then search the
+        directories below that one and beside it, where logrotate's `olddir` may be.
         """
         here = os.path.dirname(self.path)
         around = (path for above in (here, os.path.dirname(here)) for path in _directories(above))
         for directories in (self._places, around):
             files = _files(directories)
             yield from (path for path, status in files if status.st_ino == position.inode)
-            if position.offset:  # of nothing every file begins with it
+            if position.offset:  # if nothing was read of it, there is no first line to compare
                 yield from (path for path, head in self._heads_of(files) if head == position.head)
 
     def _heads_of(self, files: Iterable[_File]) -> Iterator[tuple[str, str]]:
-        """Yield files that begin with our token, and the hash of their first line."""
+        """Yield the files that begin with our token, each with the hash of its first line."""
         for path, _ in files:
             with contextlib.suppress(OSError):
                 if head := head_of(path, self._token):
                     yield path, head
 
     def _is_ours(self, path: str) -> bool:
-        """Whether a file's name is more like that of this log than like another's."""
+        """Whether a file's name is more like this log's name than like any other log's."""
         name = os.path.basename(path)
 
         def likeness(log: str) -> tuple[int, int]:
@@ -268,7 +283,8 @@ class LogFiles:
         return all(likeness(self.path) > likeness(other) for other in self._others)
 
     def _remember_read(self) -> None:
-        # What was not begun may be gone before it is, and then be in a copy alone.
+        # Not those that were not read yet: one may be copied and truncated before it is, and then
+        # the copy, which begins with the same line, must be read.
         self._remember(tail.head for tail in self._tails if tail.offset)
 
     def _remember(self, heads: Iterable[str]) -> None:
@@ -277,7 +293,7 @@ class LogFiles:
             del self._heads[head]
 
     def _is_over(self, tail: Tail) -> bool:
-        """Whether no session writes a renamed file any more."""
+        """Whether a renamed file can be closed: no session has it open for writing."""
         if len(self._tails) > OLD and tail is self._tails[0]:
             logger.warning("Log %r has too many old files. Letting go of the oldest.", self.path)
             return True
@@ -296,7 +312,7 @@ def _files(directories: Iterable[str]) -> list[_File]:
     for directory in dict.fromkeys(directories):
         with contextlib.suppress(OSError), os.scandir(directory) as entries:
             for entry in islice(entries, SEARCHED - len(found)):
-                # Nothing but a regular file is opened: a FIFO would have an effect.
+                # Only regular files are opened: to open a FIFO would be seen at its other end.
                 with contextlib.suppress(OSError):
                     status = entry.stat(follow_symlinks=False)
                     if stat.S_ISREG(status.st_mode):

@@ -1,4 +1,7 @@
-"""The source that reads ProFTPD's transfer log: the only one that knows of chrooted sessions."""
+"""The source that reads ProFTPD's transfer log.
+
+Only this source learns of sessions in a chroot (`DefaultRoot`): mod_exec cannot run a hook there.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +23,13 @@ from watchman.uploads.upload import Notification
 
 logger = logging.getLogger(__name__)
 
-#: What wakes us, of the directory of a log: it was written to, made or renamed.
+#: Events of a log's directory that wake us: a file in it was written to, made or renamed.
 MASK = events.MODIFY | events.CREATE | events.MOVED_TO
 
-#: Seconds between looks when nothing wakes us, and between tries to make durable what was read.
+#: Seconds between two reads when nothing wakes us, and until a refused `submit` is tried again.
 LOOK = 1.0
 
-#: Bytes of a refused line that are shown.
+#: Bytes of a refused line that are logged.
 SHOWN = 120
 
 #: `submit(log, notifications, mark)`: see Dispatcher.submit_lines.
@@ -34,7 +37,7 @@ Submit = Callable[[str, Sequence[Notification], Any], bool]
 
 
 class Log:
-    """One configured log: its files, what its records say, and what was refused of it."""
+    """One configured log: its files, the notifications from its records, and its status."""
 
     def __init__(
         self,
@@ -48,12 +51,12 @@ class Log:
         self._token = os.fsencode(token) + b"|"
         self._interpreter = Interpreter()
         self.files = LogFiles(path, self._token, others, clock=clock)
-        #: Of records, of refused lines, and of these by why.
+        #: How many "records" and "refused" lines there were, and refused ones by reason.
         self._counts: Counter[str] = Counter()
         self._last: float | None = None
 
     def read(self) -> Iterator[list[Notification]]:
-        """Yield what was written since, in parts; the files' mark tells how far that is."""
+        """Yield what the new lines say, in parts. `files.mark` tells how far each part goes."""
         self.files.follow()
         for tail in self.files.tails():
             while pieces := tail.read(self._token):
@@ -81,13 +84,17 @@ class Log:
                 f"no file holds what it had after {since}, so uploads since then may have failed"
                 " unseen: look for it where logrotate puts old files; reload says no more of it"
             )
-        # ProFTPD makes the file when a session begins, but not its directory.
+        # ProFTPD makes the file when a session begins, but it never makes the directory.
         not_yet = isinstance(problem, FileNotFoundError)
         if problem is None or (not_yet and os.path.isdir(os.path.dirname(self.path))):
             return None
         return problem.strerror or str(problem)
 
     def _understand(self, piece: bytes, since: int) -> Notification | None:
+        """Return what a piece of the log says, None if nothing or if it is refused.
+
+        Records older than `since` were read in another file.
+        """
         try:
             record = parse(piece, self._token)
             path = whole(record.path)
@@ -109,7 +116,7 @@ class Log:
         self._counts["refused"] += lines
         self._counts[why] += lines
         if is_first:
-            # What stands first may be the token that another file has.
+            # The first field may be a token, of another server perhaps: a secret, so not logged.
             shown = piece.partition(b"|")[2] or piece
             logger.warning(
                 "Log %r holds a line %s: %r. Further ones are only counted.",
@@ -120,7 +127,7 @@ class Log:
 
 
 class TransferLog:
-    """A thread that reads the logs as they grow, and submits what they say."""
+    """A thread that reads the logs as they grow, and submits what their lines say."""
 
     def __init__(
         self,
@@ -132,8 +139,11 @@ class TransferLog:
         caught_up: Callable[[float], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`marked` returns by log what was submitted last and became durable; `caught_up` is called
-        when all is that the logs held at a time (monotonic).
+        """Take what the thread calls.
+
+        `submit` is `Dispatcher.submit_lines`. `marked` returns, by log, the latest mark that is
+        durable. `caught_up(moment)` is called when everything that the logs held at that moment
+        (monotonic) was submitted and is durable.
         """
         paths = tuple(paths)
         self._logs = [Log(path, token, paths, clock=clock) for path in paths]
@@ -142,12 +152,12 @@ class TransferLog:
         self._caught_up = caught_up
         self._inotify = Inotify()
         self._stopping = threading.Event()
-        #: Set when all was read once, or could not be.
+        #: Set once each log was read to its end, or could not be.
         self._begun = threading.Event()
         self._thread = threading.Thread(target=self._run, name="transferlog", daemon=True)
 
     def start(self) -> None:
-        """Return when each log was read to its present end. Raises InotifyUnavailable."""
+        """Start, and return once each log was read to its end. Raises InotifyUnavailable."""
         marked = self._marked()
         for log in self._logs:
             if log.path in marked:
@@ -157,7 +167,7 @@ class TransferLog:
         self._begun.wait()
 
     def read(self) -> None:
-        """Read soon, whether or not anything tells that there is more; from any thread."""
+        """Have the logs read soon, without waiting for an event. Any thread may call it."""
         self._inotify.wake()
 
     def stop(self) -> None:
@@ -172,7 +182,7 @@ class TransferLog:
             log.files.close()
 
     def status(self) -> dict[str, dict[str, Any]]:
-        """Return by log: records and refused lines, when last read (epoch), and what is wrong."""
+        """Return the status of each log: how many records, how many refused lines, any error."""
         return {log.path: log.status() for log in self._logs}
 
     def _run(self) -> None:
@@ -189,7 +199,7 @@ class TransferLog:
             self._inotify.read()
 
     def _watch(self) -> None:
-        """Have changes in the directories of the logs wake us; they may be others by now."""
+        """Watch the directories of the logs. Repeated, for they may be other directories by now."""
         for directory in {os.path.dirname(log.path) for log in self._logs}:
             with contextlib.suppress(OSError):
                 fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -199,14 +209,14 @@ class TransferLog:
                     os.close(fd)
 
     def _read(self, log: Log) -> bool:
-        """Submit what a log holds; False if we stop before."""
+        """Submit the new lines of a log; return False if we are told to stop before all are."""
         for notifications in log.read():
-            if notifications and not self._bring(log, notifications):
+            if notifications and not self._submit_durably(log, notifications):
                 return False
-        return log.files.is_marked() or self._bring(log, [])
+        return log.files.is_marked() or self._submit_durably(log, [])
 
-    def _bring(self, log: Log, notifications: Sequence[Notification]) -> bool:
-        """Submit until it is durable; False if we stop before."""
+    def _submit_durably(self, log: Log, notifications: Sequence[Notification]) -> bool:
+        """Submit again and again until it is durable; return False if we are told to stop."""
         mark = log.files.mark()
         while not self._stopping.is_set():
             if self._submit(log.path, notifications, mark):

@@ -1,4 +1,4 @@
-"""Records of ProFTPD's transfer log: where one begins and ends, and what it says."""
+"""The records of ProFTPD's transfer log: where each begins and ends, and what it says."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import NamedTuple
 from watchman.errors import ForeignRecord
 from watchman.uploads.upload import Kind, Notification, Source
 
-#: Bytes of the longest line that ProFTPD writes; what is longer loses its end and its newline.
+#: Bytes of the longest line that ProFTPD writes. It cuts a longer one, which loses its newline.
 LONGEST = 4223
 
 #: Our LogFormat, behind the token and its separator.
 LOG_FORMAT = "%{epoch}|%P|%m|%s|%{transfer-status}|%{file-size}|%{protocol}|%a|%u|%f"
 
-#: What it makes.
+#: The lines that ProFTPD writes with it. The path comes last and takes the rest, for ProFTPD
+#: escapes nothing: a name can hold a `|`, and over SFTP a newline.
 FIELDS = re.compile(
     r"(?a:(?P<epoch>\d{1,15})\|(?P<pid>\d{1,10})\|(?P<command>[^|\n]{1,40})\|(?P<status>\d{3}|-)\|"
     r"(?P<transfer>[a-z-]{1,20})\|(?P<size>\d{1,19}|-)\|(?P<protocol>[a-z0-9-]{1,20})\|"
@@ -23,21 +24,22 @@ FIELDS = re.compile(
     r"(?P<path>/[^\n\0]*(?s:\n.*)?|-)\n",
 )
 
+#: Commands that upload a file, see RFC 959; mod_sftp logs SFTP and scp under the same names.
 STORES = frozenset({"STOR", "APPE", "STOU"})
 
-#: Replies to a transfer that ProFTPD refused before it opened the file, see RFC 959: there is no
-#: right, a filter, an overwrite that is not allowed; or the command is wrong.
+#: Replies of ProFTPD to a transfer that it refused before it opened the file, see RFC 959: the
+#: command was wrong, a right was missing, a filter forbade the name, or it may not be overwritten.
 REFUSALS = frozenset({"501", "502", "503", "504", "530", "532", "550", "553"})
 
-#: Why a line is refused of which a part may belong to the user's name or to the path.
+#: Why a line is refused in which it is not clear where the user's name ends and the path begins.
 AMBIGUOUS = "whose user name may hold part of its path"
 
-#: Renames begun and not ended that are remembered: a client may leave it at RNFR.
+#: RNFR commands that are remembered until their RNTO. A client may never send that.
 RENAMING = 1_000
 
 
 class Record(NamedTuple):
-    """What one write of ProFTPD's says: when (epoch), a command, its result, and the path."""
+    """What ProFTPD wrote in one write(2): when (epoch), the command, its result, and the path."""
 
     at: int
     pid: str
@@ -52,11 +54,12 @@ class Record(NamedTuple):
 
 
 def cut(data: bytes, token: bytes, *, more: bool) -> tuple[list[bytes], int]:
-    """Return the pieces of what was appended to a log, and how many of its bytes that is.
+    """Cut what was appended to a log into pieces; return them, and how many bytes they have.
 
-    Each begins with the token, all but what is none of ours. ProFTPD writes a record at once, so
-    the next one begins where this one ends, even if it lost its newline or has some in its name.
-    What may not have ended yet is left: with `more`, what the next bytes may still belong to.
+    Each piece begins with the token, except one that ProFTPD did not write. ProFTPD writes a record
+    in one write(2), so a piece ends where the next token begins, even if the record lost its
+    newline or has newlines in its path. A last piece that may not be whole yet is left for the next
+    time; with `more`, that is any piece to which the bytes that follow may still belong.
     """
     foreign, *records = data.split(token)
     pieces = [foreign] if foreign else []
@@ -74,7 +77,7 @@ def cut(data: bytes, token: bytes, *, more: bool) -> tuple[list[bytes], int]:
 def parse(piece: bytes, token: bytes) -> Record:
     """Return the record of a piece, or raise ForeignRecord.
 
-    Its path holds all lines that follow: see `whole`.
+    Its path has all lines of the piece that follow; `whole` takes away what is not part of it.
     """
     if not piece.startswith(token):
         raise ForeignRecord("without our token")
@@ -82,7 +85,7 @@ def parse(piece: bytes, token: bytes) -> Record:
     end = line.rfind(b"\n") + 1
     if not end:
         raise ForeignRecord("over-long" if len(piece) >= LONGEST else "cut short")
-    # Decoded once: this is done for each line.
+    # Decoded as a whole and once, because this runs for each line.
     match = FIELDS.fullmatch(os.fsdecode(line[:end]))
     if match is None:
         raise ForeignRecord("not in our LogFormat")
@@ -92,20 +95,22 @@ def parse(piece: bytes, token: bytes) -> Record:
 
 
 def check(path: str) -> None:
-    """Raise ForeignRecord if part of a path may be the user's name, which may hold a `|`.
+    """Raise ForeignRecord if part of the path may belong to the user's name, which may hold a `|`.
 
-    One in a directory that is there is right, no user's name makes one. Other readings are not
-    tried: whoever makes directories of such names could speak of another's file.
+    If the path's directory exists, the path is right: a user name does not create directories.
+    Other places to split the line are not tried. Otherwise a user who makes directories with such
+    names could have us believe something about another user's file.
     """
     if "|/" in path and not os.path.isdir(os.path.dirname(path)):
         raise ForeignRecord(AMBIGUOUS)
 
 
 def whole(path: str) -> str:
-    """Return a path without what another program has written behind it.
+    """Return a path without lines that another program has written behind it.
 
-    ProFTPD does not escape newlines in names, so lines that follow may be either. The disk knows:
-    the longest that is there. Who could forge one by a name may also write to its directory.
+    ProFTPD does not escape newlines in names, so a line that follows may be part of the name or
+    not. The longest path that exists on disk is taken. A user could deceive us only by making a
+    file of that name, and then he may write to its directory anyway.
     """
     found = path
     while "\n" in found:
@@ -114,19 +119,22 @@ def whole(path: str) -> str:
         found = found.rpartition("\n")[0]
     if found == path or os.path.lexists(found):
         return found
-    # No name holds a NUL, but a block of them is what a power failure may leave.
+    # A name cannot hold a NUL, but a power failure may leave a block of them in the log.
     return found if "\0" in path else path
 
 
 class Interpreter:
-    """Turns the records of one log into notifications."""
+    """Turns the records of one log into notifications.
+
+    It has a memory, because a rename is two records of one session: RNFR and then RNTO.
+    """
 
     def __init__(self) -> None:
-        #: By pid, what RNFR has named: RNTO comes next.
+        #: By pid of the session, the path of an RNFR whose RNTO has not come yet.
         self._renaming: dict[str, str] = {}
 
     def notification(self, record: Record, path: str) -> Notification | None:
-        """Return what a record says of the file at `path`; None where it says nothing of any."""
+        """Return what a record says about the file at `path`; None if it says nothing."""
         if path == "-":
             return None
         good = record.status == "-" or record.status.startswith("2")
@@ -145,7 +153,8 @@ class Interpreter:
             return None
         elif not good or record.transfer != "success":
             kind, reason = Kind.FAILED, f"ProFTPD logged {record.status} {record.transfer}"
-            # 552 is too large. SFTP has one status for all.
+            # 552 says that the file became too large, so it was opened. mod_sftp logs 451 for every
+            # failure, so that one tells nothing.
             perhaps = record.status.startswith("5") and record.status != "552"
             perhaps |= record.protocol in ("sftp", "scp") and record.status == "451"
         return Notification(

@@ -1,4 +1,4 @@
-"""One file of a log that grows, and where it was read to."""
+"""One file of a transfer log, and how far it was read."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from typing import IO, Any, NamedTuple
 from watchman.sources.transferlog.lines import LONGEST, cut
 from watchman.uploads import lease
 
-#: Bytes per read(2): some hundred records, decided about and made durable together.
+#: Bytes per read(2): some hundred records, which are decided about and made durable together.
 READ_SIZE = 1 << 14
 
-#: What a compressed file begins with, and who reads it: logrotate's compresscmd may be another one
-#: than gzip, and its name tells nothing.
+#: The first bytes of compressed files, and what reads each kind. The file's name says nothing about
+#: its kind: logrotate's `compresscmd` need not be gzip, see logrotate(8).
 _GZIP, _XZ, _BZIP2 = b"\x1f\x8b", b"\xfd7", b"BZ"
 _OPENERS: dict[bytes, Callable[[IO[bytes]], Any]] = {
     _GZIP: lambda file: gzip.GzipFile(fileobj=file),
@@ -30,16 +30,18 @@ _OPENERS: dict[bytes, Callable[[IO[bytes]], Any]] = {
     _BZIP2: bz2.BZ2File,
 }
 
-#: What is raised for one that is cut or none.
+#: Raised for a compressed file that is cut off, or that is none.
 _BROKEN = (EOFError, zlib.error, lzma.LZMAError, OSError, ValueError)
 
-#: Bytes before an offset by which the file is known again.
+#: Bytes before the offset that are remembered, so that the file can be recognized by them.
 BEFORE = 256
 
 
 class Position(NamedTuple):
-    """Where a file was read to: its inode, the offset, a hash of the bytes before that, and one of
-    its first line, "" before there is one.
+    """How far a file was read, and by what to recognize it.
+
+    `digest` is a hash of the bytes before `offset`. `head` is a hash of the first line, "" if the
+    file has none yet.
     """
 
     inode: int
@@ -49,7 +51,7 @@ class Position(NamedTuple):
 
 
 class Tail:
-    """An open log file, which may be a compressed one that nobody writes any more."""
+    """An open log file. A compressed one is unpacked first; nobody writes to that any more."""
 
     def __init__(self, path: str) -> None:
         """Raises OSError."""
@@ -62,9 +64,9 @@ class Tail:
         #: The bytes before the offset.
         self._before = b""
         self._head = ""
-        #: Since when (monotonic) nothing has come, as whoever reads it says.
+        #: Since when (monotonic) no line has come. `LogFiles` sets it.
         self.idle_since = 0.0
-        #: Records that ProFTPD wrote before this (epoch, by its own clock) were read elsewhere.
+        #: Records older than this (epoch, by ProFTPD's clock) are skipped: another file had them.
         self.since = 0
 
     def close(self) -> None:
@@ -76,9 +78,9 @@ class Tail:
 
     @property
     def head(self) -> str:
-        """The hash of the first line that was read, or is there to be; "" without one.
+        """The hash of the file's first line, "" if it has none yet.
 
-        It stays as it is while a file grows.
+        It stays the same while the file grows, and in a copy of it.
         """
         head = self._head or _head(os.pread(self._fd, LONGEST, 0))
         if self.offset:
@@ -87,34 +89,40 @@ class Tail:
 
     @property
     def directory(self) -> str:
-        """Where it is now, whatever it was renamed to, "" if it has no name; see proc(5)."""
+        """The directory that the file is in now, even after a rename; "" if it has no name.
+
+        See /proc/self/fd in proc(5).
+        """
         path = os.readlink(f"/proc/self/fd/{self._fd}")
         return os.path.dirname(path) if os.path.lexists(path) else ""
 
     def holds(self, position: Position) -> bool:
-        """Whether this file, whatever its inode, was the one that was read to `position`."""
+        """Whether this file has the bytes that were read before `position`, whatever its inode."""
         before = self._bytes_before(position.offset)
         whole = len(before) == min(position.offset, BEFORE)
         return whole and _digest(before) == position.digest
 
     def seek(self, offset: int) -> None:
-        """Read on from there."""
+        """Have `read` go on from `offset`."""
         self.offset, self._before = offset, self._bytes_before(offset)
         self._head = ""
 
     def is_intact(self) -> bool:
-        """Whether what was read is still there: False after copytruncate, however far regrown."""
+        """Whether the file was not truncated: the bytes that were read last are still there.
+
+        That tells even if a truncated file has grown beyond the offset again.
+        """
         return self._bytes_before(self.offset) == self._before
 
     def read(self, token: bytes) -> list[bytes]:
-        """Return the next records as `cut` does, nothing at the end."""
+        """Return the next pieces, as `cut` makes them; [] at the end."""
         start = self.offset - len(self._before)
         data = os.pread(self._fd, READ_SIZE, start)
         if not data.startswith(self._before):
-            return []  # truncated since it was asked
+            return []  # truncated since `is_intact` was asked
         new = data[len(self._before) :]
         if not self.offset:
-            # It may be truncated, and grow again, before anybody asks.
+            # Taken now: the file may be truncated and grow again before anybody asks for `head`.
             self._head = _head(new)
         pieces, length = cut(new, token, more=len(data) == READ_SIZE)
         self.offset += length
@@ -122,9 +130,10 @@ class Tail:
         return pieces
 
     def has_writers(self) -> bool | None:
-        """Whether a session has the file open, by asking for a read lease; None: not our right.
+        """Whether a session has the file open for writing; None if we may not ask.
 
-        It is for the file's owner and who has CAP_LEASE.
+        We ask for a read lease, see fcntl(2). Only the file's owner and a process with CAP_LEASE
+        may do so.
         """
         return lease.is_written(self._fd)
 
@@ -134,7 +143,7 @@ class Tail:
 
 
 def _open(path: str) -> int:
-    # O_NONBLOCK for a FIFO, which has no place here and would make us wait.
+    # O_NONBLOCK, because to open a FIFO would otherwise wait for a writer. A FIFO is then refused.
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
@@ -145,7 +154,7 @@ def _open(path: str) -> int:
 def head_of(path: str, token: bytes) -> str:
     """Return the hash of a file's first line if that begins with the token, else "".
 
-    Of a compressed one what it was compressed from. Raises OSError.
+    A compressed file is unpacked as far as that. Raises OSError.
     """
     with open(_open(path), "rb") as file:
         opener = _OPENERS.get(file.peek(len(_XZ))[:2])
@@ -162,8 +171,9 @@ def _head(begin: bytes) -> str:
 
 
 def _unpacked(fd: int, path: str) -> int:
-    """Return the descriptor of a log file, or that of what it was compressed from, in a file
-    without a name.
+    """Return `fd`, or for a compressed file the descriptor of its unpacked content instead.
+
+    The content is in a temporary file without a name.
     """
     opener = _OPENERS.get(os.pread(fd, 2, 0))
     if opener is None:
