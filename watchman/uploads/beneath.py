@@ -62,7 +62,7 @@ class Look:
 
 
 def below(root: str, subpath: str) -> str:
-    """The absolute path of what lies at a sub-path of a watch or another directory."""
+    """Return the absolute path of a sub-path below a watch or another directory."""
     return f"{root.rstrip('/')}/{subpath}" if subpath else root
 
 
