@@ -365,6 +365,7 @@ def test_as_says_by_which_path_a_task_is_found(
     [task] = eventually(lambda: published(tmp_path / "broker"))
     assert task["args"] == [str(incoming / "plain.txt")]
     assert task["watchman"]["original"] == "/gone/events.csv"
+    eventually(lambda: daemon.queue() == [])
     kill(daemon)
     eventually(lambda: daemon.status()["watches"]["in"]["last_scan"])
     assert sent(tmp_path) == ["plain.txt"]
