@@ -17,6 +17,7 @@ from watchman.config.settings import MoveSettings, WatchSettings
 from watchman.dispatch.decisions import SEARCH
 from watchman.dispatch.judge import QUIET
 from watchman.operate.queue_view import Selection
+from watchman.sinks import pipeline
 from watchman.store import ledger as ledger_module
 from watchman.uploads.upload import (
     Answer,
@@ -53,6 +54,23 @@ def test_an_upload_is_accepted_once_whoever_speaks_of_it(house: House) -> None:
     assert (upload.id, upload.path, upload.source) == (answer.detail, str(path), Source.INOTIFY)
     assert upload.task is not None
     assert (upload.task.section, upload.task.name) == ("csv", "import_csv")
+
+
+def test_of_many_uploads_some_are_kept_in_memory_and_the_others_are_read_back(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "KEPT", 2)
+    for name in "abcd":
+        house.say(house.write(f"{name}.csv"))
+    house.say(house.write("a.nc"))
+    kept = {place: len(one.kept) for place, one in house.pipeline.backlogs.items()}
+    assert kept == {"broker:b": 2, "broker:c": 1}, "none of them has all the room"
+    taken = house.take()
+    assert [Path(upload.path).name for upload in taken] == ["a.csv", "b.csv", "c.csv", "d.csv"]
+    assert all(upload.task and upload.position >= 0 for upload in taken)
+    house.settle(taken[0])
+    house.say(house.write("e.csv"))
+    assert [len(one.kept) for one in house.pipeline.backlogs.values()] == [1, 1]
 
 
 def test_the_same_path_written_again_is_another_upload(house: House) -> None:

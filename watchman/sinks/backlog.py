@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 
 from watchman.config.moves import ASIDE
+from watchman.uploads.upload import Upload
 
 
 @dataclass(slots=True)
@@ -72,6 +73,8 @@ class Backlog:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
+        #: By position, uploads that need not be read from the journal; any thread, each of its own.
+        self.kept: dict[int, Upload] = {}
         #: Guards everything below. Notified when an upload may be taken or was given back.
         self._changed = threading.Condition()
         self._lanes: dict[str, Lane] = {"": Lane()}
@@ -214,6 +217,7 @@ class Backlog:
         with self._changed:
             self._moved = self._clock()
             self._forget(self._taken.pop(position, ("", None))[0])
+            self.kept.pop(position, None)
             self._untold |= self._is_full
             if position in self._wanted:
                 self._wanted.discard(position)

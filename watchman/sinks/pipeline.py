@@ -35,9 +35,9 @@ RECENT = 1_000
 #: sent again. It is twice what is sent together: one half is sent while the other is written down.
 SENT = 128
 
-#: Uploads that are kept in memory until they are taken, some 1,500 bytes each. The records of all
-#: others are read from the journal.
-FRESH = 2_000
+#: Uploads of one place that are kept in memory until they are taken, some 1,500 bytes each. The
+#: records of all others are read from the journal.
+KEPT = 2_000
 
 #: Seconds after which a thread that waits for a commit checks that the journal can be written.
 WRITTEN_POLL = 0.5
@@ -54,7 +54,7 @@ class Pipeline:
     """The accepted uploads: each waits, is taken by a mover, then by a publisher, and is settled.
 
     In memory an upload is only its journal position in a backlog. Its record is read when it is
-    taken, except for the latest uploads, which are kept (FRESH).
+    taken, except for the latest uploads, which are kept (KEPT).
 
     Publishers call `take` and `report`; movers call `take_at`, `report_move` and `write`. The
     dispatcher's thread does all else. The class is long because it has everything that can happen
@@ -87,8 +87,6 @@ class Pipeline:
         self.backlogs = Backlogs(monotonic)
         #: By id, uploads whose record is being written; so `watchman queue` shows them, too.
         self.arriving: dict[str, Upload] = {}
-        #: By journal position, uploads that need not be read from the journal.
-        self._fresh: dict[int, Upload] = {}
         #: Journal positions whose record could not be read.
         self._unreadable: set[int] = set()
         self._closed = threading.Event()
@@ -206,7 +204,7 @@ class Pipeline:
             return []
         for position in backlog.take(limit, timeout, most=most, aside=aside):
             try:
-                upload = self._read(position)
+                upload = backlog.kept.pop(position, None) or self._read(position)
             except (JournalCorrupt, OSError) as e:
                 if not self._unreadable:
                     logger.error(
@@ -241,19 +239,17 @@ class Pipeline:
 
         def settle() -> None:
             for report in over:
-                if report.state is State.RENAMED:
-                    self._rename(report, backlog)
-                else:
-                    self._settle(report, backlog)
+                work = self._rename if report.state is State.RENAMED else self._settle
+                self._commit.outlive(partial(work, report, backlog))
 
         if over:
             self._commit.bring_first(settle)
 
     def _add(self, upload: Upload, place: str) -> Backlog:
         """Add an upload to the backlog of a place, which `offer` must still tell; return that."""
-        if len(self._fresh) < FRESH:
-            self._fresh[upload.position] = upload
         backlog = self.backlogs[place]
+        if len(backlog.kept) < KEPT:
+            backlog.kept[upload.position] = upload
         backlog.add(upload.position, upload.owned_by)
         return backlog
 
@@ -427,8 +423,6 @@ class Pipeline:
             logger.info("Took up %d uploads that wait for %s %s.", count, kind, name)
 
     def _read(self, position: int) -> Upload:
-        if (fresh := self._fresh.pop(position, None)) is not None:
-            return fresh
         return Upload.decode(self._journal.read(position), position)
 
     # In any thread.

@@ -156,13 +156,13 @@ class GroupCommit:
     def _run(self) -> None:
         while not (self._stopping and self._inbox.empty()):
             self._turned = self._monotonic()
-            patience = self._outlive(self._timer)
+            patience = self.outlive(self._timer)
             self._work(RETRY if patience is None else patience)
             self._commit()
             # What follows on a record may have staged more: not durable yet, and idle work is to
             # find all of it so.
             if not self._changes:
-                self._outlive(self._idle)
+                self.outlive(self._idle)
         self._next_try = 0.0
         self._commit()
         while self._changes and not self.unwritable_since:
@@ -175,10 +175,10 @@ class GroupCommit:
         work = self._inbox.take(max(patience, 0.0001))
         until = time.monotonic() + self._slice
         while work is not None:
-            self._outlive(work)
+            self.outlive(work)
             work = self._inbox.take(0.0) if time.monotonic() < until else None
 
-    def _outlive(self, work: Callable[[], T]) -> T | None:
+    def outlive(self, work: Callable[[], T]) -> T | None:
         """Do work; whatever it raises ends only that, for all else waits for this thread."""
         try:
             return work()
@@ -213,7 +213,7 @@ class GroupCommit:
                 change.durable(position)
             except Exception:
                 logger.exception(LEFT_UNDONE)
-        self._outlive(self._committed)
+        self.outlive(self._committed)
 
     def _take_back(self, changes: list[Change]) -> None:
         if not self.unwritable_since:
@@ -226,7 +226,7 @@ class GroupCommit:
         for change in reversed(changes):
             if not change.lasting:
                 why = f"the journal cannot be written: {self._reason}"
-                self._outlive(partial(change.failed, why))
+                self.outlive(partial(change.failed, why))
         self._changes = [change for change in changes if change.lasting]
         if not self._changes:
             # Somebody must find out when the disk has room again.
