@@ -583,6 +583,7 @@ def test_of_two_who_wrote_a_file_the_word_of_the_last_counts_though_both_are_rea
 ) -> None:
     """The first one's line is read when the second one has closed the file, or before that."""
     path = logged.write("a.csv")
+    logged.clock.still = True
     with path.open("a"):
         if early:
             log(logged, Kind.COMPLETED, path, session, size=6)
@@ -603,6 +604,22 @@ def test_of_two_who_wrote_a_file_the_word_of_the_last_counts_though_both_are_rea
         log(logged, Kind.COMPLETED, path, other, size=6)
         assert len(logged.take()) == 1
     other.kill()
+
+
+def test_a_close_that_is_under_way_when_it_is_heard_is_not_taken_for_another_writer(
+    logged: House, session: Session
+) -> None:
+    """close(2) sends its event before it lets go of the file."""
+    path = logged.write("a.csv")
+    logged.clock.still = True
+    with path.open("a"):
+        logged.closed(path)
+    assert log(logged, Kind.COMPLETED, path, session, size=6).outcome is Outcome.OK
+    (row,) = logged.dispatcher.hold_queue.rows()
+    assert row["reason"] == "it is being closed", "another's close may be heard in a moment"
+    logged.clock.still = False
+    logged.catch_up()
+    assert len(logged.take(patience=5.0)) == 1
 
 
 def test_a_close_that_is_heard_after_its_line_is_not_taken_for_that_of_one_more_writer(

@@ -42,8 +42,8 @@ class HeldFile:
     """A held file: why, since when (epoch), and what it has looked like since when (monotonic),
     which is anew once its writer is gone: `writing` if it had one, `overlapped` if it had one when
     the notification was made, `unspoken` how many have closed it while others had it open, and
-    ProFTPD has not told how that ended. `unclosed` if it appeared by a call that may have opened it
-    for writing, and no end of that was heard.
+    ProFTPD has not told how that ended. `closing` is as in `Hold`. `unclosed` if it appeared by a
+    call that may have opened it for writing, and no end of that was heard.
 
     `failure` is why it has failed, should it only be waited for until it is closed, or for another
     word until `fail_at` (monotonic). `hooked` if a hook has called it complete. One that was
@@ -62,6 +62,7 @@ class HeldFile:
     writing: bool = False
     overlapped: bool = False
     unspoken: int = 0
+    closing: float = 0.0
     unclosed: bool = False
     failure: str = ""
     fail_at: float = 0.0
@@ -129,6 +130,7 @@ class HoldQueue:
             looks=before.looks + 1 if before else 1,
             writing=verdict.writing,
             overlapped=verdict.overlapped,
+            closing=verdict.closing,
             unspoken=verdict.unspoken + (before.unspoken if before and not another else 0),
             unclosed=unclosed or notification.appeared,
             failure=failure or (before.failure if before and not another else ""),

@@ -40,6 +40,10 @@ UNCLOSED = 10.0
 #: Whoever closes it is heard, if it is watched; the rest is for files that are not.
 WRITING, WRITING_MOST = 1.0, 60.0
 
+#: Seconds that a close(2) may take from its event on until it has let go of the file, and within
+#: which the close of another who had it open is heard as well.
+CLOSING = 0.02
+
 #: Seconds until a file is looked at again that a disk or a right keeps from being looked at.
 BARRED = 10.0
 
@@ -140,18 +144,23 @@ class Judge:
             # It told of what was there before, and of what is there now nobody has spoken.
             notification = notification._replace(source=Source.INOTIFY)
         word, overlapped = self._word(notification, held, look.state)
-        unspoken = self._counted(path, notification, held, look)
-        overlapped = overlapped or (unspoken < 0 and not look.writing)
+        closing = self._closing(path, notification, held, look)
+        another = bool(held and held.closing and (notification.closed or look.writing))
+        unspoken = another + self._spoken(notification, held, another, look)
+        overlapped = overlapped or another or (unspoken < 0 and not look.writing)
         decided = self.decides(word, look.state) and not overlapped
         verdict = (
             _too_fresh(notification, held, look.state)
+            or self._still_closed(closing, look)
             or self._still_written(notification, held, look)
             or self._failed_before(decided, held, look.state)
             or self._unconfirmed(watch, subpath, word, decided, held, look.state)
             or self._unsettled(watch, held, look)
         )
         if isinstance(verdict, Hold):
-            return replace(verdict, word=word, overlapped=overlapped, unspoken=unspoken)
+            return replace(
+                verdict, word=word, overlapped=overlapped, unspoken=unspoken, closing=closing
+            )
         if verdict is None and not self._rules.matches(path):
             self._ledgers[watch.name].put(subpath, look.state)
             self.unmatched[watch.name] += 1
@@ -187,27 +196,47 @@ class Judge:
             return notification, False
         return held.notification, held.writing or held.overlapped
 
-    def _counted(
+    def _closing(
         self, path: str, notification: Notification, held: HeldFile | None, look: beneath.Look
+    ) -> float:
+        """Return until when (monotonic) a close that was heard may still be under way, 0 if not.
+
+        close(2) sends its event before it lets go of the file, so who reacts at once finds the
+        writer still there. It is another one, who has the file open as well, if he is there later,
+        too, or if a second close is heard.
+        """
+        if held is not None and not notification.closed and not look.writing:
+            return held.closing if held.closing > self._monotonic() else 0.0
+        if not (notification.closed and look.writing):
+            return 0.0
+        recent = self._recent.get(path, look.state)
+        if recent is not None and recent.source is self.decisive and not recent.closed:
+            # Of this write ProFTPD has spoken, and was heard before the kernel.
+            recent.closed = True
+            return 0.0
+        return self._monotonic() + CLOSING
+
+    def _still_closed(self, closing: float, look: beneath.Look) -> Verdict | None:
+        """Hold a file whose close may still be under way."""
+        wait = closing - self._monotonic() if closing else 0.0
+        if wait <= 0:
+            return None
+        return Hold("it is being closed", wait, look.state, writing=bool(look.writing))
+
+    def _spoken(
+        self, notification: Notification, held: HeldFile | None, another: bool, look: beneath.Look
     ) -> int:
-        """Return 1 where one of several writers has closed a file, -1 where ProFTPD speaks of one.
+        """Return -1 where ProFTPD speaks of one of several writers of a file, else 0; `another` if
+        one more of them has just shown.
 
         The word that decides comes once for each, in the order in which they ended. That of the
         first may be read when the last has closed the file as well, and does not speak of him.
         """
         if held is not None and notification is held.notification:
             return 0
-        writing = look.writing
-        if notification.closed:
-            recent = self._recent.get(path, look.state)
-            if recent is not None and recent.source is self.decisive and not recent.closed:
-                # Of this one it has spoken, and faster than the kernel.
-                recent.closed = True
-                return 0
-            return 1 if writing else 0
         if notification.source is not self.decisive or notification.kind is not Kind.COMPLETED:
             return 0
-        return -1 if writing or (held is not None and held.unspoken > 0) else 0
+        return -1 if look.writing or (held is not None and held.unspoken + another > 0) else 0
 
     def _still_written(
         self, notification: Notification, held: HeldFile | None, look: beneath.Look

@@ -37,7 +37,8 @@ class Hold:
     `word` is what to go by then: what the source that decides has said of the file as it is, else
     what was said now; `overlapped` if it was said while another had the file open for writing.
     `writing` if it has a writer. `unspoken` is by how many there are more of its writers, or fewer,
-    who have closed it and of whom ProFTPD has yet to speak.
+    who have closed it and of whom ProFTPD has yet to speak. Until `closing` (monotonic) a close
+    that was heard may be under way, see `Judge._closing`.
     """
 
     reason: str
@@ -47,6 +48,7 @@ class Hold:
     writing: bool = False
     overlapped: bool = False
     unspoken: int = 0
+    closing: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
