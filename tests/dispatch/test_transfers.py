@@ -622,6 +622,23 @@ def test_a_close_that_is_under_way_when_it_is_heard_is_not_taken_for_another_wri
     assert len(logged.take(patience=5.0)) == 1
 
 
+def test_a_close_that_was_under_way_is_none_of_another_when_the_file_is_looked_at_again(
+    logged: House, session: Session
+) -> None:
+    path = logged.write("a.csv")
+    with path.open("a"):
+        logged.closed(path)
+
+    def looked_again() -> bool:
+        logged.catch_up()
+        (row,) = logged.dispatcher.hold_queue.rows()
+        return str(row["reason"]) == "waiting for ProFTPD's word"
+
+    eventually(looked_again)
+    assert log(logged, Kind.COMPLETED, path, session, size=6).outcome is Outcome.OK
+    assert len(logged.take(patience=1.0)) == 1
+
+
 def test_a_close_that_is_heard_after_its_line_is_not_taken_for_that_of_one_more_writer(
     logged: House, session: Session
 ) -> None:

@@ -144,8 +144,10 @@ class Judge:
             # It told of what was there before, and of what is there now nobody has spoken.
             notification = notification._replace(source=Source.INOTIFY)
         word, overlapped = self._word(notification, held, look.state)
-        closing = self._closing(path, notification, held, look)
-        another = bool(held and held.closing and (notification.closed or look.writing))
+        # When it is looked at again the same word is said once more.
+        closed = notification.closed and not (held and notification is held.notification)
+        closing = self._closing(path, closed, held, look)
+        another = bool(held and held.closing and (closed or look.writing))
         unspoken = another + self._spoken(notification, held, another, look)
         overlapped = overlapped or another or (unspoken < 0 and not look.writing)
         decided = self.decides(word, look.state) and not overlapped
@@ -196,25 +198,24 @@ class Judge:
             return notification, False
         return held.notification, held.writing or held.overlapped
 
-    def _closing(
-        self, path: str, notification: Notification, held: HeldFile | None, look: beneath.Look
-    ) -> float:
-        """Return until when (monotonic) a close that was heard may still be under way, 0 if not.
+    def _closing(self, path: str, closed: bool, held: HeldFile | None, look: beneath.Look) -> float:
+        """Return until when (monotonic) a close may be under way that was heard; 0 if none may.
 
         close(2) sends its event before it lets go of the file, so who reacts at once finds the
         writer still there. It is another one, who has the file open as well, if he is there later,
         too, or if a second close is heard.
         """
-        if held is not None and not notification.closed and not look.writing:
-            return held.closing if held.closing > self._monotonic() else 0.0
-        if not (notification.closed and look.writing):
+        now = self._monotonic()
+        if not closed and held is not None and not look.writing:
+            return held.closing if held.closing > now else 0.0
+        if not (closed and look.writing):
             return 0.0
         recent = self._recent.get(path, look.state)
         if recent is not None and recent.source is self.decisive and not recent.closed:
             # Of this write ProFTPD has spoken, and was heard before the kernel.
             recent.closed = True
             return 0.0
-        return self._monotonic() + CLOSING
+        return now + CLOSING
 
     def _still_closed(self, closing: float, look: beneath.Look) -> Verdict | None:
         """Hold a file whose close may still be under way."""
