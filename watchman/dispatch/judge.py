@@ -136,16 +136,12 @@ class Judge:
         path = beneath.below(watch.path, subpath)
         if not self._rewrites.is_new(watch, subpath, look, notification):
             return PassOver(look.state)
-        if (
-            held is not None
-            and notification is held.notification
-            and held.was_rewritten(look.state)
-        ):
+        is_said_again = held is not None and notification is held.notification
+        if held is not None and is_said_again and held.was_rewritten(look.state):
             # It told of what was there before, and of what is there now nobody has spoken.
             notification = notification._replace(source=Source.INOTIFY)
         word, overlapped = self._word(notification, held, look.state)
-        # When it is looked at again the same word is said once more.
-        closed = notification.closed and not (held and notification is held.notification)
+        closed = notification.closed and not is_said_again
         closing = self._closing(path, closed, held, look)
         another = bool(held and held.closing and (closed or look.writing))
         unspoken = another + self._spoken(notification, held, another, look)

@@ -68,7 +68,7 @@ class Backlog:
     Uploads wait in the common lane "". An upload that was taken and is put back goes into the lane
     of what held it up, which is left alone for a while. Owners of files take turns, so that one who
     uploads many files does not delay the others. The uploads of each owner are taken oldest first,
-    out of all lanes that are open.
+    out of all lanes that are open. The class is long because one lock guards all of it.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

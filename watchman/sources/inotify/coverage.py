@@ -38,7 +38,8 @@ Listing = Generator[None, None, int]
 class Coverage:
     """Sets the watches, in small steps between which the watcher reads events.
 
-    `rescan(watch, subpath)` is called for each subtree that is watched from now on.
+    `rescan(watch, subpath)` is called for each subtree that is watched from now on. The class is
+    long because it has all reasons for which a directory is watched, or is not any more.
     """
 
     def __init__(

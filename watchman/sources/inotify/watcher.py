@@ -69,7 +69,8 @@ class Watcher:
     """A thread that reads events and submits notifications.
 
     It calls `rescan(watch, subpath)` when it has begun to watch that subtree, and when events of it
-    were lost; `rescan` must not block. `submit` may block: the kernel queues events meanwhile.
+    were lost; `rescan` must not block. `submit` may block: the kernel queues events meanwhile. The
+    class is long because it has every kind of event.
     """
 
     def __init__(
