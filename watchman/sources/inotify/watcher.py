@@ -30,8 +30,12 @@ LOOK = 1.0
 #: are made as fast as Python can read events, the kernel's queue of 16,384 takes longer to fill.
 SLICE = 0.01
 
-#: Seconds to wait for more events, if the last ones were read less than that ago. Events that are
-#: read together wake the dispatcher once, share a commit, and reach a publisher as one batch.
+#: Reads, each within a few GATHERs of the one before, that make a burst. A file alone
+#: makes two, when it appears and when it is closed.
+BURST = 4
+
+#: Seconds for which the events of a burst are gathered. All events of one read wake the dispatcher
+#: once, and make one commit and one batch of a publisher.
 GATHER = 0.005
 
 #: Seconds for which a MOVED_FROM waits for its MOVED_TO. The kernel usually queues the two next to
@@ -102,6 +106,8 @@ class Watcher:
         self._next_look = 0.0
         #: When events were read last (monotonic).
         self._last_read = 0.0
+        #: How many reads have followed one another quickly.
+        self._quick_reads = 0
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
 
@@ -148,7 +154,7 @@ class Watcher:
 
     def _gather(self) -> None:
         """In a burst, wait a moment so that more events are read together."""
-        if time.monotonic() < self._last_read + GATHER and not self._coverage.busy:
+        if self._quick_reads >= BURST and not self._coverage.busy:
             self._stopping.wait(GATHER)
 
     def _take_turn(self) -> None:
@@ -156,7 +162,10 @@ class Watcher:
         self._turn += 1
         read = self._inotify.read()
         if read:
-            self._last_read = time.monotonic()
+            before, self._last_read = self._last_read, time.monotonic()
+            # While it gathers, it waits for GATHER seconds before each read.
+            is_quick = self._last_read < before + 3 * GATHER
+            self._quick_reads = self._quick_reads + 1 if is_quick else 0
         self._handle(read)
         now = self._clock()
         self._let_moves_lapse(now)
