@@ -318,7 +318,8 @@ class ProftpdServer(Server):
         host, port = client.getsockname()[:2]
         server_port = client.getpeername()[1]
         local, remote = _hexadecimal(host, server_port), _hexadecimal(host, port)
-        [inode] = [row[9] for row in _sockets() if row[1:3] == [local, remote]]
+        # Of a connection before it, in TIME_WAIT, the inode is 0.
+        [inode] = [row[9] for row in _sockets() if row[1:3] == [local, remote] and row[9] != "0"]
         name = f"socket:[{inode}]"
 
         def having() -> list[int]:
