@@ -24,10 +24,12 @@ CLIENTS, FILES = 8, 500
 #: Commands of which the mean is taken.
 COMMANDS = 5
 
-#: A client: begins when it is told to, and prints when it did so and when it ended.
+#: A client: says that it is there, begins when it is told to, and prints when it did so and when it
+#: ended.
 CLIENT = """
 import socket, sys, time
 path, directory, first, count = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+print("there", flush=True)
 sys.stdin.readline()
 began = time.monotonic()
 for n in range(first, first + count):
@@ -105,7 +107,9 @@ def answered(server: Server, directory: Path) -> float:
                     command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
                 )
             )
-        time.sleep(1)
+        for client in clients:
+            assert client.stdout is not None
+            assert client.stdout.readline() == "there\n"
         for client in clients:
             assert client.stdin is not None
             client.stdin.write("\n")

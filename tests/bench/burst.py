@@ -18,6 +18,7 @@ from tests.bench.rows import Row, columns, in_turn
 from tests.servers.brokers import ROOT, Server, clean_environment
 from tests.servers.daemon import Daemon
 from tests.support import bulk
+from tests.support.inis import WATCH, csv_tasks
 
 #: Files, and the directories that they are spread over.
 FILES, DIRECTORIES = 3_000, 20
@@ -27,15 +28,7 @@ INI = """
 spool = {tmp}/spool
 socket = {tmp}/watchman.sock
 log_file = {tmp}/output.log
-[broker:b]
-url = BROKER
-[watch:in]
-path = {tmp}/in
-[task:csv]
-pattern = *.csv
-broker = b
-task = tests.record
-"""
+""" + csv_tasks(WATCH, url="BROKER")
 
 #: What is asked for: files per second, against the best loop, and microseconds of processor time.
 LIMITS = {"Redis": ((2, 4), (250, 120)), "RabbitMQ": ((1, 1.5), (300, 150))}

@@ -14,6 +14,7 @@ from tests.bench.trees import fewest_watches, many_directories
 from tests.servers.daemon import Daemon
 from tests.support import bulk
 from tests.support.deadline import eventually
+from tests.support.inis import csv_tasks
 from watchman.uploads.upload import Task
 
 #: Directories that are watched, and uploads that wait for a dead broker.
@@ -22,16 +23,7 @@ WATCHES, UPLOADS = 100_000, 100_000
 #: Seconds of each look at a daemon that does nothing.
 IDLE = 10.0
 
-INI = """
-[broker:b]
-url = redis://127.0.0.1:1/0
-[watch:many]
-path = TREE
-[task:csv]
-pattern = *.csv
-broker = b
-task = tests.record
-"""
+INI = csv_tasks("[watch:many]\npath = TREE\n", url="redis://127.0.0.1:1/0")
 
 
 def rows() -> Iterator[Row]:

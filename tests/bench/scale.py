@@ -14,21 +14,11 @@ from tests.bench.rows import Row, columns, in_turn
 from tests.servers.daemon import Daemon
 from tests.support import bulk
 from tests.support.deadline import eventually
+from tests.support.inis import AWAY
 from watchman.uploads.upload import Task
 
 #: Files that stay in a watch, and uploads that wait for a dead broker.
 FILES, UPLOADS = 1_000_000, 200_000
-
-INI = """
-[broker:b]
-url = redis://127.0.0.1:1/0
-[watch:in]
-path = {tmp}/in
-[task:csv]
-pattern = *.csv
-broker = b
-task = tests.record
-"""
 
 SCANNED = re.compile(r"Scanned watch in: \d+ files in ([\d.]+) seconds, 0 of them new")
 
@@ -45,7 +35,7 @@ def restart_rows() -> Iterator[Row]:
     with bulk.roomy_directory(FILES) as directory:
         for _ in bulk.create(directory / "in", range(FILES)):
             pass
-        daemon = Daemon(directory, INI)
+        daemon = Daemon(directory, AWAY)
         restart(daemon)
         found = in_turn(
             {"watchman": lambda: restart(daemon), WALK: lambda: (walk(directory / "in"),) * 2}
@@ -86,7 +76,7 @@ def walk(path: Path) -> float:
 def backlog_rows() -> Iterator[Row]:
     """A start with uploads that wait, beside reading their records."""
     with bulk.roomy_directory(UPLOADS) as directory:
-        daemon = Daemon(directory, INI)
+        daemon = Daemon(directory, AWAY)
         (directory / "in").mkdir()
         nothing = in_turn({"nothing": lambda: start(daemon, stop=True)})
         bulk.write_journal(

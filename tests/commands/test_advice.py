@@ -11,6 +11,7 @@ import pytest
 from tests.servers.daemon import Daemon
 from tests.support.deadline import eventually
 from tests.support.filesystems import unprivileged
+from tests.support.inis import WATCH, csv_tasks
 from watchman.commands.shared import keeper
 from watchman.config import trusted
 from watchman.config.locations import DEFAULT_FILE
@@ -24,15 +25,7 @@ INI = """\
 spool = {tmp}/own/spool
 socket = {tmp}/own/socket
 log_file = {tmp}/own/log
-[broker:b]
-url = filesystem://{tmp}/own/broker
-[watch:in]
-path = {tmp}/in
-[task:csv]
-pattern = *.csv
-broker = b
-task = tests.record
-"""
+""" + csv_tasks(WATCH, url="filesystem://{tmp}/own/broker")
 
 
 def everything(directory: Path) -> list[tuple[str, int, int, int]]:

@@ -12,25 +12,18 @@ import pytest
 
 from tests.servers.daemon import Daemon
 from tests.support.filesystems import unprivileged
+from tests.support.inis import WATCH, csv_tasks
 from watchman.commands import main
 from watchman.config import locations
 from watchman.errors import ConfigError
 
 Start = Callable[..., Daemon]
 
-INI = """\
+INI = f"""\
 [watchman]
-spool = {tmp}/spool
-socket = {tmp}/run/socket
-[broker:b]
-url = filesystem://{tmp}/broker
-[watch:in]
-path = {tmp}/in
-[task:csv]
-pattern = *.csv
-broker = b
-task = tests.record
-"""
+spool = {{tmp}}/spool
+socket = {{tmp}}/run/socket
+{csv_tasks(WATCH, url="filesystem://{tmp}/broker")}"""
 
 #: What goes wrong in an editor at night, by what is replaced.
 WRONG = {

@@ -13,20 +13,8 @@ import pytest
 from tests.servers.daemon import Daemon
 from tests.support import bulk
 from tests.support.deadline import eventually
+from tests.support.inis import AWAY, INI
 from tests.whole.test_catch_up import paths
-
-AWAY = """
-[broker:b]
-url = redis://127.0.0.1:1/0
-[watch:in]
-path = {tmp}/in
-[task:csv]
-pattern = *.csv
-broker = b
-task = tests.record
-"""
-
-INI = AWAY.replace("redis://127.0.0.1:1/0", "filesystem://broker")
 
 #: Inotify watches that a daemon may set in a user namespace of its own.
 WATCHES = 5

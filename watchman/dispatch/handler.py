@@ -148,9 +148,7 @@ class Handler:
         """
         if notification.source in SPELLED:
             notification = self.placing.place(notification)
-        if notification.uid is not None and not all(
-            self._may_speak(notification, path) for path in _paths(notification)
-        ):
+        if not all(self._may_speak(notification, path) for path in _paths(notification)):
             answer(Answer(Outcome.ERROR, "only who may write a file may announce it"))
             return
         if notification.source in PROFTPD and notification.path:

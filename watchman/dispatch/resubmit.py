@@ -53,21 +53,21 @@ class Resubmitter:
         if look is None:
             return
         with look:
+            if reason := self._refusal(path, notification, look):
+                answer(Answer(Outcome.ERROR, reason))
+                return
             verdict = Accept(look.state, notification, look.ownership, look.sample())
-        if not self.rules.matches(path, notification.resubmit_as):
-            answer(Answer(Outcome.ERROR, "no task matches it; give --as PATH"))
-            return
-        if look.writing:
-            answer(Answer(Outcome.ERROR, "it is being written"))
-            return
-        if reason := look.ownership.refusal():
-            answer(Answer(Outcome.ERROR, reason))
-            return
         held = self.holding.queue.pop(path)
         if held is not None and held.id and notification.old_id:
             self.holding.release(held, PassOver(look.state))
             held = None
         self.decisions.accept(watch, subpath, verdict, answer, held)
+
+    def _refusal(self, path: str, notification: Notification, look: beneath.Look) -> str:
+        """Return why a file below a watch cannot be an upload, "" if it can."""
+        if not self.rules.matches(path, notification.resubmit_as):
+            return "no task matches it; give --as PATH"
+        return "it is being written" if look.writing else look.ownership.refusal()
 
     def _accept_moved(
         self, notification: Notification, move: MoveSettings, answer: Respond

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from watchman.config.rules import Rules
+from watchman.config.settings import WatchSettings
 from watchman.dispatch.decisions import Decisions
 from watchman.dispatch.hold_queue import Holding
 from watchman.dispatch.judge import STILL_OPEN, WRITING, Judge
@@ -208,8 +209,7 @@ class TransferTracker:
         watch, subpath = located
         path = beneath.below(watch.path, subpath)
         try:
-            with beneath.look(watch.path, subpath) as look:
-                sample = look.sample()
+            look = beneath.look(watch.path, subpath)
         except (OSError, NotBelowWatch) as e:
             logger.debug("A failed transfer left nothing at %r: %s.", path, e)
             if notification.source is Source.LOG:
@@ -217,6 +217,20 @@ class TransferTracker:
                     self._left.clear()
                 self._left[path] = notification.reason
             return
+        with look:
+            self._fail_file(watch, subpath, look, notification, before, patience)
+
+    def _fail_file(
+        self,
+        watch: WatchSettings,
+        subpath: str,
+        look: beneath.Look,
+        notification: Notification,
+        before: FileState | None,
+        patience: float,
+    ) -> None:
+        """Fail a file that is there, as `_fail` does."""
+        path = beneath.below(watch.path, subpath)
         if not may_speak(notification, watch.path, subpath):
             return  # another's, that was not there when he was asked
         held = self.holding.queue.get(path)
@@ -237,7 +251,7 @@ class TransferTracker:
             self.holding.hold(path, notification, held, hold, nobody, reason)
             return
         held, reason = self.holding.queue.pop(path), notification.reason
-        failed = Fail(look.state, reason, sample)
+        failed = Fail(look.state, reason, look.sample())
         self.decisions.fail(watch, subpath, failed, notification, held)
 
     # At start.

@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol, Self
 
 from watchman.config.places import Place
 from watchman.errors import NotBelowWatch
+from watchman.store.groupcommit import outlive
 from watchman.store.inbox import Work
 from watchman.uploads import beneath
 from watchman.uploads.ownership import owner_of
@@ -133,10 +134,7 @@ class Finds:
         if self._under_way:
             self._inbox.bring(self._take_turn, LANE)
         for work in works:
-            try:
-                work()
-            except Exception:
-                logger.exception("No decision on a file. It waits for a rescan.")
+            outlive(work)
 
     def _some_unsorted(self) -> list[tuple[Find, list[Work]]]:
         with self._changed:

@@ -20,7 +20,7 @@ from watchman.sinks.backlog import Backlog
 from watchman.sinks.backlogs import Backlogs, Group
 from watchman.sinks.failures import NEVER_WAITED, Failures
 from watchman.sinks.file_tracker import RETRY, FileTracker
-from watchman.store.groupcommit import GroupCommit
+from watchman.store.groupcommit import GroupCommit, outlive
 from watchman.store.journal import Journal
 from watchman.store.ledger import Ledger
 from watchman.uploads.upload import FileState, Report, State, Task, Upload
@@ -240,7 +240,7 @@ class Pipeline:
         def settle() -> None:
             for report in over:
                 work = self._rename if report.state is State.RENAMED else self._settle
-                self._commit.outlive(partial(work, report, backlog))
+                outlive(partial(work, report, backlog))
 
         if over:
             self._commit.bring_first(settle)

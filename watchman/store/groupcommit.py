@@ -29,8 +29,6 @@ SLICE, SLICES, SLICE_MOST = 0.01, 4, 0.05
 #: Seconds between two tries to write a journal that could not be written.
 RETRY = 1.0
 
-LEFT_UNDONE = "Work left undone. What it was about waits for a rescan."
-
 T = TypeVar("T")
 
 
@@ -156,13 +154,13 @@ class GroupCommit:
     def _run(self) -> None:
         while not (self._stopping and self._inbox.empty()):
             self._turned = self._monotonic()
-            patience = self.outlive(self._timer)
+            patience = outlive(self._timer)
             self._work(RETRY if patience is None else patience)
             self._commit()
             # What follows on a record may have staged more: not durable yet, and idle work is to
             # find all of it so.
             if not self._changes:
-                self.outlive(self._idle)
+                outlive(self._idle)
         self._next_try = 0.0
         self._commit()
         while self._changes and not self.unwritable_since:
@@ -175,16 +173,8 @@ class GroupCommit:
         work = self._inbox.take(max(patience, 0.0001))
         until = time.monotonic() + self._slice
         while work is not None:
-            self.outlive(work)
+            outlive(work)
             work = self._inbox.take(0.0) if time.monotonic() < until else None
-
-    def outlive(self, work: Callable[[], T]) -> T | None:
-        """Do work; whatever it raises ends only that, for all else waits for this thread."""
-        try:
-            return work()
-        except Exception:
-            logger.exception(LEFT_UNDONE)
-            return None
 
     def _commit(self) -> None:
         changes, self._changes = self._changes, []
@@ -209,11 +199,8 @@ class GroupCommit:
         following = iter(positions)
         for change in changes:
             position = next(following) if change.record is not None else -1
-            try:
-                change.durable(position)
-            except Exception:
-                logger.exception(LEFT_UNDONE)
-        self.outlive(self._committed)
+            outlive(partial(change.durable, position))
+        outlive(self._committed)
 
     def _take_back(self, changes: list[Change]) -> None:
         if not self.unwritable_since:
@@ -226,7 +213,7 @@ class GroupCommit:
         for change in reversed(changes):
             if not change.lasting:
                 why = f"the journal cannot be written: {self._reason}"
-                self.outlive(partial(change.failed, why))
+                outlive(partial(change.failed, why))
         self._changes = [change for change in changes if change.lasting]
         if not self._changes:
             # Somebody must find out when the disk has room again.
@@ -234,3 +221,14 @@ class GroupCommit:
 
     def _stop(self) -> None:
         self._stopping = True
+
+
+def outlive(work: Callable[[], T]) -> T | None:
+    """Do work of the dispatcher's thread; whatever it raises ends only that, for all else waits for
+    this thread.
+    """
+    try:
+        return work()
+    except Exception:
+        logger.exception("Work left undone. What it was about waits for a rescan.")
+        return None
