@@ -132,8 +132,6 @@ def fields(made: Message) -> tuple[Any, ...]:
     return made.body, made.route, made.route.queue, {**made.options, "headers": None}
 
 
-# Connections of the tests before it, which were broken or left, may be collected in its time.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @settings(max_examples=200, deadline=None)
 @given(
     celery=celery_settings,
