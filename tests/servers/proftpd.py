@@ -318,12 +318,12 @@ class ProftpdServer(Server):
         host, port = client.getsockname()[:2]
         server_port = client.getpeername()[1]
         local, remote = _hexadecimal(host, server_port), _hexadecimal(host, port)
-        # Of a connection before it, in TIME_WAIT, the inode is 0.
-        [inode] = [row[9] for row in _sockets() if row[1:3] == [local, remote] and row[9] != "0"]
-        name = f"socket:[{inode}]"
+        # A row may be read twice, where others come and go meanwhile. Of a connection before it,
+        # in TIME_WAIT, the inode is 0.
+        names = {f"socket:[{row[9]}]" for row in _sockets() if row[1:3] == [local, remote]}
 
         def having() -> list[int]:
-            return [pid for pid in sessions if name in _open_files(pid)]
+            return [pid for pid in sessions if names & _open_files(pid)]
 
         # For a moment what it has just forked may have it open, too.
         return eventually(lambda: len(found := having()) == 1 and found)[0]
