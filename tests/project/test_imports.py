@@ -39,10 +39,14 @@ MAY_IMPORT = {
     },
     "commands.shared": {"sources.socket", "sinks.publishing", "uploads", "config", "errors"},
     "commands.check": {
-        *("commands.shared", "sinks.publishing", "sources.transferlog"),
+        *("commands.screens", "commands.shared", "sinks.publishing", "sources.transferlog"),
         *("uploads", "config", "errors"),
     },
-    "commands": {"commands.check", "commands.shared", "daemon", "uploads", "config", "errors"},
+    "commands.screens": {"commands.shared", "uploads"},
+    "commands": {
+        *("commands.check", "commands.screens", "commands.shared", "daemon"),
+        *("uploads", "config", "errors"),
+    },
     "demo": {"config", "errors"},
     "__main__": {"commands"},
 }
@@ -52,6 +56,7 @@ ONLY = {
     "sinks.moving": {"sinks": {"sinks.sink"}},
     "sinks.publishing": {"sinks": {"sinks.sink"}},
     "commands.shared": {"sources.socket": {"sources.socket.wire"}},
+    "commands.screens": {"commands.shared": {"commands.shared.phrases"}},
     "commands.check": {"sources.transferlog": {"sources.transferlog.lines"}},
     "sources.transferlog": {"sources.inotify": {"sources.inotify.events"}},
 }
@@ -64,6 +69,7 @@ EDGES = {
     "kombu": {"sinks.publishing", "config.celery_settings"},
     "amqp": {"sinks.publishing"},
     "redis": {"sinks.publishing"},
+    "rich": {"commands.screens"},
 }
 
 

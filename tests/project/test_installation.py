@@ -72,7 +72,7 @@ def test_the_steps_lead_to_a_task(server: BareServer) -> None:
         return seen.stdout if not seen.returncode and seen.stdout.splitlines()[-1] else ""
 
     seen = eventually(see)
-    assert seen.startswith("healthy\n")
+    assert seen.startswith("healthy since ")
     assert re.search(r"^hook +[1-9]", seen, re.M)
     assert re.search(r"^log +[1-9]", seen, re.M)
     path = "/srv/ftp/trial/trial.csv"

@@ -14,12 +14,12 @@ from collections.abc import Iterator
 
 from watchman.commands.check import brokers, places, proftpd, trees
 from watchman.commands.check.findings import Finding, Level, ok, warn
+from watchman.commands.screens import check, screen
 from watchman.commands.shared import shell
 from watchman.commands.shared.filesystems import user_name
-from watchman.commands.shared.table import count
+from watchman.commands.shared.phrases import count
 from watchman.config import inifile, locations
 from watchman.config.settings import Settings
-from watchman.uploads.text import printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,8 +36,7 @@ def main(arguments: argparse.Namespace) -> int:
         if arguments.json:
             shell.print_json(finding._asdict())
         else:
-            text = printable(finding.text)
-            print(f"{finding.level:<5}  {finding.subject:<14}  {text}", flush=True)
+            screen.show(check.draw(*finding))
     if not arguments.json:
         errors = count(levels[Level.ERROR], "error")
         print(f"{errors}, {count(levels[Level.WARN], 'warning')}")
