@@ -126,6 +126,7 @@ def test_the_wheel_says_what_it_needs(wheel: zipfile.ZipFile) -> None:
         "celery": "",
         "pyinotify": "",
         "pyasyncore": 'python_version >= "3.12"',
+        "rich": "",
     }
 
 

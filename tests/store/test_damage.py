@@ -224,8 +224,9 @@ def test_a_whole_last_line_that_was_damaged_was_acknowledged_and_is_missed(
     first, last = station.upload("first.wait"), station.upload("last.wait")
     journal = station.end(orderly=True)
     bad = record_of(journal, '"accepted"', last)
-    assert journal.endswith(bad)
-    station.restart(journal[: -len(bad)] + bad.replace(b'"size"', b'"sizf"')[:-20] + b"\n")
+    # After it there is nothing, or what the broker has answered to it.
+    before, _, _ = journal.partition(bad)
+    station.restart(before + bad.replace(b'"size"', b'"sizf"')[:-20] + b"\n")
     eventually(lambda: station.waiting() == {first, last})
 
 
