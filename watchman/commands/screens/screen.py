@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -36,10 +36,11 @@ def console() -> Console:
 
 def show(*parts: RenderableType, on: Console | None = None) -> None:
     """Print parts of a screen below one another."""
-    on = on or console()
+    if on is None:
+        on = console()
+        on.size = on.size  # else it asks for it again and again
     with on.capture() as drawn:
-        for part in parts:
-            on.print(part)
+        on.print(Group(*parts))
     # Cells are filled up with blanks, which nobody wants to copy.
     print(*(line.rstrip() for line in drawn.get().split("\n")), sep="\n", end="", flush=True)
 
