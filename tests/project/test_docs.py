@@ -17,7 +17,7 @@ import pytest
 
 from tests.servers.brokers import ROOT
 from watchman.config import inifile
-from watchman.config.sections import SECTIONS
+from watchman.config.sections import SECTIONS, SINGLE
 
 README = ROOT / "README.rst"
 DOCS = ROOT / "docs"
@@ -67,14 +67,30 @@ def test_the_readme_links_to_files_that_are_there() -> None:
     assert [link for link in links if not (ROOT / link).is_file()] == []
 
 
-def test_sphinx_builds_every_page_without_a_warning(tmp_path: Path) -> None:
-    """As `make docs` does, but for the place."""
-    build = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-n"]
-    done = subprocess.run([*build, DOCS, tmp_path], capture_output=True, text=True)
+def built(builder: str, directory: Path) -> Path:
+    """As `make docs` does it, but for the place."""
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-n", "-b", builder]
+    done = subprocess.run([*command, DOCS, directory], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    contents = (tmp_path / "index.html").read_text()
+    return directory
+
+
+def test_sphinx_builds_every_page_without_a_warning(tmp_path: Path) -> None:
+    contents = (built("html", tmp_path) / "index.html").read_text()
     for page in DOCS.glob("*.rst"):
         assert f'href="{page.stem}.html"' in contents or page.stem == "index"
+
+
+def test_the_manual_of_the_ini_file_has_every_option_and_its_default(tmp_path: Path) -> None:
+    roff = (built("man", tmp_path) / "watchman.ini.5").read_text()
+    text = re.sub(r"\\(f[BP]|&)", "", roff)
+    for kind, options in SECTIONS.items():
+        _, beginning, rest = re.split(rf"\.SS (\[{kind}[:\]].*)", text)
+        assert beginning == (f"[{kind}]" if kind in SINGLE else f"[{kind}:NAME]")
+        section = rest.partition(".SS")[0]
+        assert set(options) <= set(re.findall(r"^\.B (\w+)$", section, re.M)), kind
+    assert re.search(r"^\.B rescan\n.*?^A duration\. Default: 1h\.$", text, re.M | re.S)
+    assert "One of accept, hold. Default: accept." in text
 
 
 @pytest.mark.usefixtures("redis_password")
