@@ -119,7 +119,9 @@ def _broker_url(value: str, directory: str) -> str:
     transport = scheme.lower().partition("+")[0]
     if transport not in TRANSPORT_ALIASES:
         hint = options.close_to(transport, TRANSPORT_ALIASES)
-        raise ValueError(f"kombu has no transport {transport}{hint or '; amqp, redis, ... are'}")
+        raise ValueError(
+            f"kombu has no transport {transport}{hint or '; amqp and redis are two of them'}"
+        )
     if transport == "memory":
         raise ValueError("memory:// never leaves this process: no worker would see a task")
     if transport == "filesystem":
@@ -133,7 +135,7 @@ def _broker_url(value: str, directory: str) -> str:
     except KeyError as error:
         raise ValueError("ssl_cert_reqs is one of required, optional, none") from error
     except TypeError as error:
-        raise ValueError("what stands after ? says again what stands before it") from error
+        raise ValueError("an option after ? repeats a part of the url before it") from error
     return f"{scheme}://{options.word(rest) if rest else ''}"
 
 

@@ -195,7 +195,10 @@ class Dispatcher:
                 try:
                     self._handler.take(self._handler.named(notification), nobody, is_last=is_last)
                 except Exception:
-                    logger.exception("No decision on %r, as a log has it.", notification.path)
+                    logger.exception(
+                        "Could not decide about %r, of which the transfer log tells.",
+                        notification.path,
+                    )
             self._checkpoints.stage(log, mark, durable, lambda _: written.put(False))
 
         def durable() -> None:

@@ -157,7 +157,7 @@ class TransferTracker:
             self._fail(failed, transfer.before, LOG_LAG)
 
     def end_dead_sessions(self) -> float:
-        """End the sessions that have died without a word, once the log had its say.
+        """End the sessions that have died and did not say so, once the log was read.
 
         Return in how many seconds to look again.
         """
