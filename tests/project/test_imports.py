@@ -44,6 +44,7 @@ MAY_IMPORT = {
     },
     "commands": {"commands.check", "commands.shared", "daemon", "uploads", "config", "errors"},
     "demo": {"config", "errors"},
+    "worker": {"uploads"},
     "__main__": {"commands"},
 }
 
@@ -54,13 +55,14 @@ ONLY = {
     "commands.shared": {"sources.socket": {"sources.socket.wire"}},
     "commands.check": {"sources.transferlog": {"sources.transferlog.lines"}},
     "sources.transferlog": {"sources.inotify": {"sources.inotify.events"}},
+    "worker": {"uploads": {"uploads.renaming"}},
 }
 
 #: Libraries, and the only modules or folders that may import them.
 EDGES = {
     "pyinotify": {"sources.inotify"},
     "configparser": {"config"},
-    "celery": {"sinks.publishing", "config.celery_settings", "demo"},
+    "celery": {"sinks.publishing", "config.celery_settings", "demo", "worker"},
     "kombu": {"sinks.publishing", "config.celery_settings"},
     "amqp": {"sinks.publishing"},
     "redis": {"sinks.publishing"},
