@@ -42,7 +42,16 @@ MAY_IMPORT = {
         *("commands.shared", "sinks.publishing", "sources.transferlog"),
         *("uploads", "config", "errors"),
     },
-    "commands": {"commands.check", "commands.shared", "daemon", "uploads", "config", "errors"},
+    "commands.importing": {"commands.shared", "uploads", "config", "errors"},
+    "commands": {
+        "commands.check",
+        "commands.importing",
+        "commands.shared",
+        "daemon",
+        "uploads",
+        "config",
+        "errors",
+    },
     "demo": {"config", "errors"},
     "worker": {"uploads"},
     "__main__": {"commands"},
@@ -165,7 +174,9 @@ def test_no_command_but_run_waits_for_the_daemon_to_be_imported() -> None:
 
 
 def test_no_command_waits_for_another_to_be_imported() -> None:
-    commands = {m for m in MODULES if folder(m) in {"commands", "commands.check"}}
+    commands = {
+        m for m in MODULES if folder(m) in {"commands", "commands.check", "commands.importing"}
+    }
     for module in ("commands.main", "commands.send"):
         assert below(module) & commands == {module}
 
