@@ -81,6 +81,14 @@ def types() -> dict[str, Any]:
     return {name: option.type for name, option in known if name not in _PLACES}
 
 
+@cache
+def spellings() -> tuple[str, ...]:
+    """The names of all settings, the old ones, and those with the prefix CELERY_, in capitals."""
+    current = [name.upper() for name in types()]
+    prefixed = [f"CELERY_{name}" for name in current]
+    return (*_defaults()._TO_NEW_KEY, *current, *prefixed)
+
+
 def reader(name: str) -> Callable[[str], Any] | None:
     """The reader for Celery's setting `name`, None for a name that is not one.
 

@@ -259,6 +259,13 @@ class _Ini:
                 if url.startswith("filesystem://"):
                     yield f"broker:{name}", "url", url.removeprefix("filesystem://")
 
+    def _doubts(self) -> Iterator[str]:
+        """What is odd about the Celery settings files."""
+        for kind in ("celery", "broker"):
+            for name, values in self.sections[kind].items():
+                for what in values["config"].warnings if "config" in values else ():
+                    yield f"[{kind}{':' if name else ''}{name}] config: {what}"
+
     def _build(self) -> Settings:
         defaults = {option: how.default for option, how in SECTIONS["watchman"].items()}
         celery = {"task_serializer": "json"}
@@ -284,6 +291,7 @@ class _Ini:
             tasks=tuple(_task(name, values) for name, values in self.sections["task"].items()),
             moves=self._moves(),
             exposed=tuple(self.secrets) if os.stat(self.path).st_mode & stat.S_IROTH else (),
+            doubts=tuple(self._doubts()),
         )
 
 
@@ -291,7 +299,7 @@ def _celery(values: dict[str, Any]) -> dict[str, Any]:
     """A section's Celery settings: its settings file's, below the options beside it."""
     own = SECTIONS["celery"] | SECTIONS["broker"]
     beside = {name: value for name, value in values.items() if name not in own}
-    return {**values.get("config", {}), **beside}
+    return {**(values["config"].settings if "config" in values else {}), **beside}
 
 
 def _task(name: str, values: dict[str, Any]) -> TaskSettings:

@@ -46,8 +46,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 def _check(settings: Settings, *, connect: bool, proftpd_file: str | None) -> Iterator[Finding]:
     yield ok("config", f"{settings.file}, checked as {user_name(os.geteuid())}")
-    if settings.exposed:
-        yield warn("config", settings.warning())
+    yield from (warn("config", warning) for warning in settings.warnings())
     yield from places.check(settings)
     yield from trees.check(settings)
     yield from brokers.check(settings, connect=connect)
