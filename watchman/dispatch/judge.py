@@ -46,6 +46,9 @@ CLOSING = 0.02
 #: Seconds until a file is looked at again that a disk or a right keeps from being looked at.
 BARRED = 10.0
 
+#: Why a file is held that somebody has open for writing.
+WRITTEN = "it is being written"
+
 #: Why a file is held whose transfer has failed, until its writer is gone.
 STILL_OPEN = "failed, and still open"
 
@@ -241,7 +244,7 @@ class Judge:
         if look.writing:
             looks = held.looks if held else 0
             wait = min(WRITING * 2**looks, WRITING_MOST)
-            return Hold("it is being written", wait, look.state, writing=True)
+            return Hold(WRITTEN, wait, look.state, writing=True)
         if look.writing is False:
             return None
         unclosed = notification.appeared or (held is not None and held.unclosed)
