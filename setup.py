@@ -61,6 +61,8 @@ setup(
         "pyinotify >= 0.9.6",
         # pyinotify imports asyncore, which Python 3.12 removed.
         "pyasyncore; python_version >= '3.12'",
+        # Draws what commands show to people.
+        "rich >= 13",
     ],
     extras_require={
         # Keeps the daemon running on a server; never imported, so Debian's does as well.

@@ -106,12 +106,14 @@ class Daemon:
                 for warning in settings.warnings():
                     logger.warning("%s.", warning)
                 logger.info("Started watchman %s with %r.", __version__, settings.file)
-                due = time.monotonic() + COLLECT
+                collect, look = time.monotonic() + COLLECT, time.monotonic()
                 while not self._stopping:
-                    self._wait(max(0.0, due - time.monotonic()))
-                    if time.monotonic() >= due:
+                    self._wait(max(0.0, min(collect, look) - time.monotonic()))
+                    if time.monotonic() >= collect:
                         gc.collect()
-                        due = time.monotonic() + COLLECT
+                        collect = time.monotonic() + COLLECT
+                    if time.monotonic() >= look:
+                        look = time.monotonic() + control.look()
                     self._reload(parts, listener)
                 logger.info("Stopping.")
             self._drain(parts)

@@ -209,6 +209,7 @@ class HoldQueue:
                 "watch": None,
                 "task": None,
                 "broker": None,
+                "place": "",
                 "since": held.since,
                 "attempts": held.looks,
                 "next_try": held.due + ahead,

@@ -323,17 +323,20 @@ class Journal:
                             yield record
 
     def records(
-        self, needles: Collection[str], ids: Container[str]
+        self, needles: Collection[str], ids: Container[str], begin: str = ""
     ) -> Iterator[dict[str, Any] | None]:
         """Yield the records, of the past too, that hold one of `needles` or whose id is in `ids`.
 
-        The oldest first, and None now and then while there are none. Ids may be added on the way.
+        Or whose id begins with `begin`, if there is such. The oldest first, and None now and then
+        while there are none. Ids may be added on the way.
         """
         strings = [json.dumps(needle).encode("ascii") for needle in needles]
         for number, line in enumerate(self._segments.lines(), 1):
             if number % BREATH == 0:
                 yield None
-            if id_of(line) in ids or any(string in line for string in strings):
+            upload_id = id_of(line)
+            is_of_it = upload_id in ids or (begin and upload_id.startswith(begin))
+            if is_of_it or any(string in line for string in strings):
                 with contextlib.suppress(JournalCorrupt, ValueError):
                     yield decode(line)
 

@@ -18,11 +18,11 @@ from watchman.commands.check import brokers, places, proftpd, trees
 from watchman.commands.check.findings import Finding, Level, error, ok, warn
 from watchman.commands.check.rights import complaint, me
 from watchman.commands.check.user import become, user_of
+from watchman.commands.screens import check, screen
 from watchman.commands.shared import shell
-from watchman.commands.shared.table import count
+from watchman.commands.shared.phrases import count
 from watchman.config import inifile, locations
 from watchman.config.settings import Settings
-from watchman.uploads.text import printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,8 +45,7 @@ def main(arguments: argparse.Namespace) -> int:
         if arguments.json:
             shell.print_json(finding._asdict())
         else:
-            text = printable(finding.text)
-            print(f"{finding.level:<5}  {finding.subject:<14}  {text}", flush=True)
+            screen.show(check.draw(*finding))
     if not arguments.json:
         errors = count(levels[Level.ERROR], "error")
         print(f"{errors}, {count(levels[Level.WARN], 'warning')}")
