@@ -103,8 +103,8 @@ class Daemon:
             with contextlib.ExitStack() as sources:
                 for source in (resubmissions, listener, parts.finders):
                     _start(sources, source, patience=HUNG)
-                if settings.exposed:
-                    logger.warning("%s.", settings.warning())
+                for warning in settings.warnings():
+                    logger.warning("%s.", warning)
                 logger.info("Started watchman %s with %r.", __version__, settings.file)
                 due = time.monotonic() + COLLECT
                 while not self._stopping:

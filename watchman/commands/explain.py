@@ -15,6 +15,7 @@ from typing import Any
 from watchman.commands.shared import client, shell
 from watchman.commands.shared.plan import Plan
 from watchman.commands.shared.table import ago, clock, count
+from watchman.commands.shared.writers import told
 from watchman.config import inifile, locations
 from watchman.errors import ConfigError, RequestRefused, SocketUnavailable
 from watchman.uploads.text import printable
@@ -106,7 +107,7 @@ def _report(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"    {name:<10}{printable(value)}"
     if found["story"] is None:
         yield f"  What has happened to it is not known: {printable(found['story_error'])}."
-    elif not found["story"]:
+    elif not found["story"] and not found.get("now"):
         yield "  The daemon knows of no upload of it."
     if found.get("earlier"):
         yield f"  {count(found['earlier'], 'earlier upload')} of it, and then:"
@@ -114,7 +115,8 @@ def _report(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"    {printable(_told(record))}"
     for row in found.get("now", ()):
         reason = f": {row['reason']}" if row["reason"] else ""
-        yield f"  Now {printable(row['id'] or 'it')} is {row['state']}{printable(reason)}."
+        since = f" since {clock(row['since'])} ({ago(row['since'])})" if row["since"] else ""
+        yield f"  Now {printable(row['id'] or 'it')} is {row['state']}{since}{printable(reason)}."
 
 
 def _details(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -126,6 +128,8 @@ def _details(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         modified = file["modified"]
         file = f"{file['size']} bytes, modified {clock(modified)} ({ago(modified)} ago)"
     yield "file", file
+    if found["writers"]:
+        yield "", f"open for writing by {told(found['writers'])}"
     yield "whole by", found["wholeness"]
     yield "excluded", f"by {found['excluded']}" if found["excluded"] else "no"
     if "move" in found:

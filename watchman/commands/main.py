@@ -35,10 +35,17 @@ COMMANDS = {
     "pause": "let uploads of a watch or task, or for a broker, wait",
     "resume": "end a pause, or all",
     "reload": "have the daemon read the INI file again",
+    "import-config": "the first version's config.py as an INI file",
 }
 
 #: Those that ask no daemon.
-ALONE = ("run", "check")
+ALONE = ("run", "check", "import-config")
+
+#: Those that read no INI file.
+NO_INI = ("import-config",)
+
+#: Commands that have a folder of their own.
+FOLDERS = {"check": "check.check", "import-config": "importing.import_config"}
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -54,8 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def module(command: str) -> Any:
-    folder = "watchman.commands.check" if command == "check" else "watchman.commands"
-    return importlib.import_module(f"{folder}.{command}")
+    return importlib.import_module(f"watchman.commands.{FOLDERS.get(command, command)}")
 
 
 def _parser(arguments: Sequence[str]) -> shell.Parser:
@@ -67,7 +73,8 @@ def _parser(arguments: Sequence[str]) -> shell.Parser:
         if name in arguments:
             one.description = shell.description(module(name).__doc__)
             # Also after the command, where many will write it.
-            shell.add_config(one, default=argparse.SUPPRESS)
+            if name not in NO_INI:
+                shell.add_config(one, default=argparse.SUPPRESS)
             if name not in ALONE:
                 shell.add_socket(one, default=argparse.SUPPRESS)
             module(name).add_arguments(one)

@@ -2,27 +2,54 @@
 
 Ask the daemon whether it is healthy, and print why not first, after what is paused: that is no
 problem, for somebody wanted it so. A warning tells of a source that should have spoken and did
-not; it may be wrong, and does not count as a problem. Exit code 0 says healthy, 1 not, 3 that no
-daemon answers.
+not; it may be wrong, and does not count as a problem. --wait SECONDS gives a daemon that is just
+starting so long to answer and to be healthy. Exit code 0 says healthy, 1 not, 3 that no daemon
+answers.
 """
 
 import argparse
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from watchman.commands.shared import client, shell
 from watchman.commands.shared.table import Columns, ago, clock, count, table, until
+from watchman.errors import SocketUnavailable
 from watchman.uploads.text import printable
+
+#: Seconds between two questions of --wait.
+POLL = 0.2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--wait",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="wait for it to answer and to be healthy, for at most so long",
+    )
 
 
 def main(arguments: argparse.Namespace) -> int:
-    [found] = client.request(arguments.socket, "status")
+    found = _once_healthy(arguments.socket, time.monotonic() + arguments.wait)
     shell.show([found], _report(found), as_json=arguments.json)
     return shell.DONE if found["healthy"] else shell.REFUSED
+
+
+def _once_healthy(socket: str, deadline: float) -> Mapping[str, Any]:
+    """Ask until the daemon is healthy or it is the deadline; raises SocketUnavailable then."""
+    while True:
+        try:
+            [found] = client.request(socket, "status")
+        except SocketUnavailable:
+            if time.monotonic() >= deadline:
+                raise
+        else:
+            if found["healthy"] or time.monotonic() >= deadline:
+                return found
+        time.sleep(POLL)
 
 
 #: What is shown of brokers and moves alike.

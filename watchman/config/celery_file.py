@@ -1,5 +1,6 @@
 """Celery settings from a Python file or module, as a worker's `celeryconfig`."""
 
+import ast
 import importlib
 import os
 import sys
@@ -7,12 +8,28 @@ import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from watchman.config import celery_settings, options, trusted
 
+#: What the first version of watchman read from its config.py.
+_FIRST_VERSION = frozenset({"BROKERS", "WATCHES", "PATTERNS", "MOVES", "ProFTPD"})
 
-def load(name: str, directory: str) -> dict[str, Any]:
+#: The setting for workers that use `watchman.worker`.
+_WORKERS = frozenset({"watchman_done_file"})
+
+#: In the settings of a Django project all of Celery's begin with CELERY_, and most are others'.
+_DJANGO = "INSTALLED_APPS"
+
+
+class CeleryFile(NamedTuple):
+    """A settings file: its settings under their lowercase names, and what it seems to get wrong."""
+
+    settings: dict[str, Any]
+    warnings: tuple[str, ...]
+
+
+def load(name: str, directory: str) -> CeleryFile:
     """The path of a Python file, or the name of a module.
 
     Returns its settings under their lowercase names, whatever their values are. A name with a slash
@@ -34,7 +51,34 @@ def load(name: str, directory: str) -> dict[str, Any]:
                 what = f"no module {error.name} in {directory} or on Python's path"
                 raise ValueError(what) from error
             raise ValueError(_complaint(error, file, directory)) from error
-    return _settings(vars(module))
+    return CeleryFile(_settings(vars(module)), tuple(_warnings(vars(module), content)))
+
+
+def unknown(name: str) -> str:
+    """What to say of a name that Celery does not know; nothing if it may well be somebody else's.
+
+    Celery takes settings of any lowercase name, for those who ask for them.
+    """
+    if name in _FIRST_VERSION:
+        return f"{name} is of the first version's config.py; watchman import-config reads that"
+    if name.startswith("_") or name in _WORKERS or celery_settings.current_name(name):
+        return ""
+    known = celery_settings.types() if name.islower() else celery_settings.spellings()
+    hint = options.close_to(name, known)
+    return f"{name} is no setting of Celery's{hint}" if hint or name.isupper() else ""
+
+
+def _warnings(values: Mapping[str, Any], content: bytes) -> Iterator[str]:
+    # What the file itself uses is no setting, nor is what it has imported or defined.
+    nodes = ast.walk(ast.parse(content)) if content else ()
+    used = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+    for name, value in values.items():
+        if name in used or isinstance(value, ModuleType) or callable(value):
+            continue
+        if _DJANGO in values and not name.startswith("CELERY_"):
+            continue
+        if what := unknown(name):
+            yield what
 
 
 def _module_file(name: str, directory: str) -> str:

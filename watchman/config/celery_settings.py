@@ -81,6 +81,14 @@ def types() -> dict[str, Any]:
     return {name: option.type for name, option in known if name not in _PLACES}
 
 
+@cache
+def spellings() -> tuple[str, ...]:
+    """The names of all settings, the old ones, and those with the prefix CELERY_, in capitals."""
+    current = [name.upper() for name in types()]
+    prefixed = [f"CELERY_{name}" for name in current]
+    return (*_defaults()._TO_NEW_KEY, *current, *prefixed)
+
+
 def reader(name: str) -> Callable[[str], Any] | None:
     """The reader for Celery's setting `name`, None for a name that is not one.
 
@@ -119,7 +127,9 @@ def _broker_url(value: str, directory: str) -> str:
     transport = scheme.lower().partition("+")[0]
     if transport not in TRANSPORT_ALIASES:
         hint = options.close_to(transport, TRANSPORT_ALIASES)
-        raise ValueError(f"kombu has no transport {transport}{hint or '; amqp, redis, ... are'}")
+        raise ValueError(
+            f"kombu has no transport {transport}{hint or '; amqp and redis are two of them'}"
+        )
     if transport == "memory":
         raise ValueError("memory:// never leaves this process: no worker would see a task")
     if transport == "filesystem":
@@ -133,7 +143,7 @@ def _broker_url(value: str, directory: str) -> str:
     except KeyError as error:
         raise ValueError("ssl_cert_reqs is one of required, optional, none") from error
     except TypeError as error:
-        raise ValueError("what stands after ? says again what stands before it") from error
+        raise ValueError("an option after ? repeats a part of the url before it") from error
     return f"{scheme}://{options.word(rest) if rest else ''}"
 
 

@@ -197,7 +197,7 @@ class _Ini:
         if not watches:
             self._problem("", "no [watch:NAME] section: no upload would ever be seen")
         if not tasks and not self.sections["move"]:
-            what = "no [task:NAME] or [move:NAME] section: nothing would ever become of an upload"
+            what = "no [task:NAME] or [move:NAME] section: watchman would do nothing with an upload"
             self._problem("", what)
         proftpd = self.sections["proftpd"].get("", {})
         wrong = any("[proftpd] token" in problem for problem in self.problems)
@@ -217,7 +217,9 @@ class _Ini:
         for section, option, path in self._own_files():
             for real, name in seen.items():
                 if os.path.join(os.path.realpath(path), "").startswith(os.path.join(real, "")):
-                    what = f"lies below [watch:{name}], so what is written there were uploads"
+                    what = (
+                        f"lies below [watch:{name}], so each file written there would be an upload"
+                    )
                     self._problem(option, what, section=section, value=path)
         whole_watches = {n: WatchSettings(n, **v) for n, v in watches.items() if "path" in v}
         for section, option, value, what in moves.problems(self._moves(), whole_watches):
@@ -240,7 +242,7 @@ class _Ini:
             self._problem("broker", what, section=section, value=broker)
         limit = values.get("time_limit")
         if limit is not None and values.get("soft_time_limit", limit) > limit:
-            what = f"is beyond time_limit ({limit:g} s), so it would never come"
+            what = f"is beyond time_limit ({limit:g} s), so it would never take effect"
             self._problem("soft_time_limit", what, section=section)
 
     def _own_files(self) -> Iterator[tuple[str, str, str]]:
@@ -256,6 +258,13 @@ class _Ini:
             for url in values.get("url", "").split(";"):
                 if url.startswith("filesystem://"):
                     yield f"broker:{name}", "url", url.removeprefix("filesystem://")
+
+    def _doubts(self) -> Iterator[str]:
+        """What is odd about the Celery settings files."""
+        for kind in ("celery", "broker"):
+            for name, values in self.sections[kind].items():
+                for what in values["config"].warnings if "config" in values else ():
+                    yield f"[{kind}{':' if name else ''}{name}] config: {what}"
 
     def _build(self) -> Settings:
         defaults = {option: how.default for option, how in SECTIONS["watchman"].items()}
@@ -282,6 +291,7 @@ class _Ini:
             tasks=tuple(_task(name, values) for name, values in self.sections["task"].items()),
             moves=self._moves(),
             exposed=tuple(self.secrets) if os.stat(self.path).st_mode & stat.S_IROTH else (),
+            doubts=tuple(self._doubts()),
         )
 
 
@@ -289,7 +299,7 @@ def _celery(values: dict[str, Any]) -> dict[str, Any]:
     """A section's Celery settings: its settings file's, below the options beside it."""
     own = SECTIONS["celery"] | SECTIONS["broker"]
     beside = {name: value for name, value in values.items() if name not in own}
-    return {**values.get("config", {}), **beside}
+    return {**(values["config"].settings if "config" in values else {}), **beside}
 
 
 def _task(name: str, values: dict[str, Any]) -> TaskSettings:

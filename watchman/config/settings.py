@@ -1,7 +1,7 @@
 """Values: what the INI file says, read, typed and checked by `config`."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,6 +95,7 @@ class Settings:
     """The whole INI file. Names map to sections; `tasks` keep the file's order.
 
     `exposed` names the options that hold a secret, if everyone may read the file.
+    `doubts` are what Celery settings files seem to get wrong.
     """
 
     file: str
@@ -113,14 +114,16 @@ class Settings:
     proftpd: ProftpdSettings = ProftpdSettings()
     moves: Mapping[str, MoveSettings] = field(default_factory=dict)
     exposed: tuple[str, ...] = field(default=(), compare=False)
+    doubts: tuple[str, ...] = field(default=(), compare=False)
 
-    def warning(self) -> str:
-        """Say what should be done about the INI file, if anything."""
+    def warnings(self) -> Iterator[str]:
+        """Say what should be done about the INI file, and about files that it names."""
+        yield from self.doubts
         if not self.exposed:
-            return ""
+            return
         what = f"{', '.join(self.exposed)}: a password or token, and everyone may read the file"
         try:
             daemon = os.stat(self.spool).st_uid
         except OSError:
             daemon = os.geteuid()
-        return f"{what}; {trusted.how_to_close(self.file, daemon)}"
+        yield f"{what}; {trusted.how_to_close(self.file, daemon)}"

@@ -116,9 +116,9 @@ class Crosscheck:
         if counts.silence < (NO_MORE if counts.told else NEVER):
             return
         if not self._spoke(Source.HOOK):
-            why = "DefaultRoot may lock users in, where no hook can run (use the transfer log), or"
-            why += " mod_exec not be loaded, ExecEngine be off, the socket be another one"
-            what = "watchman check --proftpd FILE tells, and what hooks complain of is in syslog"
+            why = "DefaultRoot may lock users in, where no hook can run (use the transfer log);"
+            why += " or mod_exec is not loaded, ExecEngine is off, or hooks use another socket"
+            what = "watchman check --proftpd FILE says which, and hooks complain in syslog"
         elif not self._said[Source.HOOK, Kind.STARTED]:
             why = "hooks run before a login, so DefaultRoot locks users in, where none can run"
             what = "use the transfer log"
@@ -138,10 +138,10 @@ class Crosscheck:
             why = f"there is no {missing[0]}, so ExtendedLog names another file or its directory"
             why += " is not there"
         elif refused:
-            why = f"{refused} lines are not ours, so LogFormat or token differ"
+            why = f"{refused} lines are not as watchman.conf has them, so LogFormat or token differ"
         else:
             why = "ExtendedLog may be missing for their server"
-        what = "watchman check --proftpd FILE tells"
+        what = "watchman check --proftpd FILE says which"
         if not counts.hinted:
             what += ", unless other programs wrote them"
         yield f"{_in_vain(watch, counts, 'the transfer log')}: {why}; {what}"
@@ -152,9 +152,9 @@ class Crosscheck:
         never = self._spoke(Source.HOOK) and not started and logged >= NEVER
         if never or (started and logged - started >= UNSTARTED):
             yield (
-                f"the transfer log has told of {logged - started} uploads that no hook said had"
-                " started: DefaultRoot may lock these users in, where no hook can run; whether"
-                " their sessions die nobody can tell then"
+                f"the transfer log has told of {logged - started} uploads, and no hook said that"
+                " they had started: DefaultRoot may lock these users in, where no hook can run;"
+                " then nobody can tell whether their sessions die"
             )
 
     def _spoke(self, source: Source) -> bool:

@@ -158,7 +158,7 @@ class Dispatcher:
     def submit_events(self, notifications: Sequence[Notification]) -> None:
         """Take notifications from the watcher. Each waits for the turn of its file's owner.
 
-        Blocks while too many of them wait, see `Finds.put`.
+        Blocks while too many wait, see `Finds.put`.
         """
         hear = self._handler.hear
         finds = [
@@ -198,7 +198,10 @@ class Dispatcher:
                 try:
                     self._handler.take(self._handler.named(notification), nobody, is_last=is_last)
                 except Exception:
-                    logger.exception("No decision on %r, as a log has it.", notification.path)
+                    logger.exception(
+                        "Could not decide about %r, of which the transfer log tells.",
+                        notification.path,
+                    )
             self._checkpoints.stage(log, mark, durable, lambda _: written.put(False))
 
         def durable() -> None:
@@ -270,8 +273,7 @@ class Dispatcher:
             self._finds.put(works, wait=False)
         patience = self.hold_queue.patience(now)
         if not patience and self.hold_queue.patience(heard):
-            # A file is due, but ProFTPD may have spoken of it in its log. So that is read first;
-            # `caught_up` wakes us then.
+            # ProFTPD may have spoken of a due file in its log, so that is read first.
             patience = LAG
             if not self._log_asked:
                 self._log_asked = True

@@ -47,6 +47,9 @@ CLOSING = 0.02
 #: Seconds until we look again at a file that a broken disk, a missing right or mount keeps from us.
 BARRED = 10.0
 
+#: The reason to hold a file that somebody has open for writing.
+WRITTEN = "it is being written"
+
 #: The reason to hold a file whose transfer has failed and that somebody still has open.
 STILL_OPEN = "failed, and still open"
 
@@ -247,7 +250,7 @@ class Judge:
         if look.writing:
             looks = held.looks if held else 0
             wait = min(WRITING * 2**looks, WRITING_MOST)
-            return Hold("it is being written", wait, look.state, writing=True)
+            return Hold(WRITTEN, wait, look.state, writing=True)
         if look.writing is False:
             return None
         unclosed = notification.appeared or (held is not None and held.unclosed)

@@ -93,8 +93,8 @@ class Placing:
         said = " ".join(shorten(path) for path in (last.old_path, last.path) if path)
         return (
             f"{self.unplaced[source]} words of ProFTPD's {source} have a path that names no place,"
-            f" the last one: {last.kind} {said}, user {shorten(last.user)}; mod_vroot makes such:"
-            " watchman check --proftpd FILE tells"
+            f" the last one: {last.kind} {said}, user {shorten(last.user)}; mod_vroot makes such"
+            " paths, and watchman check --proftpd FILE says what to use instead"
         )
 
     def _place_doubled(

@@ -257,4 +257,6 @@ class Namers:
             try:
                 pass_on(self._name(notification))
             except Exception:
-                logger.exception("Not heard: %r of uid %d.", notification.path, uid)
+                logger.exception(
+                    "Could not take up what uid %d says of %r.", uid, notification.path
+                )

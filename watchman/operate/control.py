@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -12,7 +13,7 @@ from watchman.operate.history import tell
 from watchman.operate.interventions import Interventions
 from watchman.operate.overview import status
 from watchman.operate.parts import Parts
-from watchman.operate.queue_view import ORDER, QueueView, Selection
+from watchman.operate.queue_view import ORDER, QueueView, Selection, known_and_open
 from watchman.sinks.pauses import ALL, KINDS
 
 Rows = Iterable[Mapping[str, Any] | None]
@@ -38,7 +39,7 @@ class Control:
             case "status":
                 return [status(self._parts, self._queue_view, self._started)]
             case "queue":
-                rows = itertools.chain(self._queue_view.rows(), dispatcher.hold_queue.rows())
+                rows = self._queue(fields.get("open", "[]"))
                 return itertools.islice(rows, int(fields["limit"]) if "limit" in fields else None)
             case "explain":
                 return tell(
@@ -58,6 +59,18 @@ class Control:
             case "reload":
                 return [self._try_reload()]
         raise WatchmanError(f"unknown query {event!r}")
+
+    def _queue(self, open_files: str) -> Iterator[dict[str, Any]]:
+        """Yield what is in hand, then which of some files that are open (JSON) may be uploads."""
+        try:
+            unlisted = dict.fromkeys(map(str, json.loads(open_files)))
+        except (TypeError, ValueError):
+            raise WatchmanError("open is no list of paths in JSON") from None
+        dispatcher = self._parts.dispatcher
+        for row in itertools.chain(self._queue_view.rows(), dispatcher.hold_queue.rows()):
+            unlisted.pop(row["path"], None)
+            yield row
+        yield from known_and_open(unlisted, dispatcher.rules)
 
     def _try_reload(self) -> dict[str, Any]:
         """Reload the INI file. Return what changed, or everything that is wrong with it."""

@@ -8,7 +8,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Self
 
-from watchman.config.rules import compiled
+from watchman.config.rules import Rules, compiled
+from watchman.dispatch.judge import WRITTEN
 from watchman.errors import JournalCorrupt, WatchmanError
 from watchman.sinks.backlogs import Group
 from watchman.sinks.pipeline import CANNOT_BE_READ, UNREADABLE, Pipeline
@@ -178,6 +179,20 @@ class QueueView:
         except (JournalCorrupt, FileNotFoundError):
             return None  # settled meanwhile, and its journal file retired
         return Found(Upload.decode(record, position), group, record.get("reason", ""))
+
+
+def known_and_open(paths: Iterable[str], rules: Rules) -> Iterator[dict[str, Any]]:
+    """Yield rows of files that are open for writing and not in hand, if they may be uploads later.
+
+    Nobody hears when a file is opened that is known already, only when it is closed.
+    """
+    for path in paths:
+        watch, subpath = rules.locate(path) or (None, "")
+        if watch is None or rules.excluded(watch, subpath) or not rules.matches(path):
+            continue
+        row: dict[str, Any] = dict.fromkeys(("id", "task", "broker", "since", "next_try"))
+        row |= {"state": State.NOTICED.value, "path": path, "original": path, "watch": watch.name}
+        yield row | {"attempts": 0, "reason": WRITTEN}
 
 
 def _unreadable(group: Group, why: str | None) -> dict[str, Any]:

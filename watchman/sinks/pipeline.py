@@ -208,8 +208,8 @@ class Pipeline:
             except (JournalCorrupt, OSError) as e:
                 if not self._unreadable:
                     logger.error(
-                        "Upload at journal position %d cannot be read: %s. Trying it again, and"
-                        " others of which this is not said.",
+                        "Upload at journal position %d cannot be read: %s. Trying it again. Further"
+                        " ones like it are tried again too, without a line here.",
                         position,
                         e,
                     )

@@ -228,5 +228,5 @@ def outlive(work: Callable[[], T]) -> T | None:
     try:
         return work()
     except Exception:
-        logger.exception("Work left undone. What it was about waits for a rescan.")
+        logger.exception("A step was not finished. A rescan finds the files that it was about.")
         return None

@@ -43,7 +43,9 @@ def migrate(settings: Settings, ledgers: Mapping[str, Ledger]) -> None:
                 ledger.remove()
                 logger.info("Watch %s has the files of %r now.", owner, ledger.watch_path)
     except OSError as e:
-        logger.warning("Ledgers of watches that came or went are not handed over: %s.", e)
+        logger.warning(
+            "Watches came or went, and the ledgers of their files cannot be handed over: %s.", e
+        )
 
 
 def _left(settings: Settings) -> Iterator[Ledger]:

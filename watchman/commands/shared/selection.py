@@ -17,7 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object per upload")
     parser.add_argument("ids", nargs="*", metavar="ID", help="uploads' ids, as queue shows them")
     which = parser.add_argument_group(
-        "instead of ids", "Those that all of these are true of; with both states, either."
+        "instead of ids",
+        "Uploads of which all of these are true. With both states, uploads of either.",
     )
     which.add_argument("--failed", action="store_true", help="that have failed")
     which.add_argument("--deferred", action="store_true", help="that are deferred")

@@ -168,8 +168,11 @@ def header_of(upload: Upload) -> dict[str, Any]:
     """Return the header `watchman` of an upload's task, without fields that are empty."""
     header = {
         "id": upload.id,
+        "path": upload.path,
         "original": upload.original,
         "size": upload.state.size,
+        # By it a worker knows a file that was sorted away before its task is delivered again.
+        "inode": upload.state.inode,
         "source": upload.source.value,
         "user": upload.user,
         "client": upload.client,

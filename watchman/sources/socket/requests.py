@@ -67,8 +67,8 @@ FIELDS: Mapping[str, Read] = {
     "session": _text(128),
     "reason": _text(1024),
     "pattern": _text(PATH_LIMIT),
-    # As many ids as one request can hold.
-    "ids": _text(REQUEST_LIMIT),
+    # As many ids, or paths, as one request can hold.
+    **dict.fromkeys(("ids", "open"), _text(REQUEST_LIMIT)),
 }
 
 
@@ -107,7 +107,8 @@ EVENTS: Mapping[str, Event] = {
     "ended": _upload(Kind.ENDED, optional=ABOUT),
     "resubmit": Event(required=("path",), optional=("as", "same_id"), kind=Kind.COMPLETED),
     "status": Event(),
-    "queue": Event(optional=("limit",)),
+    # `open` names files that are open for writing, as a list in JSON.
+    "queue": Event(optional=("limit", "open")),
     "explain": Event(either=("path", "id")),
     "retry": Event(either=("ids", "all", *FILTERS)),
     "drop": Event(either=("ids", *FILTERS)),
