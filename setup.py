@@ -1,5 +1,6 @@
 """Packaging: the distribution `watchman-ftp`, the package `watchman`."""
 
+import os
 import re
 from pathlib import Path
 
@@ -10,7 +11,17 @@ HERE = Path(__file__).parent
 version = re.search(r'^__version__ = "(.+)"$', (HERE / "watchman/__init__.py").read_text(), re.M)
 assert version, "no __version__ in watchman/__init__.py"
 
+
+def shared(*directories: str) -> list[tuple[str, list[str]]]:
+    """What share/ has there, for the same place below sys.prefix."""
+    places = [f"share/{name}" for name in directories]
+    return [
+        (place, sorted(f"{place}/{file}" for file in os.listdir(HERE / place))) for place in places
+    ]
+
+
 TEST = [
+    "argparse-manpage == 4.8",
     "build >= 1.2",
     "docutils >= 0.21",
     "hypothesis >= 6.100",
@@ -20,6 +31,8 @@ TEST = [
     "pytest-timeout >= 2.4",
     "pytest-xdist >= 3.8",
     "ruff == 0.17.*",
+    # What it writes is compared with share/.
+    "shtab == 1.13.*",
     "supervisor >= 4.3",
 ]
 
@@ -44,6 +57,8 @@ setup(
                 "proftpd/watchman.tmpfiles",
             ],
         ),
+        *shared("man/man1", "bash-completion/completions"),
+        *shared("zsh/site-functions", "fish/vendor_completions.d"),
         ("share/doc/watchman", ["README.rst", "CHANGES.rst", "LICENSE"]),
     ],
     python_requires=">=3.11",

@@ -14,6 +14,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from tests.servers.brokers import ROOT
+from tests.support import generated
 from tests.support.checkout import copy, environment
 from watchman import __version__
 
@@ -30,7 +31,7 @@ SHARED = {
     "README.rst": "share/doc/watchman/README.rst",
     "CHANGES.rst": "share/doc/watchman/CHANGES.rst",
     "LICENSE": "share/doc/watchman/LICENSE",
-}
+} | {f"share/{name}": f"share/{name}" for name in generated.files()}
 
 
 @pytest.fixture(scope="module")

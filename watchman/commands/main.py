@@ -50,7 +50,7 @@ FOLDERS = {"check": "check.check", "import-config": "importing.import_config"}
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     utf8.insist()
-    parser = _parser(sys.argv[1:] if arguments is None else arguments)
+    parser = parser_for(sys.argv[1:] if arguments is None else arguments)
     given = parser.parse_args(arguments)
     command = module(given.command).main
     if given.command not in ALONE:
@@ -64,7 +64,7 @@ def module(command: str) -> Any:
     return importlib.import_module(f"watchman.commands.{FOLDERS.get(command, command)}")
 
 
-def _parser(arguments: Sequence[str]) -> shell.Parser:
+def parser_for(arguments: Sequence[str]) -> shell.Parser:
     """The parser of a command line, which knows the options of that command alone."""
     parser = shell.program("watchman", __doc__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
