@@ -1,7 +1,6 @@
 """Completions and manual pages: as our parsers are now, and as shells and man take them."""
 
 import os
-import pty
 import select
 import subprocess
 import time
@@ -19,6 +18,19 @@ SHARE = ROOT / "share"
 BASH = SHARE / "bash-completion/completions"
 ZSH = SHARE / "zsh/site-functions"
 FISH = SHARE / "fish/vendor_completions.d"
+
+
+#: What is typed, and what the line becomes.
+TYPED = {
+    "watchman sta": "watchman status ",
+    "watchman queue --lim": "watchman queue --limit",
+    "watchman check --proftpd pro": "watchman check --proftpd proftpd.conf",
+    "watchman-send --same": "watchman-send --same-id",
+    "watchman-send up": "watchman-send upload.csv",
+}
+
+#: Control-U, which erases a line.
+ERASE = b"\x15"
 
 
 @pytest.fixture(scope="module")
@@ -43,72 +55,72 @@ def test_shells_can_read_their_completions() -> None:
             assert (done.returncode, done.stderr) == (0, ""), file
 
 
-def typed(command: list[str], lines: list[str], directory: Path, wanted: str) -> None:
-    """Type into a shell on a terminal, and wait until the terminal shows what is wanted."""
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.chdir(directory)
-        environment = {"PATH": os.environ["PATH"], "HOME": str(directory), "TERM": "dumb"}
-        os.execvpe(command[0], command, environment)
+def complete(command: list[str], begin: str, directory: Path) -> None:
+    """Type lines into a shell on a terminal, and wait until each has become what is wanted."""
+    terminal, shell_side = os.openpty()
+    with subprocess.Popen(
+        # A session whose terminal it is.
+        ["setsid", "-c", *command],
+        cwd=directory,
+        env={"PATH": os.environ["PATH"], "HOME": str(directory), "TERM": "dumb"},
+        stdin=shell_side,
+        stdout=shell_side,
+        stderr=shell_side,
+    ) as shell:
+        os.close(shell_side)
+        try:
+            os.write(terminal, begin.encode())
+            for begun, wanted in TYPED.items():
+                os.write(terminal, f"{begun}\t".encode())
+                wait_for(terminal, wanted)
+                os.write(terminal, ERASE)
+        finally:
+            shell.kill()
+            os.close(terminal)
+
+
+def wait_for(terminal: int, text: str) -> None:
     shown = b""
     deadline = time.monotonic() + 20
-    try:
-        for line in lines:
-            os.write(terminal, line.encode())
-        while wanted.encode() not in shown:
-            assert time.monotonic() < deadline, shown.decode(errors="replace")
-            if select.select([terminal], [], [], 0.1)[0]:
-                shown += os.read(terminal, 4096)
-    finally:
-        os.close(terminal)
-        os.waitpid(pid, 0)
+    while text.encode() not in shown:
+        assert time.monotonic() < deadline, shown.decode(errors="replace")
+        if select.select([terminal], [], [], 0.1)[0]:
+            shown += os.read(terminal, 4096)
 
 
-#: What is typed, and what the line becomes.
-TYPED = {
-    "watchman sta": "watchman status ",
-    "watchman queue --lim": "watchman queue --limit",
-    "watchman check --proftpd pro": "watchman check --proftpd proftpd.conf",
-    "watchman-send --same": "watchman-send --same-id",
-    "watchman-send up": "watchman-send upload.csv",
-}
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """Where files are that can be completed."""
+    (tmp_path / "proftpd.conf").touch()
+    (tmp_path / "upload.csv").touch()
+    return tmp_path
 
 
-@pytest.mark.parametrize("begun", TYPED)
-def test_bash_completes(begun: str, tmp_path: Path) -> None:
+def test_bash_completes(place: Path) -> None:
     need("bash")
-    (tmp_path / "proftpd.conf").touch()
-    (tmp_path / "upload.csv").touch()
-    bash = ["bash", "--norc", "--noprofile", "-i"]
-    sourced = [f"source {file}\n" for file in BASH.iterdir()]
-    # Not what is typed, but what readline makes of it.
-    typed(bash, [*sourced, "PS1=; echo; clear\n", f"{begun}\t"], tmp_path, TYPED[begun])
+    begin = "".join(f"source {file}\n" for file in BASH.iterdir())
+    complete(["bash", "--norc", "--noprofile", "-i"], begin, place)
 
 
-@pytest.mark.parametrize("begun", TYPED)
-def test_zsh_completes(begun: str, tmp_path: Path) -> None:
+def test_zsh_completes(place: Path) -> None:
     need("zsh")
-    (tmp_path / "proftpd.conf").touch()
-    (tmp_path / "upload.csv").touch()
-    lines = [f"fpath=({ZSH} $fpath); autoload -U compinit; compinit -D -u\n", f"{begun}\t"]
-    typed(["zsh", "-f", "-i"], lines, tmp_path, TYPED[begun])
+    begin = f"fpath=({ZSH} $fpath); autoload -U compinit; compinit -D -u\n"
+    complete(["zsh", "-f", "-i"], begin, place)
 
 
-@pytest.mark.parametrize("begun", TYPED)
-def test_fish_completes(begun: str, tmp_path: Path) -> None:
+def test_fish_completes(place: Path) -> None:
     need("fish")
-    (tmp_path / "proftpd.conf").touch()
-    (tmp_path / "upload.csv").touch()
+    asked = "; ".join(f"complete -C '{begun}'" for begun in TYPED)
     sourced = "; ".join(f"source {file}" for file in FISH.iterdir())
     done = subprocess.run(
-        ["fish", "--no-config", "-c", f"{sourced}; complete -C '{begun}'"],
-        cwd=tmp_path,
-        env={"PATH": os.environ["PATH"], "HOME": str(tmp_path)},
+        ["fish", "--no-config", "-c", f"{sourced}; {asked}"],
+        cwd=place,
+        env={"PATH": os.environ["PATH"], "HOME": str(place)},
         capture_output=True,
         text=True,
     )
-    found = [line.partition("\t")[0] for line in done.stdout.splitlines()]
-    assert TYPED[begun].split()[-1] in found, done.stderr
+    found = {line.partition("\t")[0] for line in done.stdout.splitlines()}
+    assert {wanted.split()[-1] for wanted in TYPED.values()} <= found, done.stderr
 
 
 def test_man_takes_the_manuals_without_a_warning() -> None:
