@@ -52,7 +52,7 @@ FOLDERS = {"check": "check.check", "import-config": "importing.import_config"}
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     utf8.insist()
     arguments = sys.argv[1:] if arguments is None else arguments
-    parser = _parser(arguments)
+    parser = parser_for(arguments)
     try:
         given = parser.parse_args(arguments)
     except SystemExit as end:
@@ -72,7 +72,7 @@ def module(command: str) -> Any:
     return importlib.import_module(f"watchman.commands.{FOLDERS.get(command, command)}")
 
 
-def _parser(arguments: Sequence[str]) -> shell.Parser:
+def parser_for(arguments: Sequence[str]) -> shell.Parser:
     """The parser of a command line, which knows the options of that command alone."""
     parser = shell.program("watchman", __doc__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
