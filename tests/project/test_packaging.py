@@ -133,6 +133,7 @@ def test_the_wheel_says_what_it_needs(wheel: zipfile.ZipFile) -> None:
     always = [need for need in needs if "extra" not in str(need.marker)]
     assert {need.name: str(need.marker or "") for need in always} == {
         "celery": "",
+        "rich": "",
         "pyinotify": "",
         "pyasyncore": 'python_version >= "3.12"',
     }
