@@ -12,6 +12,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Iterable
 from concurrent.futures import Future
 from functools import partial
 from typing import Protocol
@@ -27,7 +28,8 @@ from watchman.operate.parts import Parts
 from watchman.operate.queue_view import DOWN
 from watchman.operate.reload import reload
 from watchman.operate.resubmissions import Resubmissions
-from watchman.operate.watchdog import Watchdog
+from watchman.operate.systemd import Systemd
+from watchman.operate.watchdog import GRACE, Watchdog
 from watchman.sinks.moving.mover import Mover
 from watchman.sinks.pauses import Pauses
 from watchman.sinks.pipeline import Pipeline
@@ -68,6 +70,7 @@ class Daemon:
         self._signals, self._wakeup = socket.socketpair()
         self._stopping = False
         self._watchdog = Watchdog(lambda: self._settings.drain)
+        self._systemd = Systemd()
         #: Of those who want a reload: on the socket, or by a signal that waits for no result.
         self._wishes: queue.SimpleQueue[Future[list[str]]] = queue.SimpleQueue()
 
@@ -81,6 +84,7 @@ class Daemon:
         limit_umask()
         log_to(settings)
         self._watchdog.start()
+        self._systemd.starting()
         self._catch_signals()
         collect_young()
         with contextlib.ExitStack() as inside:
@@ -106,16 +110,24 @@ class Daemon:
                 if settings.exposed:
                     logger.warning("%s.", settings.warning())
                 logger.info("Started watchman %s with %r.", __version__, settings.file)
-                due = time.monotonic() + COLLECT
-                while not self._stopping:
-                    self._wait(max(0.0, due - time.monotonic()))
-                    if time.monotonic() >= due:
-                        gc.collect()
-                        due = time.monotonic() + COLLECT
-                    self._reload(parts, listener)
+                running = (parts.dispatcher, parts.publishers, parts.movers, parts.finders)
+                dead = partial(_dead, (*running, listener, resubmissions))
+                self._systemd.ready(dead, control.status)
+                self._attend(parts, listener)
                 logger.info("Stopping.")
+                self._systemd.stopping(self._settings.drain + GRACE)
             self._drain(parts)
         logger.info("Stopped. %d uploads wait in the journal.", pipeline.waiting())
+
+    def _attend(self, parts: Parts, listener: Listener) -> None:
+        """Reload when somebody asks for it, until a stop begins."""
+        due = time.monotonic() + COLLECT
+        while not self._stopping:
+            self._wait(max(0.0, due - time.monotonic()))
+            if time.monotonic() >= due:
+                gc.collect()
+                due = time.monotonic() + COLLECT
+            self._reload(parts, listener)
 
     def _catch_signals(self) -> None:
         self._signals.setblocking(False)
@@ -156,6 +168,7 @@ class Daemon:
             wishes.append(self._wishes.get())
         if not wishes:
             return
+        self._systemd.reloading()
         try:
             changed = reload(parts, listener)
         except InotifyUnavailable:
@@ -169,6 +182,7 @@ class Daemon:
             self._settings = parts.settings
             for wish in wishes:
                 wish.set_result(changed)
+        self._systemd.reloaded()
 
     def _drain(self, parts: Parts) -> None:
         """Let publishers that get through finish what waits, for as long as the INI file says.
@@ -258,6 +272,7 @@ class Part(Protocol):
     def start(self) -> None: ...
     def stop(self) -> None: ...
     def join(self) -> None: ...
+    def is_alive(self) -> bool: ...
 
 
 def _start(
@@ -269,6 +284,15 @@ def _start(
     stack.callback(part.stop)
 
 
+def _dead(parts: Iterable[Part]) -> list[str]:
+    """Return the names of the parts of which a thread has ended."""
+    return [_name(part) for part in parts if not part.is_alive()]
+
+
+def _name(part: Part) -> str:
+    return type(part).__name__.lower()
+
+
 def _join(part: Part, patience: float) -> None:
     thread = threading.Thread(target=part.join, name="join", daemon=True)
     thread.start()
@@ -277,6 +301,6 @@ def _join(part: Part, patience: float) -> None:
         logger.error(
             "The %s has not ended after %.0f seconds, as on a filesystem that hangs. Going on with"
             " the stop without it.",
-            type(part).__name__.lower(),
+            _name(part),
             patience,
         )

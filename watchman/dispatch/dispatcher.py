@@ -129,6 +129,9 @@ class Dispatcher:
         """Wait for the end: all is committed."""
         self._commit.join()
 
+    def is_alive(self) -> bool:
+        return self._commit.is_alive()
+
     def close(self) -> None:
         """Close the ledgers, after the end."""
         # A decision that never became durable must be made again.

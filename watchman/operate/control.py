@@ -31,12 +31,16 @@ class Control:
             queue_view, dispatcher=parts.dispatcher, hurry=parts.hurry
         )
 
+    def status(self) -> dict[str, Any]:
+        """Return what `watchman status` shows. Any thread may call it."""
+        return status(self._parts, self._queue_view, self._started)
+
     def query(self, event: str, fields: Mapping[str, str]) -> Rows:
         """Answer one query. Raises WatchmanError, now or while the caller iterates."""
         dispatcher = self._parts.dispatcher
         match event:
             case "status":
-                return [status(self._parts, self._queue_view, self._started)]
+                return [self.status()]
             case "queue":
                 rows = itertools.chain(self._queue_view.rows(), dispatcher.hold_queue.rows())
                 return itertools.islice(rows, int(fields["limit"]) if "limit" in fields else None)

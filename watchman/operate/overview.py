@@ -32,7 +32,7 @@ Told = dict[str, dict[str, Any]]
 
 
 def status(parts: Parts, queue_view: QueueView, since: float) -> dict[str, Any]:
-    """Collect the status of all parts. Runs in the thread of queries.
+    """Collect the status of all parts. Any thread may call it.
 
     The daemon was started at `since` (epoch). A pause is not a problem, because somebody wanted it.
     """
