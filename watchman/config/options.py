@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from watchman.config.rules import PLACEHOLDERS, faults
+from watchman.config.settings import OnFailed
 
 _TRUE = ("yes", "true", "on", "1")
 _FALSE = ("no", "false", "off", "0")
@@ -121,6 +122,16 @@ def path(value: str, directory: str) -> str:
 def path_or(name: str) -> Callable[[str, str], str]:
     """A path, or `name` for none, read as the empty string."""
     return lambda value, directory: "" if value == name else path(value, directory)
+
+
+def on_failed(value: str) -> OnFailed | None:
+    """A broker and a task, as in `main:ops.upload_failed`; none for none."""
+    if value == "none":
+        return None
+    broker, colon, task = word(value).partition(":")
+    if not (broker and colon and task):
+        raise ValueError("give BROKER:TASK, as in main:ops.upload_failed")
+    return OnFailed(broker, task)
 
 
 def socket_path(value: str, directory: str) -> str:

@@ -77,6 +77,7 @@ def status(parts: Parts, queue_view: QueueView, since: float) -> dict[str, Any]:
             **{state: waiting[state] for state in ("waiting", "deferred", "failed")},
             "done": dispatcher.pipeline.settled[State.DONE.value],
         },
+        "untold": len(dispatcher.pipeline.failures.untold()),
         "oldest_waiting": queue_view.oldest(),
     }
 
@@ -154,8 +155,24 @@ def _problems(parts: Parts, watches: Told, logs: Told, sinks: Mapping[str, Told]
             )
     if problem := dispatcher.placing.problem(dispatcher.judge.decisive):
         yield problem
+    yield from _untold(parts)
     if dispatcher.unwritable():
         yield f"the journal below {parts.settings.spool} cannot be written"
+
+
+def _untold(parts: Parts) -> Iterator[str]:
+    """Say that uploads have failed of which nobody was told."""
+    untold = parts.dispatcher.pipeline.failures.untold()
+    if not untold:
+        return
+    what = "1 upload has" if len(untold) == 1 else f"{len(untold)} uploads have"
+    them = "it" if len(untold) == 1 else "them"
+    text = f"{what} failed: watchman queue tells why, watchman retry --failed tries {them} again,"
+    text += f" watchman drop --failed gives {them} up"
+    refused = next((one.refused for one in untold if one.refused), "")
+    if parts.settings.on_failed:
+        text += f"; on_failed has told nobody yet{refused and f': {refused}'}"
+    yield text
 
 
 def _sink_problems(kind: str, name: str, sink: Mapping[str, Any]) -> Iterator[str]:

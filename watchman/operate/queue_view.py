@@ -39,6 +39,7 @@ class Found(NamedTuple):
         row: dict[str, Any] = {"id": upload.id, "state": group.state, "path": upload.path}
         row |= {"original": upload.original, "watch": upload.watch, "since": upload.accepted}
         row |= {"task": upload.task.section, "broker": upload.task.broker} if upload.task else {}
+        row |= {"alarm_of": upload.alarm_of} if upload.alarm_of else {}
         row |= {"attempts": group.attempts, "next_try": group.next_try}
         paused = f"paused: {group.paused}" if group.paused else ""
         row["reason"] = self.reason or paused or group.reason

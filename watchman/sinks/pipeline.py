@@ -16,10 +16,12 @@ from watchman.config.moves import destination_of
 from watchman.config.rules import Rules, fill
 from watchman.config.settings import Settings, TaskSettings
 from watchman.errors import JournalCorrupt, Stopped
+from watchman.sinks.alarms import ALARM_OF, Alarms
 from watchman.sinks.backlog import Backlog
 from watchman.sinks.backlogs import Backlogs, Group
 from watchman.sinks.failures import NEVER_WAITED, Failures
 from watchman.sinks.file_tracker import RETRY, FileTracker
+from watchman.sinks.steps import RETRIED, Steps
 from watchman.store.groupcommit import GroupCommit, outlive
 from watchman.store.journal import Journal
 from watchman.store.ledger import Ledger
@@ -90,8 +92,18 @@ class Pipeline:
         #: Journal positions whose record could not be read.
         self._unreadable: set[int] = set()
         self._closed = threading.Event()
-        self.settled: Counter[str] = Counter()
-        self.failures = Failures(journal=journal, commit=commit, settled=self.settled)
+        self.steps = Steps()
+        #: How many uploads had each outcome since the start.
+        self.settled = self.steps.sums
+        self.failures = Failures(journal=journal, commit=commit, steps=self.steps)
+        self.alarms = Alarms(
+            settings.on_failed,
+            journal=journal,
+            commit=commit,
+            failures=self.failures,
+            steps=self.steps,
+            wait=self.wait,
+        )
         self.file_tracker = FileTracker(
             rules=rules, ledgers=ledgers, journal=journal, commit=commit, monotonic=monotonic
         )
@@ -136,6 +148,7 @@ class Pipeline:
         elif upload.task is None:
             self._take_back([Report(upload, State.DONE)], backlog)
         else:
+            self.steps.tell(State.MOVED.value, upload, time.time())
             self._add(upload, f"broker:{upload.task.broker}").offer()
             backlog.settle(upload.position)
 
@@ -225,6 +238,8 @@ class Pipeline:
 
     def _pause_of(self, upload: Upload) -> str:
         """Return the pause that concerns an upload, by its watch or its task; "" if none."""
+        if upload.alarm_of:
+            return ""
         names = (f"watch:{upload.watch}", f"task:{upload.task.section}" if upload.task else "")
         return next((name for name in names if name in self.backlogs.pauses), "")
 
@@ -234,6 +249,8 @@ class Pipeline:
         for report in reports:
             if report.state is State.DEFERRED:
                 backlog.put_back(report.upload.position, report.lane, report.delay, report.reason)
+                if self.steps.lookers and report.reason:
+                    self.steps.tell(report.state.value, report.upload, time.time(), report.reason)
             else:
                 over.append(report)
 
@@ -276,6 +293,7 @@ class Pipeline:
     def change(self, settings: Settings) -> None:
         """Use other settings from now on. Uploads that wait keep their task and their move."""
         self._settings = settings
+        self.alarms.change(settings.on_failed)
 
     def retry_failed(self, upload: Upload) -> str:
         """Let a failed upload wait again under its id, with the task that the rules give it now.
@@ -293,6 +311,7 @@ class Pipeline:
         def durable(position: int) -> None:
             self.wait(again.at(position))
             del self.arriving[upload.id]
+            self.steps.tell(RETRIED, again, record["at"])
             logger.info("Upload %s is tried again: %r.", upload.id, upload.path)
 
         record = {"event": "retried", "at": time.time(), **again.encode()}
@@ -314,7 +333,7 @@ class Pipeline:
         self.arriving[upload.id] = upload
 
         def durable(_: int) -> None:
-            self.settled[State.FAILED.value] += 1
+            self.steps.count(State.FAILED, upload, time.time(), reason)
             del self.arriving[upload.id]
             logger.warning("Upload %s failed: %r: %s.", upload.id, upload.path, reason)
 
@@ -327,6 +346,9 @@ class Pipeline:
         If its file was renamed, `renamed` is the upload that it becomes under the new name.
         """
         upload, state = report.upload, report.state
+        if upload.alarm_of:
+            self.alarms.settle(report, backlog)
+            return
         record: dict[str, Any] = {"event": state.value, "at": time.time(), "id": upload.id}
         if report.reason:
             record["reason"] = report.reason
@@ -341,7 +363,7 @@ class Pipeline:
                 self._gone(path, file, renamed is None)
 
         def durable(_: int) -> None:
-            self.settled[state.value] += 1
+            self.steps.count(state, upload, record["at"], report.reason)
             self._journal.release(upload.position)
             backlog.settle(upload.position)
             self.file_tracker.settle(upload)
@@ -393,9 +415,15 @@ class Pipeline:
                 number = uuid.UUID(record["id"]).int
                 self.failures.unlist(record["id"])
                 before = [positions.pop(number, -1) for positions in live.values()]
-                if "state" not in record and max(before, default=-1) >= 0:
+                if ALARM_OF in record and "state" not in record:
+                    self.alarms.replay_settled(position, record)
+                elif "state" not in record and max(before, default=-1) >= 0:
                     self._settled(recent.get(number) or self._read(max(before)))
-            if "state" in record:
+            if record.get(ALARM_OF) and "state" in record:
+                alarm = Upload.decode(record, position)
+                self.alarms.replay(alarm)
+                live.setdefault((_place_of(alarm), alarm.owned_by), {})[number] = position
+            elif "state" in record:
                 upload = recent[number] = Upload.decode(record, position)
                 if len(recent) > RECENT:
                     recent.popitem(last=False)

@@ -179,6 +179,10 @@ class Task:
         return cls(**values)
 
 
+#: Fields of an upload that its record lacks where they are empty.
+OFTEN_EMPTY = ("user", "client", "protocol", "move", "destination", "moved_from", "alarm_of")
+
+
 class Upload(NamedTuple):
     """An accepted file, from its record in the journal until it is settled.
 
@@ -191,6 +195,7 @@ class Upload(NamedTuple):
     `root` is device and inode of the watch's root when the file was seen there.
     `sample` is the sample of its content, 0 if it could not be read.
     `owner` is the file's owner and group when it was accepted.
+    `alarm_of` is for an alarm alone, see `[watchman] on_failed`: the id of the upload that failed.
     `position` is where the journal has its record, -1 before it is written.
     """
 
@@ -212,6 +217,7 @@ class Upload(NamedTuple):
     root: tuple[int, int] | None = None
     sample: int = 0
     owner: tuple[int, int] | None = None
+    alarm_of: str = ""
     position: int = -1
 
     @property
@@ -247,7 +253,7 @@ class Upload(NamedTuple):
             "accepted": self.accepted,
             "task": self.task.encode() if self.task else None,
         }
-        for name in ("user", "client", "protocol", "move", "destination", "moved_from"):
+        for name in OFTEN_EMPTY:
             if getattr(self, name):
                 values[name] = getattr(self, name)
         if self.source_state is not None:
@@ -283,6 +289,7 @@ class Upload(NamedTuple):
             root=tuple(values["root"]) if "root" in values else None,
             sample=values.get("sample", 0),
             owner=tuple(values["owner"]) if "owner" in values else None,
+            alarm_of=values.get("alarm_of", ""),
             position=position,
         )
 
