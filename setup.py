@@ -44,12 +44,15 @@ setup(
                 "proftpd/watchman.tmpfiles",
             ],
         ),
+        ("share/watchman/prometheus", ["docs/share/prometheus/watchman.rules.yml"]),
+        ("share/watchman/grafana", ["docs/share/grafana/watchman.json"]),
         ("share/doc/watchman", ["README.rst", "CHANGES.rst", "LICENSE"]),
     ],
     python_requires=">=3.11",
     install_requires=[
         # The publisher uses Celery's and kombu's lower layers: a next major may change them.
         "celery[redis] >= 5.7, < 6",
+        "prometheus_client >= 0.20",
         "pyinotify >= 0.9.6",
         # pyinotify imports asyncore, which Python 3.12 removed.
         "pyasyncore; python_version >= '3.12'",

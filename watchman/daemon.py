@@ -23,8 +23,10 @@ from watchman.dispatch.dispatcher import Dispatcher
 from watchman.errors import ConfigError, InotifyUnavailable, WatchmanError
 from watchman.operate.control import Control
 from watchman.operate.logs import log_to
+from watchman.operate.metrics.exporter import Exporter
+from watchman.operate.overview import status
 from watchman.operate.parts import Parts
-from watchman.operate.queue_view import DOWN
+from watchman.operate.queue_view import DOWN, QueueView
 from watchman.operate.reload import reload
 from watchman.operate.resubmissions import Resubmissions
 from watchman.operate.watchdog import Watchdog
@@ -95,6 +97,7 @@ class Daemon:
                 admins=settings.admins,
             )
             # What is started last is stopped first: sources, then sinks, then what they share.
+            _start(inside, parts.exporter, patience=HUNG)
             for part in (parts.dispatcher, parts.publishers, parts.movers):
                 _start(inside, part)
             # They are told together: who hangs does so while the others end.
@@ -105,6 +108,7 @@ class Daemon:
                     _start(sources, source, patience=HUNG)
                 if settings.exposed:
                     logger.warning("%s.", settings.warning())
+                parts.exporter.begin()
                 logger.info("Started watchman %s with %r.", __version__, settings.file)
                 due = time.monotonic() + COLLECT
                 while not self._stopping:
@@ -229,7 +233,15 @@ def _make_parts(settings: Settings, inside: contextlib.ExitStack) -> Parts:
         mounts_changed=dispatcher.forget_filesystems,
     )
     finders.look(settings, excluded=dispatcher.rules.excluded, ledgers=ledgers)
-    return Parts(settings, ledgers, journal, pauses, dispatcher, publishers, movers, finders)
+    parts = Parts(settings, ledgers, journal, pauses, dispatcher, publishers, movers, finders)
+    queue_view = QueueView(dispatcher.pipeline, journal=journal, sinks=parts.sinks)
+    parts.exporter = Exporter(
+        settings.metrics,
+        spool=settings.spool,
+        steps=dispatcher.pipeline.steps,
+        status=partial(status, parts, queue_view, time.time()),
+    )
+    return parts
 
 
 def _make_sinks(settings: Settings, pipeline: Pipeline) -> tuple[Publishers, Movers]:

@@ -37,16 +37,17 @@ def status(parts: Parts, queue_view: QueueView, since: float) -> dict[str, Any]:
     The daemon was started at `since` (epoch). A pause is not a problem, because somebody wanted it.
     """
     settings, dispatcher = parts.settings, parts.dispatcher
-    groups, logs = queue_view.groups(), parts.finders.logs()
-    watches, sinks = _watches(parts), _sinks(parts, groups)
+    groups, logs = queue_view.sizes(), parts.finders.logs()
+    oldest = queue_view.oldest(groups)
+    watches, sinks = _watches(parts), _sinks(parts, groups, oldest)
     for name, move in sinks["move"].items():
         known = settings.moves.get(name)
         move["destination"] = known.destination if known else None
     problems = list(_problems(parts, watches, logs, sinks))
     waiting, held = Counter[str](waiting=len(dispatcher.pipeline.arriving)), Counter[str]()
     for group in groups:
-        waiting[group.state] += len(group.positions)
-        held[group.paused] += len(group.positions)
+        waiting[group.state] += group.count
+        held[group.paused] += group.count
     return {
         "paused": [
             {"name": name, "since": at, "waiting": held[name]}
@@ -54,7 +55,7 @@ def status(parts: Parts, queue_view: QueueView, since: float) -> dict[str, Any]:
         ],
         "healthy": not problems,
         "problems": problems,
-        "warnings": list(dispatcher.crosscheck.warnings(settings, logs)),
+        "warnings": [*dispatcher.crosscheck.warnings(settings, logs), *_own_warnings(parts)],
         "pid": os.getpid(),
         "version": __version__,
         "since": since,
@@ -68,6 +69,7 @@ def status(parts: Parts, queue_view: QueueView, since: float) -> dict[str, Any]:
             }
             for source in Source
         },
+        "overflows": parts.finders.overflows,
         "transfer_logs": logs,
         "watches": watches,
         "moves": sinks["move"],
@@ -78,7 +80,7 @@ def status(parts: Parts, queue_view: QueueView, since: float) -> dict[str, Any]:
             "done": dispatcher.pipeline.settled[State.DONE.value],
         },
         "untold": len(dispatcher.pipeline.failures.untold()),
-        "oldest_waiting": queue_view.oldest(),
+        "oldest_waiting": min(oldest.values(), default=None),
     }
 
 
@@ -96,13 +98,17 @@ def _watches(parts: Parts) -> Told:
     }
 
 
-def _sinks(parts: Parts, groups: Iterable[Group]) -> dict[str, Told]:
-    """Return the status of each mover and publisher, and how many uploads wait for it."""
+def _sinks(parts: Parts, groups: Iterable[Group], oldest: Mapping[str, float]) -> dict[str, Told]:
+    """Return the status of each mover and publisher, and how many uploads wait for it.
+
+    `oldest` has by place when the oldest of them was accepted.
+    """
     paused = parts.pauses.since()
 
     def told(kind: str, name: str, sink: Mapping[str, Any]) -> dict[str, Any]:
         is_paused = f"{kind}:{name}" in paused or ALL in paused
-        return {**sink, "waiting": 0, "held_up": [], "paused": is_paused}
+        first = oldest.get(f"{kind}:{name}")
+        return {**sink, "waiting": 0, "oldest": first, "held_up": [], "paused": is_paused}
 
     sinks = {
         kind: {name: told(kind, name, sink) for name, sink in of_kind.items()}
@@ -113,12 +119,12 @@ def _sinks(parts: Parts, groups: Iterable[Group]) -> dict[str, Told]:
         if kind not in sinks:
             continue  # failed uploads, which wait for no sink
         sink = sinks[kind].setdefault(name, told(kind, name, UNKNOWN))
-        sink["waiting"] += len(group.positions)
+        sink["waiting"] += group.count
         if group.lane and not group.paused:
             sink["held_up"].append(
                 {
                     "what": group.lane,
-                    "uploads": len(group.positions),
+                    "uploads": group.count,
                     "attempts": group.attempts,
                     "next_try": group.next_try,
                     "reason": group.reason,
@@ -158,6 +164,11 @@ def _problems(parts: Parts, watches: Told, logs: Told, sinks: Mapping[str, Told]
     yield from _untold(parts)
     if dispatcher.unwritable():
         yield f"the journal below {parts.settings.spool} cannot be written"
+
+
+def _own_warnings(parts: Parts) -> Iterator[str]:
+    if problem := parts.exporter.problem:
+        yield f"metrics are not written: {problem}"
 
 
 def _untold(parts: Parts) -> Iterator[str]:

@@ -457,8 +457,14 @@ class Pipeline:
 
     def groups(self) -> list[Group]:
         """Return all uploads that are not settled, in groups."""
-        failed = Group("", State.FAILED.value, self.failures.positions())
-        return [group for group in (failed, *self.backlogs.groups()) if group.positions]
+        positions = self.failures.positions()
+        failed = Group("", State.FAILED.value, positions, count=len(positions))
+        return [group for group in (failed, *self.backlogs.groups()) if group.count]
+
+    def sizes(self) -> list[Group]:
+        """Return what `groups` does, without positions."""
+        failed = Group("", State.FAILED.value, [], count=len(self.failures))
+        return [group for group in (failed, *self.backlogs.sizes()) if group.count]
 
 
 def _place_of(upload: Upload) -> str:

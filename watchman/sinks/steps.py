@@ -11,7 +11,10 @@ from typing import NamedTuple
 from watchman.uploads.upload import Source, State, Upload
 
 #: Upper bounds of the histogram of delays, in seconds. What took longer is in one more bucket.
-BOUNDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600, 21600, 86400)
+BOUNDS = (
+    *(0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
+    *(30.0, 60.0, 300.0, 900.0, 3600.0, 21600.0, 86400.0),
+)
 
 #: What is told of an upload that has failed and was tried again, and of one whose task of
 #: `on_failed` was sent.
