@@ -13,6 +13,7 @@ from watchman.operate.interventions import Interventions
 from watchman.operate.overview import status
 from watchman.operate.parts import Parts
 from watchman.operate.queue_view import ORDER, QueueView, Selection
+from watchman.operate.tails import follow
 from watchman.sinks.pauses import ALL, KINDS
 
 Rows = Iterable[Mapping[str, Any] | None]
@@ -40,6 +41,8 @@ class Control:
             case "queue":
                 rows = itertools.chain(self._queue_view.rows(), dispatcher.hold_queue.rows())
                 return itertools.islice(rows, int(fields["limit"]) if "limit" in fields else None)
+            case "tail":
+                return follow(dispatcher.pipeline.steps, self._parts.settings, fields)
             case "explain":
                 return tell(
                     fields.get("path") or fields["id"],

@@ -194,6 +194,7 @@ class Failures:
             time.time(),
             upload_id,
             failure.path,
+            failure.path,
             failure.origin,
             failure.user,
             reason=reason,

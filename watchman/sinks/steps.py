@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable
@@ -36,12 +37,16 @@ class Origin(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What has become of an upload at a moment. `event` is as in the journal, `at` epoch."""
+    """What has become of an upload at a moment. `event` is as in the journal, `at` epoch.
+
+    `path` is where its file is, `original` as what it was uploaded.
+    """
 
     event: str
     at: float
     id: str
     path: str
+    original: str
     origin: Origin
     user: str = ""
     broker: str = ""
@@ -73,8 +78,9 @@ class Steps:
         self.sums: Counter[str] = Counter()
         #: By broker, from when a file was closed until its task was sent.
         self.delays: dict[str, Delays] = {}
-        #: Who looks on; replaced as a whole. They must not block.
+        #: Who looks on; replaced as a whole, guarded by `_changing`. They must not block.
         self.lookers: tuple[Callable[[Step], None], ...] = ()
+        self._changing = threading.Lock()
 
     # In the dispatcher's thread.
 
@@ -103,6 +109,16 @@ class Steps:
 
     # In any thread.
 
+    def look_on(self, look: Callable[[Step], None]) -> None:
+        """Have `look` called with each step from now on, in whatever thread that is taken."""
+        with self._changing:
+            self.lookers = (*self.lookers, look)
+
+    def look_away(self, look: Callable[[Step], None]) -> None:
+        """End a `look_on`."""
+        with self._changing:
+            self.lookers = tuple(one for one in self.lookers if one != look)
+
     def tell(self, event: str, upload: Upload, at: float, reason: str = "") -> None:
         """Tell of a step that is not counted."""
         for look in self.lookers:
@@ -113,7 +129,8 @@ def step_of(event: str, upload: Upload, at: float, reason: str = "") -> Step:
     """Return a step of an upload."""
     broker = upload.task.broker if upload.task else ""
     origin = Origin.of(upload)
-    return Step(event, at, upload.id, upload.path, origin, upload.user, broker, reason)
+    path, original = upload.path, upload.original
+    return Step(event, at, upload.id, path, original, origin, upload.user, broker, reason)
 
 
 def closed(upload: Upload) -> float:
