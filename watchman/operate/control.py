@@ -17,6 +17,7 @@ from watchman.operate.overview import Health, status
 from watchman.operate.parts import Parts
 from watchman.operate.queue_groups import gather
 from watchman.operate.queue_view import ORDER, QueueView, Selection, known_and_open
+from watchman.operate.tails import follow
 from watchman.sinks.pauses import ALL, KINDS
 
 logger = logging.getLogger(__name__)
@@ -73,6 +74,8 @@ class Control:
             case "groups":
                 selection = Selection.of(fields)
                 return gather(self._queue_view, selection, self._noticed(fields, selection))
+            case "tail":
+                return follow(dispatcher.pipeline.steps, self._parts.settings, fields)
             case "explain":
                 return tell(
                     fields.get("path", ""),
