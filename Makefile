@@ -5,7 +5,7 @@ VENV = .venv
 # Given to pytest, as in: make test PYTEST="-k journal"
 PYTEST =
 # How many tests run side by side; they wait more than they work.
-JOBS = 3
+JOBS = 4
 # Minutes for which `make soak` kills the daemon
 SOAK = 20
 # Inputs for each part that `make fuzz` tries
