@@ -63,8 +63,8 @@ ONLY = {
     "commands.screens": {"commands.shared": {"commands.shared.phrases"}},
     "commands.check": {"sources.transferlog": {"sources.transferlog.lines"}},
     "sources.transferlog": {"sources.inotify": {"sources.inotify.events"}},
-    "operate.metrics": {"sinks": {"sinks.steps"}},
     "worker": {"uploads": {"uploads.renaming"}},
+    "operate.metrics": {"sinks": {"sinks.steps"}},
 }
 
 #: Libraries, and the only modules or folders that may import them.
@@ -75,8 +75,8 @@ EDGES = {
     "kombu": {"sinks.publishing", "config.celery_settings"},
     "amqp": {"sinks.publishing"},
     "redis": {"sinks.publishing"},
-    "prometheus_client": {"operate.metrics"},
     "rich": {"commands.screens"},
+    "prometheus_client": {"operate.metrics"},
 }
 
 

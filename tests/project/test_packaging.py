@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 
 from tests.project.test_docs import DOCS
 from tests.servers.brokers import ROOT
+from tests.support import generated
 from tests.support.checkout import copy, environment
 from watchman import __version__
 
@@ -28,15 +29,20 @@ SHARED = {
     "proftpd/watchman.conf": "share/watchman/watchman.conf",
     "proftpd/watchman.logrotate": "share/watchman/watchman.logrotate",
     "proftpd/watchman.tmpfiles": "share/watchman/watchman.tmpfiles",
+    "docs/share/systemd/watchman.service": "share/watchman/watchman.service",
+    "docs/share/supervisor/watchman.supervisor": "share/watchman/watchman.supervisor",
     "docs/share/prometheus/watchman.rules.yml": "share/watchman/prometheus/watchman.rules.yml",
     "docs/share/grafana/watchman.json": "share/watchman/grafana/watchman.json",
-    "docs/share/supervisor/watchman.supervisor": "share/watchman/watchman.supervisor",
     "README.rst": "share/doc/watchman/README.rst",
     "CHANGES.rst": "share/doc/watchman/CHANGES.rst",
     "CONTRIBUTING.rst": "share/doc/watchman/CONTRIBUTING.rst",
     "LICENSE": "share/doc/watchman/LICENSE",
     "docs/bench.svg": "share/doc/watchman/docs/bench.svg",
-} | {f"docs/{page.name}": f"share/doc/watchman/docs/{page.name}" for page in DOCS.glob("*.rst")}
+}
+SHARED |= {
+    f"docs/{page.name}": f"share/doc/watchman/docs/{page.name}" for page in DOCS.glob("*.rst")
+}
+SHARED |= {f"docs/share/{name}": f"share/{name}" for name in generated.files()}
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +137,7 @@ def test_the_wheel_says_what_it_needs(wheel: zipfile.ZipFile) -> None:
     assert {need.name: str(need.marker or "") for need in always} == {
         "celery": "",
         "prometheus_client": "",
+        "rich": "",
         "pyinotify": "",
         "pyasyncore": 'python_version >= "3.12"',
     }

@@ -1,5 +1,6 @@
 """The store of what is done: bounded, and one at a time for each upload."""
 
+import contextlib
 import sqlite3
 import threading
 import time
@@ -27,13 +28,12 @@ def test_what_was_recorded_is_found_by_others(store: Store, tmp_path: Path) -> N
 def test_old_ids_go_faster_than_new_ones_come(store: Store, tmp_path: Path) -> None:
     for number in range(25):
         store.record(f"old-{number}", Done("", None))
-    with sqlite3.connect(tmp_path / "done.sqlite") as database:
-        database.execute("update done set at = at - 3601")
-    for number in range(3):
-        store.record(f"new-{number}", Done("", None))
-    with sqlite3.connect(tmp_path / "done.sqlite") as database:
+    with contextlib.closing(sqlite3.connect(tmp_path / "done.sqlite")) as database:
+        with database:
+            database.execute("update done set at = at - 3601")
+        for number in range(3):
+            store.record(f"new-{number}", Done("", None))
         left = [row[0] for row in database.execute("select id from done order by id")]
-    database.close()
     assert left == ["new-0", "new-1", "new-2"]
 
 

@@ -218,9 +218,10 @@ def _untold(parts: Parts) -> Iterator[Problem]:
     untold = parts.dispatcher.pipeline.failures.untold()
     if not untold:
         return
-    them = ("1 upload has", "it") if len(untold) == 1 else (f"{len(untold)} uploads have", "them")
-    text = f"{them[0]} failed: watchman retry --failed tries {them[1]} again,"
-    text += f" watchman drop --failed gives {them[1]} up"
+    what = "1 upload has" if len(untold) == 1 else f"{len(untold):,} uploads have"
+    them = "it" if len(untold) == 1 else "them"
+    text = f"{what} failed: watchman retry --failed tries {them} again,"
+    text += f" watchman drop --failed gives {them} up"
     refused = next((one.refused for one in untold if one.refused), "")
     if parts.settings.on_failed:
         text += f"; on_failed has told nobody yet{refused and f': {refused}'}"

@@ -33,19 +33,21 @@ class Exporter:
     one that has nothing to do. Once it is stopped, a last one says that the daemon is not up.
     """
 
-    def __init__(self, path: str, *, spool: str, steps: Steps) -> None:
-        """`path` may be "" for no metrics."""
+    def __init__(
+        self, path: str, *, spool: str, steps: Steps, status: Callable[[], dict[str, Any]]
+    ) -> None:
+        """`path` may be "" for no metrics. `status` is called in the exporter's thread."""
         self._path = path
         self._totals_path = os.path.join(spool, TOTALS)
         self._steps = steps
-        #: What `begin` was given.
-        self._status: Callable[[], dict[str, Any]] | None = None
+        self._status = status
         self._totals: Totals | None = None
         #: What was written last, and where.
         self._written = b""
         self._written_to = ""
         #: Why the file cannot be written, "" if it can; `status` shows it.
         self.problem = ""
+        self._begun = False
         self._stopping = False
         self._roused = threading.Event()
         self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
@@ -54,12 +56,9 @@ class Exporter:
         """Start the thread, which writes nothing yet."""
         self._thread.start()
 
-    def begin(self, status: Callable[[], dict[str, Any]]) -> None:
-        """Write from now on what `status` returns, for all parts of the daemon have started.
-
-        It is called in the exporter's thread.
-        """
-        self._status = status
+    def begin(self) -> None:
+        """Write from now on, for all parts of the daemon have started."""
+        self._begun = True
         self._roused.set()
 
     def change(self, path: str) -> None:
@@ -75,19 +74,22 @@ class Exporter:
     def join(self) -> None:
         self._thread.join()
 
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
     def _run(self) -> None:
         is_last = False
         while not is_last:
             self._roused.wait(INTERVAL if self._path else None)
             self._roused.clear()
             is_last = self._stopping
-            if self._status is not None:
-                self._export(self._status)
+            if self._begun:
+                self._export()
 
-    def _export(self, status: Callable[[], dict[str, Any]]) -> None:
+    def _export(self) -> None:
         path, problem = self._path, ""
         try:
-            self._write(path, status)
+            self._write(path)
         except OSError as e:
             problem = f"{e.strerror or e}: {e.filename or path}"
         except Exception as e:
@@ -100,7 +102,7 @@ class Exporter:
             logger.info("Metrics are written again.")
         self.problem = problem
 
-    def _write(self, path: str, status: Callable[[], dict[str, Any]]) -> None:
+    def _write(self, path: str) -> None:
         if self._written_to and self._written_to != path:
             # Its figures would stand there for ever.
             with contextlib.suppress(OSError):
@@ -112,7 +114,7 @@ class Exporter:
         families = importlib.import_module("watchman.operate.metrics.families")
         if self._totals is None:
             self._totals = Totals(self._totals_path)
-        found = status()
+        found = self._status()
         families.count(self._totals, found, self._steps)
         text = families.text(self._totals, found, up=not self._stopping)
         # First: what was shown once must not be less after a kill.
