@@ -22,9 +22,8 @@ from watchman.sinks.pauses import ALL, KINDS
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two looks at whether all is well while nobody asks; and how many times as long as
-#: a look takes they are at least, for with a million uploads it takes long.
-LOOK, SPARING = 5.0, 200
+#: Seconds between two looks at whether all is well while nobody asks.
+LOOK = 5.0
 
 Rows = Iterable[Mapping[str, Any] | None]
 
@@ -48,12 +47,11 @@ class Control:
 
         That is in so many seconds.
         """
-        began = time.monotonic()
         try:
             self.status()
         except Exception:
             logger.exception("Could not find out whether all is well.")
-        return max(LOOK, SPARING * (time.monotonic() - began))
+        return LOOK
 
     def status(self) -> dict[str, Any]:
         """Return what `watchman status` shows. Any thread may call it."""

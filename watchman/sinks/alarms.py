@@ -94,13 +94,16 @@ class Alarms:
         accepted = {"event": State.ACCEPTED.value, **alarm.encode()}
         self._commit.stage(accepted, lambda at: self._wait(alarm.at(at)), lasting=True)
 
-    def settle(self, report: Report, backlog: Backlog) -> None:
-        """Write down what became of an alarm."""
+    def settle(self, report: Report, backlog: Backlog, *, tries: int = 0) -> None:
+        """Write down what became of an alarm, after so many tries in vain."""
         alarm, at, has_failed = report.upload, time.time(), report.state is State.FAILED
         state = State.DROPPED if has_failed else report.state
         record: dict[str, Any] = {"event": state.value, "at": at, "id": alarm.id}
         if report.reason:
             record["reason"] = report.reason
+        record |= report.sent
+        if tries:
+            record["try"] = tries + 1
         # Who drops an alarm by hand knows of the failure.
         record |= {ALARM_OF: alarm.alarm_of, "told": not has_failed}
 

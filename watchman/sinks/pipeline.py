@@ -355,7 +355,7 @@ class Pipeline:
         """
         upload, state = report.upload, report.state
         if upload.alarm_of:
-            self.alarms.settle(report, backlog)
+            self.alarms.settle(report, backlog, tries=self._tries.over(upload.id))
             return
         record: dict[str, Any] = {"event": state.value, "at": time.time(), "id": upload.id}
         if report.reason:

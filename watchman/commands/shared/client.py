@@ -4,7 +4,7 @@ import io
 import itertools
 import json
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, BinaryIO
 
@@ -32,8 +32,11 @@ def request(
     event: str,
     fields: Mapping[str, str] | None = None,
     timeout: float = TIMEOUT,
+    heard: Callable[[int], None] = lambda _: None,
 ) -> Iterator[dict[str, Any]]:
     """Ask a query; raises SocketUnavailable, or RequestRefused with the daemon's reason.
+
+    `heard` is called with how many lines were read so far.
 
     All lines are read before the first is yielded, as fast as the daemon tells them: it would
     give up a peer that looks at each for as long as somebody at a pager does. They need not fit
@@ -48,6 +51,7 @@ def request(
                     found = _on_disk(found, inside)
                 found.write(text.encode() + b"\n")
                 count += 1
+                heard(count)
         word, _, detail = text.partition(" ")
         if word != "OK":
             raise RequestRefused(detail or text)

@@ -47,6 +47,7 @@ class _Progress:
 
     scanning: bool = False
     files: int = 0
+    walked: int = 0
     last_scan: float | None = None
     error: str | None = None
 
@@ -125,9 +126,9 @@ class Scanner:
     def status(self) -> dict[str, dict[str, Any]]:
         """Return the progress of each watch's scans; any thread may call it.
 
-        `scanning` says whether the whole watch is being scanned, `files` how many files this scan
-        or the last one has seen. `last_scan` is when the last complete one ended (epoch), and
-        `error` is why the last one was not complete.
+        `scanning` says whether the whole watch is being scanned. `files` and `walked` are how many
+        files and directories this scan or the last one has seen. `last_scan` is when the last
+        complete one ended (epoch), and `error` is why the last one was not complete.
         """
         return {name: asdict(progress) for name, progress in self._progress.items()}
 
@@ -173,14 +174,15 @@ class Scanner:
     def _scan_watch(self, request: Request) -> None:
         """Scan a whole watch. If it was complete, the ledger forgets the files that are gone."""
         progress = self._progress[request.watch]
-        progress.scanning, progress.files = True, 0
+        progress.scanning, progress.files, progress.walked = True, 0, 0
         sweep = self._ledgers[request.watch].sweep()
         scan = self._begin(request, sweep)
         complete = False
         try:
             complete = self._walk_watch(scan, sweep)
         finally:
-            progress.scanning, progress.files, progress.error = False, scan.files, scan.error
+            progress.scanning, progress.error = False, scan.error
+            progress.files, progress.walked = scan.files, scan.directories
             sweep.finish(complete=complete)
         if complete:
             progress.last_scan = time.time()
@@ -253,7 +255,8 @@ class Scanner:
         if scan.request.subpath:
             return
         name = scan.watch.name
-        self._progress[name].files = scan.files
+        progress = self._progress[name]
+        progress.files, progress.walked = scan.files, scan.directories
         now = self._clock()
         if now - scan.said >= PROGRESS:
             scan.said = now
