@@ -204,9 +204,9 @@ def test_a_worker_that_is_killed_while_it_sorts_completes_that_and_does_no_work_
 
 def test_what_comes_twice_at_once_is_worked_on_once(scene: Scene, place: Path) -> None:
     first, second = written(place / "a.csv"), written(place / "b\udce9.csv")
-    for _ in range(3):
-        scene.send(first, "twice-a", 0.5, inode=1)
-        scene.send(second, "twice-b", 0.5, inode=1)
+    for path, name in ((first, "twice-a"), (second, "twice-b")):
+        for _ in range(3):
+            scene.send(path, name, 0.5, inode=1)
     for name in ("twice-a", "twice-b"):
         scene.says(f"{name}] ignored", 2)
         assert scene.begun()[name] == 1
