@@ -13,14 +13,20 @@ assert version, "no __version__ in watchman/__init__.py"
 
 
 def shared(*directories: str) -> list[tuple[str, list[str]]]:
-    """What share/ has there, for the same place below sys.prefix."""
-    places = [f"share/{name}" for name in directories]
+    """What docs/share/ has there, for the same place in share/ below sys.prefix."""
     return [
-        (place, sorted(f"{place}/{file}" for file in os.listdir(HERE / place))) for place in places
+        (
+            f"share/{name}",
+            sorted(f"docs/share/{name}/{file}" for file in os.listdir(HERE / "docs/share" / name)),
+        )
+        for name in directories
     ]
 
 
+DOCS = ["sphinx >= 8.2"]
+
 TEST = [
+    *DOCS,
     "argparse-manpage == 4.8",
     "build >= 1.2",
     "docutils >= 0.21",
@@ -36,6 +42,8 @@ TEST = [
     "supervisor >= 4.3",
 ]
 
+PAGES = sorted(str(page.relative_to(HERE)) for page in (HERE / "docs").glob("*.rst"))
+
 setup(
     name="watchman-ftp",
     version=version[1],
@@ -44,13 +52,15 @@ setup(
     long_description_content_type="text/x-rst",
     license="BSD-3-Clause",
     packages=find_packages(include=["watchman", "watchman.*"]),
-    # Below sys.prefix. What an operator copies to its place from there, as README.rst says.
+    # Below sys.prefix. What an operator copies to its place from there, as README.rst says. And
+    # README.rst with the pages that it links to.
     data_files=[
         (
             "share/watchman",
             [
                 "watchman.ini.example",
                 "supervisord.conf",
+                "docs/share/supervisor/watchman.supervisor",
                 "proftpd/watchman-hook",
                 "proftpd/watchman.conf",
                 "proftpd/watchman.logrotate",
@@ -59,7 +69,8 @@ setup(
         ),
         *shared("man/man1", "bash-completion/completions"),
         *shared("zsh/site-functions", "fish/vendor_completions.d"),
-        ("share/doc/watchman", ["README.rst", "CHANGES.rst", "LICENSE"]),
+        ("share/doc/watchman", ["README.rst", "CHANGES.rst", "CONTRIBUTING.rst", "LICENSE"]),
+        ("share/doc/watchman/docs", ["docs/bench.svg", *PAGES]),
     ],
     python_requires=">=3.11",
     install_requires=[
@@ -68,10 +79,13 @@ setup(
         "pyinotify >= 0.9.6",
         # pyinotify imports asyncore, which Python 3.12 removed.
         "pyasyncore; python_version >= '3.12'",
+        # Draws what commands show to people.
+        "rich >= 13",
     ],
     extras_require={
         # Keeps the daemon running on a server; never imported, so Debian's does as well.
         "supervisor": ["supervisor >= 4.3"],
+        "docs": DOCS,
         "test": TEST,
         # What is measured beside watchman, and the picture of it.
         "bench": [*TEST, "matplotlib >= 3.10", "watchdog >= 6", "watchfiles >= 1"],

@@ -13,7 +13,7 @@ from tests.servers.brokers import ROOT
 from tests.support import generated
 from tests.support.needs import need
 
-SHARE = ROOT / "share"
+SHARE = ROOT / "docs/share"
 
 BASH = SHARE / "bash-completion/completions"
 ZSH = SHARE / "zsh/site-functions"

@@ -39,19 +39,15 @@ MAY_IMPORT = {
     },
     "commands.shared": {"sources.socket", "sinks.publishing", "uploads", "config", "errors"},
     "commands.check": {
-        *("commands.shared", "sinks.publishing", "sources.transferlog"),
+        *("commands.screens", "commands.shared", "sinks.publishing", "sources.transferlog"),
         *("uploads", "config", "errors"),
     },
-    "commands.importing": {"commands.shared", "uploads", "config", "errors"},
+    "commands.screens": {"commands.shared", "uploads"},
     "commands": {
-        "commands.check",
-        "commands.importing",
-        "commands.shared",
-        "daemon",
-        "uploads",
-        "config",
-        "errors",
+        *("commands.check", "commands.importing", "commands.screens", "commands.shared"),
+        *("daemon", "uploads", "config", "errors"),
     },
+    "commands.importing": {"commands.shared", "uploads", "config", "errors"},
     "demo": {"config", "errors"},
     "worker": {"uploads"},
     "__main__": {"commands"},
@@ -62,6 +58,7 @@ ONLY = {
     "sinks.moving": {"sinks": {"sinks.sink"}},
     "sinks.publishing": {"sinks": {"sinks.sink"}},
     "commands.shared": {"sources.socket": {"sources.socket.wire"}},
+    "commands.screens": {"commands.shared": {"commands.shared.phrases"}},
     "commands.check": {"sources.transferlog": {"sources.transferlog.lines"}},
     "sources.transferlog": {"sources.inotify": {"sources.inotify.events"}},
     "worker": {"uploads": {"uploads.renaming"}},
@@ -75,6 +72,7 @@ EDGES = {
     "kombu": {"sinks.publishing", "config.celery_settings"},
     "amqp": {"sinks.publishing"},
     "redis": {"sinks.publishing"},
+    "rich": {"commands.screens"},
 }
 
 

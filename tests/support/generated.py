@@ -14,7 +14,7 @@ from tests.servers.brokers import ROOT
 from watchman import __version__
 from watchman.commands import main, send
 
-#: Where the completion of a program is installed, below `share`, by shell.
+#: Where the completion of a program is installed, below `docs/share`, by shell.
 COMPLETIONS = {
     "bash": "bash-completion/completions/{}",
     "zsh": "zsh/site-functions/_{}",
@@ -45,7 +45,7 @@ PROGRAMS: dict[str, Callable[[], argparse.ArgumentParser]] = {
 
 
 def files() -> dict[str, str]:
-    """The text of each file, by its path below `share`."""
+    """The text of each file, by its path below `docs/share`."""
     made = {}
     for program, parser in PROGRAMS.items():
         for shell, place in COMPLETIONS.items():
@@ -57,7 +57,7 @@ def files() -> dict[str, str]:
 
 def write() -> None:
     for name, text in files().items():
-        path = ROOT / "share" / name
+        path = ROOT / "docs/share" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
 
@@ -74,7 +74,7 @@ def _completing_files(parser: argparse.ArgumentParser) -> argparse.ArgumentParse
 
 def _manual(program: str) -> str:
     """The page as it is, or with the date of today where anything else has changed."""
-    path = ROOT / "share/man/man1" / f"{program}.1"
+    path = ROOT / "docs/share/man/man1" / f"{program}.1"
     old = path.read_text() if path.exists() else ""
     dated = re.match(r'\.TH \S+ "1" "([^"]*)"', old)
     if dated and _page(program, dated[1]) == old:

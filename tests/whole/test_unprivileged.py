@@ -217,11 +217,69 @@ def test_check_says_what_only_root_may_set(
     ]
 
 
-def test_check_as_root_says_that_the_daemons_rights_are_others(
+def test_check_by_root_looks_as_the_daemons_user_and_finds_the_same(
+    yard: Path, start_watchman: Callable[..., Daemon]
+) -> None:
+    make(yard / "own/spool", 0o700, 65534)
+    make(yard / "moved/alice/a.csv", 0o600, ALICE, ALICE)
+    make(yard / "moved/alices", 0o755, ALICE, ALICE)
+    prefix = unprivileged(yard / "own")
+    daemon = start_watchman(INI, directory=yard, prefix=prefix, started=False)
+    [line] = errors(daemon)
+    assert f"nobody lacks w on '{yard}/moved/alices'" in line
+    by_root = daemon.run("check").stdout
+    assert ", checked as nobody, without capabilities, as no daemon runs" in by_root
+    assert [one for one in by_root.splitlines() if one.startswith("ERROR")] == [line]
+    assert "leases tell who still writes nobody's own files" in by_root
+    as_root = daemon.run("check", "--as", "root").stdout
+    assert "the spool is nobody's, and it is root's rights that are looked at" in as_root
+    assert "leases tell who still writes, for every file" in as_root
+
+
+def test_check_by_root_counts_the_capabilities_of_the_daemon_that_runs(
+    yard: Path, start_watchman: Callable[..., Daemon]
+) -> None:
+    more = ["--inh-caps=-all,+lease", "--ambient-caps=-all,+lease"]
+    prefix = [*unprivileged(yard / "own"), *more]
+    daemon = start_watchman(INI, directory=yard, prefix=prefix)
+    told = daemon.run("check", "--as", "nobody").stdout
+    assert daemon.process is not None
+    pid = daemon.process.pid
+    assert f", checked as nobody, with the rights of the daemon, pid {pid}\n" in told
+    assert "watch:plain     leases tell who still writes, for every file (CAP_LEASE)\n" in told
+    # It is no right to write, though.
+    assert not errors(daemon)
+    (yard / "to").chmod(0o555)
+    os.chown(yard / "to", 0, 0)
+    assert f"nobody lacks w on '{yard}/to'" in daemon.run("check").stdout
+
+
+def test_check_by_root_says_that_the_daemon_may_not_read_the_ini_file(
     yard: Path, start_watchman: Callable[..., Daemon]
 ) -> None:
     make(yard / "own/spool", 0o700, 65534)
     daemon = start_watchman(INI, directory=yard, started=False)
-    told = daemon.run("check").stdout.splitlines()[1]
-    assert told.startswith("WARN   config          the spool is nobody's, and it is root's rights")
-    assert told.endswith(f"; runuser -u nobody -- watchman -c {daemon.ini} check")
+    daemon.ini.chmod(0o600)
+    told = daemon.run("check").stdout
+    assert f"nobody lacks r on '{daemon.ini}'; chgrp nogroup {daemon.ini} && chmod g+r" in told
+
+
+def test_nobody_but_root_checks_as_another_user(
+    yard: Path, start_watchman: Callable[..., Daemon]
+) -> None:
+    prefix = unprivileged(yard / "own")
+    daemon = start_watchman(INI, directory=yard, prefix=prefix, started=False)
+    for user, code, said in (
+        ("root", 2, "watchman: --as: only root may check as another user\n"),
+        ("none-such", 2, "watchman: --as: there is no user none-such\n"),
+        ("nobody", 0, ""),
+    ):
+        done = subprocess.run(
+            [*daemon.prefix, *daemon.watchman("check", "--as", user)],
+            env=daemon.environment(),
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (code, said)

@@ -18,9 +18,10 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NoReturn
 
-from watchman.commands.shared import shell, utf8
+from watchman.commands.shared import nagios, shell, utf8
 
 #: What each command is for. Its module has `add_arguments(parser)` and `main(arguments)`, and is
 #: imported only when it is asked for: most of them answer in less time than all imports take.
@@ -50,11 +51,18 @@ FOLDERS = {"check": "check.check", "import-config": "importing.import_config"}
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     utf8.insist()
-    parser = parser_for(sys.argv[1:] if arguments is None else arguments)
-    given = parser.parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = parser_for(arguments)
+    try:
+        given = parser.parse_args(arguments)
+    except SystemExit as end:
+        # What is wrong with its arguments is no state of what a plugin looks at.
+        sys.exit(nagios.UNKNOWN if end.code and "--nagios" in arguments else end.code)
     command = module(given.command).main
     if given.command not in ALONE:
-        shell.leave("watchman", lambda: shell.ask(command, given))
+        ask = partial(shell.ask, command, given)
+        is_plugin = getattr(given, "nagios", False)
+        shell.leave("watchman", partial(nagios.guarded, ask) if is_plugin else ask)
     if given.socket:
         parser.error(f"--socket is not for {given.command}, which asks no daemon")
     shell.leave("watchman", lambda: command(given))

@@ -1,4 +1,4 @@
-"""Values: what the INI file says, read, typed and checked by `config`."""
+"""The values of the INI file, as `inifile` has read, typed and checked them."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -38,7 +38,7 @@ class WatchSettings:
 class MoveSettings:
     """A `[move:NAME]` section. `source` and `destination` are absolute and normalized.
 
-    None for `mode`, `directory_mode`, `owner` (uid) and `group` (gid) keeps what the source has.
+    If `mode`, `directory_mode`, `owner` (uid) or `group` (gid) is None, the source's is kept.
     """
 
     name: str
@@ -65,9 +65,9 @@ class ProftpdSettings:
 class BrokerSettings:
     """A `[broker:NAME]` section. `url` has its `${NAME}` filled in, `filesystem://` is absolute.
 
-    `celery` holds what `[celery]` and then this section set, a settings file's values below the
-    options beside it, all under their lowercase names. Without `declare` queues, exchanges and
-    bindings are made by others.
+    `celery` has the Celery settings by lowercase name. This section goes before `[celery]`, and in
+    each of them the options go before the settings file. Without `declare`, somebody else makes
+    queues, exchanges and bindings.
     """
 
     name: str

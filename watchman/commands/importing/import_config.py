@@ -1,4 +1,4 @@
-"""`watchman import-config`: the first version's configuration as an INI file.
+"""`watchman import-config`: the first version's config.py as an INI file.
 
 Print the INI file that does what the first version of watchman did with its config.py. The Python
 files are read, not run. A comment that begins with NOTE stands above each thing that has no
@@ -14,7 +14,7 @@ from watchman.commands.importing import celeryconfig, conversion
 from watchman.commands.importing.draft import Draft
 from watchman.commands.importing.literals import read
 from watchman.commands.shared import shell
-from watchman.commands.shared.table import count
+from watchman.commands.shared.phrases import count
 from watchman.config import inifile
 from watchman.errors import ConfigError
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from watchman.commands.shared.filesystems import grants_leases, may_lease_any_file, user_name
 from watchman.commands.shared.routes import Routes
+from watchman.commands.shared.writers import writers
 from watchman.config import places
 from watchman.config.moves import destination_of
 from watchman.config.rules import Rules, fill
@@ -36,6 +37,7 @@ class Plan:
         found: dict[str, Any] = {"path": path, "watch": watch.name, "watch_path": watch.path}
         state, problem = _look(watch, subpath)
         found["file"] = {"size": state.size, "modified": state.mtime / 1e9} if state else problem
+        found["writers"] = writers([path]).get(path, [])
         found["wholeness"] = _wholeness(watch.path, path)
         found["excluded"] = self._rules.excluded(watch, subpath)
         move = self._rules.move_for(path)
@@ -115,6 +117,8 @@ def _sentence(found: Mapping[str, Any], watch: WatchSettings, subpath: str, prob
         return f"Once it is uploaded, {sent}"
     if problem:
         return f"Nothing: {problem}"
+    if found["writers"]:
+        return f"Once it is written and nobody has it open for writing, {sent}"
     return f"The next time it is written, {sent}"
 
 

@@ -35,6 +35,13 @@ class Route:
             return f"queue {self.routing_key!r}"
         return f"exchange {self.exchange!r} with routing key {self.routing_key!r}"
 
+    def record(self) -> dict[str, str]:
+        """Return what the journal has of it. Without an exchange, the routing key is the queue."""
+        if not self.exchange:
+            return {"queue": self.routing_key}
+        record = {"exchange": self.exchange, "routing_key": self.routing_key}
+        return record | ({"queue": self.queue} if self.queue else {})
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Template:

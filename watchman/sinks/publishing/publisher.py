@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from watchman.config.settings import BrokerSettings
@@ -123,7 +123,7 @@ class Publisher(Sink):
             except TaskRefused as e:
                 self._fail(upload, str(e))
                 continue
-            refused = self._refused.get(str(message.route))
+            refused = self._refused.get(str(message.route)) if self._refused else None
             if refused and refused.until > asked:
                 self._defer_for_route(message, refused.reason, tried=False)
             else:
@@ -146,7 +146,10 @@ class Publisher(Sink):
         if not self._stopping.is_set():
             self._say("down", reason, delay)
         self._report(
-            [Report(message.upload, State.DEFERRED, reason, delay=delay) for message in messages]
+            [
+                Report(message.upload, State.DEFERRED, reason, delay=delay, tried=True)
+                for message in messages
+            ]
         )
         self._rest(delay)
 
@@ -165,16 +168,17 @@ class Publisher(Sink):
         try:
             if self._sender is None:
                 self._sender = self._connected()
-            states: dict[str, set[State]] = {}
+            answered: list[Sent] = []
             for sent in self._sender.send(tuple(messages)):
                 if sent:
                     self._say("up")
                 for one in sent:
                     messages.remove(one.message)
-                    states.setdefault(str(one.message.route), set()).add(one.state)
                 self._settle(sent)
+                answered += sent
             self._say("up")
-            self._forgive(states)
+            if self._refused:
+                self._forgive(answered)
         except BaseException as e:
             if self._sender is not None:
                 self._sender.discard()
@@ -202,7 +206,13 @@ class Publisher(Sink):
     def _settle(self, sent: Sequence[Sent]) -> None:
         """Report messages, first those that are done, so that this is written down soon."""
         if done := [one.message for one in sent if one.state is State.DONE]:
-            self._report([Report(message.upload, State.DONE) for message in done])
+            answer = {"answer": self._sender.ANSWER if self._sender else ""}
+            self._report(
+                [
+                    Report(message.upload, State.DONE, sent=message.route.record() | answer)
+                    for message in done
+                ]
+            )
         for message in done:
             logger.info(
                 "Sent upload %s to broker %s, %s.",
@@ -216,8 +226,11 @@ class Publisher(Sink):
             elif one.state is State.DEFERRED:
                 self._defer_for_route(one.message, one.reason, tried=True)
 
-    def _forgive(self, states: Mapping[str, Set[State]]) -> None:
+    def _forgive(self, answered: Sequence[Sent]) -> None:
         """End the back-off of refused routes that took a message, or shorten it if some failed."""
+        states: dict[str, set[State]] = {}
+        for one in answered:
+            states.setdefault(str(one.message.route), set()).add(one.state)
         for route in self._refused.keys() & states.keys():
             if State.DONE in states[route]:
                 if State.DEFERRED in states[route]:
@@ -239,7 +252,8 @@ class Publisher(Sink):
         """Defer an upload whose route the broker refuses; other routes go on."""
         upload, lane, now = message.upload, str(message.route), time.monotonic()
         back_off = self._refused.setdefault(lane, BackOff())
-        if back_off.until <= now and tried:
+        tried = tried and back_off.until <= now
+        if tried:
             delay = back_off.fail(now, reason)
             if back_off.attempts == 1:
                 logger.warning(
@@ -250,7 +264,7 @@ class Publisher(Sink):
                     delay,
                 )
         delay = max(0.0, back_off.until - now)
-        self._report([Report(upload, State.DEFERRED, reason, lane=lane, delay=delay)])
+        self._report([Report(upload, State.DEFERRED, reason, lane=lane, delay=delay, tried=tried)])
         # The route must not open before its lane in the backlog does. Otherwise a younger upload
         # from another lane could overtake those in it.
         back_off.until = max(back_off.until, time.monotonic() + delay)

@@ -50,6 +50,9 @@ class Sender:
     nearly full could refuse the first message and take the second.
     """
 
+    #: The broker's answer to a message that counts as sent, as `watchman explain` tells it.
+    ANSWER = "handed over"
+
     def __init__(
         self,
         app: Any,
@@ -108,7 +111,7 @@ class Sender:
         self._refused = {}
         try:
             for message in messages:
-                if reason := self._refused.get(message.route):
+                if self._refused and (reason := self._refused.get(message.route)):
                     self._settled.append(Sent(message, State.DEFERRED, reason))
                 elif message.route in self._proven:
                     self._publish(message)
@@ -120,7 +123,8 @@ class Sender:
                     yield self._taken()
             self._flush()
             yield self._taken()
-            self._wary -= {message.route for message in messages} - self._refused.keys()
+            if self._wary:
+                self._wary -= {message.route for message in messages} - self._refused.keys()
         except self.faults as e:
             yield self._taken()
             raise BrokerUnavailable(explain(e)) from e

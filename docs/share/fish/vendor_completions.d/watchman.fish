@@ -51,7 +51,7 @@ function _shtab_watchman_using
 end
 
 set -g _shtab_watchman_commands run check explain status queue retry drop pause resume reload import-config
-set -g _shtab_watchman_opts_with_value --broker --celery --config --limit --path --proftpd --socket -c
+set -g _shtab_watchman_opts_with_value --as --broker --celery --config --limit --path --proftpd --socket --wait -c
 
 complete -c watchman -e
 complete -c watchman -f
@@ -69,29 +69,39 @@ complete -c watchman -n '_shtab_watchman_using check' -s c -l config -xka "(__fi
 complete -c watchman -n '_shtab_watchman_using check' -l json -d 'print one JSON object per finding'
 complete -c watchman -n '_shtab_watchman_using check' -l brokers -d 'ask each broker about its tasks'
 complete -c watchman -n '_shtab_watchman_using check' -l proftpd -xka "(__fish_complete_path (commandline -ct))" -d 'check ProFTPD'"'"'s configuration as well'
+complete -c watchman -n '_shtab_watchman_using check' -l as -x -d 'look with the rights of USER (else of who owns the spool); for root'
 complete -c watchman -n '_shtab_watchman_using; and test $_shtab_watchman_npos -eq 0' -a explain -d 'Say what would happen to files uploaded as PATH: watch, exclusion, move, task, broker, queue,'
 complete -c watchman -n '_shtab_watchman_using explain' -s h -l help -d 'show this help message and exit'
 complete -c watchman -n '_shtab_watchman_using explain' -s c -l config -xka "(__fish_complete_path (commandline -ct))" -d 'the INI file (else $WATCHMAN_CONFIG, else /etc/watchman/watchman.ini)'
 complete -c watchman -n '_shtab_watchman_using explain' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else $WATCHMAN_SOCKET, else the one that the INI file names)'
 complete -c watchman -n '_shtab_watchman_using explain' -l json -d 'print one JSON object per path'
 complete -c watchman -n '_shtab_watchman_using explain; and test $_shtab_watchman_npos -ge 0' -ka "(__fish_complete_path (commandline -ct))" -d PATH
-complete -c watchman -n '_shtab_watchman_using; and test $_shtab_watchman_npos -eq 0' -a status -d 'Ask the daemon whether it is healthy, and print why not first, after what is paused: that is no'
+complete -c watchman -n '_shtab_watchman_using; and test $_shtab_watchman_npos -eq 0' -a status -d 'Ask the daemon whether it is healthy, and print why not first, each problem with what cures it,'
 complete -c watchman -n '_shtab_watchman_using status' -s h -l help -d 'show this help message and exit'
 complete -c watchman -n '_shtab_watchman_using status' -s c -l config -xka "(__fish_complete_path (commandline -ct))" -d 'the INI file (else $WATCHMAN_CONFIG, else /etc/watchman/watchman.ini)'
 complete -c watchman -n '_shtab_watchman_using status' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else $WATCHMAN_SOCKET, else the one that the INI file names)'
+complete -c watchman -n '_shtab_watchman_using status' -l wait -x -d 'wait for it to answer and to be healthy, for at most so long'
 complete -c watchman -n '_shtab_watchman_using status' -l json -d 'print one JSON object'
-complete -c watchman -n '_shtab_watchman_using; and test $_shtab_watchman_npos -eq 0' -a queue -d 'List the uploads that are not done: failed ones first, for they need you, then deferred ones,'
+complete -c watchman -n '_shtab_watchman_using status' -s q -l quiet -d 'print nothing: the exit code'
+complete -c watchman -n '_shtab_watchman_using status' -l nagios -d 'print the line of a monitoring plugin'
+complete -c watchman -n '_shtab_watchman_using; and test $_shtab_watchman_npos -eq 0' -a queue -d 'Show the uploads that are not done, in groups of what has the same state, place and reason: failed'
 complete -c watchman -n '_shtab_watchman_using queue' -s h -l help -d 'show this help message and exit'
 complete -c watchman -n '_shtab_watchman_using queue' -s c -l config -xka "(__fish_complete_path (commandline -ct))" -d 'the INI file (else $WATCHMAN_CONFIG, else /etc/watchman/watchman.ini)'
 complete -c watchman -n '_shtab_watchman_using queue' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else $WATCHMAN_SOCKET, else the one that the INI file names)'
 complete -c watchman -n '_shtab_watchman_using queue' -l json -d 'print one JSON object per upload'
-complete -c watchman -n '_shtab_watchman_using queue' -l limit -x -d 'list the first N only'
+complete -c watchman -n '_shtab_watchman_using queue' -l all -d 'list every upload'
+complete -c watchman -n '_shtab_watchman_using queue' -l limit -x -d 'list the first N'
+complete -c watchman -n '_shtab_watchman_using queue' -l failed -d 'that have failed'
+complete -c watchman -n '_shtab_watchman_using queue' -l deferred -d 'that are deferred'
+complete -c watchman -n '_shtab_watchman_using queue' -l broker -x -d 'for this broker'
+complete -c watchman -n '_shtab_watchman_using queue' -l path -x -d 'uploaded as, or lying at, a path that matches; patterns are as those of [task:...]'
 complete -c watchman -n '_shtab_watchman_using; and test $_shtab_watchman_npos -eq 0' -a retry -d 'Try uploads again now, under the ids they have. Deferred ones need not wait for their next try, nor'
 complete -c watchman -n '_shtab_watchman_using retry' -s h -l help -d 'show this help message and exit'
 complete -c watchman -n '_shtab_watchman_using retry' -s c -l config -xka "(__fish_complete_path (commandline -ct))" -d 'the INI file (else $WATCHMAN_CONFIG, else /etc/watchman/watchman.ini)'
 complete -c watchman -n '_shtab_watchman_using retry' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else $WATCHMAN_SOCKET, else the one that the INI file names)'
 complete -c watchman -n '_shtab_watchman_using retry' -l all -d 'all that have failed or are deferred'
 complete -c watchman -n '_shtab_watchman_using retry' -l json -d 'print one JSON object per upload'
+complete -c watchman -n '_shtab_watchman_using retry' -l dry-run -d 'say what would be done, and do nothing'
 complete -c watchman -n '_shtab_watchman_using retry' -l failed -d 'that have failed'
 complete -c watchman -n '_shtab_watchman_using retry' -l deferred -d 'that are deferred'
 complete -c watchman -n '_shtab_watchman_using retry' -l broker -x -d 'for this broker'
@@ -101,6 +111,7 @@ complete -c watchman -n '_shtab_watchman_using drop' -s h -l help -d 'show this 
 complete -c watchman -n '_shtab_watchman_using drop' -s c -l config -xka "(__fish_complete_path (commandline -ct))" -d 'the INI file (else $WATCHMAN_CONFIG, else /etc/watchman/watchman.ini)'
 complete -c watchman -n '_shtab_watchman_using drop' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else $WATCHMAN_SOCKET, else the one that the INI file names)'
 complete -c watchman -n '_shtab_watchman_using drop' -l json -d 'print one JSON object per upload'
+complete -c watchman -n '_shtab_watchman_using drop' -l dry-run -d 'say what would be done, and do nothing'
 complete -c watchman -n '_shtab_watchman_using drop' -l failed -d 'that have failed'
 complete -c watchman -n '_shtab_watchman_using drop' -l deferred -d 'that are deferred'
 complete -c watchman -n '_shtab_watchman_using drop' -l broker -x -d 'for this broker'
