@@ -255,6 +255,24 @@ def test_a_file_that_kills_each_process_is_rejected_in_the_end(scene: Scene, pla
     assert scene.begun()["deadly-a"] == 2
 
 
+def test_what_could_not_be_sorted_is_by_sending_it_again_with_its_id(
+    scene: Scene, tmp_path: Path, start_watchman: Callable[..., Daemon]
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "accepted").touch()
+    before, _, after = INI.format(**scene.values).partition("[move:storage]")
+    daemon = start_watchman(f"{before}exclude = accepted\n{after[after.index('[task:') :]}")
+    path = written(tmp_path / "in" / "a.csv")
+    scene.says("raised unexpected: NotADirectoryError")
+    so_far = scene.begun()
+    (tmp_path / "in" / "accepted").unlink()
+    assert daemon.send(str(path), "--same-id").returncode == 0
+    eventually(lambda: not path.exists())
+    assert lie_in(tmp_path / "in" / "accepted") == {"a.csv": "good"}
+    assert scene.begun() == so_far
+    assert daemon.queue() == []
+
+
 def test_what_fails_stays_where_it_is_and_is_not_done(scene: Scene, place: Path) -> None:
     path = place / "a.csv"
     scene.send(path, "missing-a", inode=1)
