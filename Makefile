@@ -17,10 +17,13 @@ ROUNDS = 5
 # The real servers and clients that the tests start.
 DEBIAN = redis-server rabbitmq-server proftpd-core proftpd-mod-crypto lftp curl rclone ncftp wput \
     openssh-client openssh-server openssl samba smbclient rsync logrotate strace debootstrap \
-    acl iproute2 proftpd-mod-vroot bindfs fuse3 btrfs-progs faketime locales zsh fish mandoc
+    acl iproute2 systemd proftpd-mod-vroot bindfs fuse3 btrfs-progs faketime locales zsh fish mandoc
 
 # Of those that conflict with one of these: they are unpacked, and not installed.
 UNPACKED = pure-ftpd pure-ftpd-common
+
+# For promtool, which checks alerts and metrics. Installed, it would start a server.
+PROMETHEUS = prometheus
 
 # What `make bench` measures beside watchman.
 MEASURED = inotify-tools
@@ -49,6 +52,7 @@ run:
 test:
 	@.ci/install-debian $(DEBIAN) || [ "$$(id -u)" != 0 ]
 	.ci/unpack-debian build/debian $(UNPACKED) || [ "$$(id -u)" != 0 ]
+	.ci/unpack-debian build/prometheus $(PROMETHEUS) || [ "$$(id -u)" != 0 ]
 	mkdir -p var
 	.ci/make-environment "$(PYTHON)" "$(VENV)" test
 	"$(VENV)/bin/ruff" check .

@@ -23,7 +23,7 @@ FISH = SHARE / "fish/vendor_completions.d"
 #: What is typed, and what the line becomes.
 TYPED = {
     "watchman sta": "watchman status ",
-    "watchman queue --lim": "watchman queue --limit",
+    "watchman status --qui": "watchman status --quiet",
     "watchman check --proftpd pro": "watchman check --proftpd proftpd.conf",
     "watchman-send --same": "watchman-send --same-id",
     "watchman-send up": "watchman-send upload.csv",

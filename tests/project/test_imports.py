@@ -29,12 +29,14 @@ MAY_IMPORT = {
     "sinks.moving": {"sinks", "uploads", "config", "errors"},
     "sinks.publishing": {"sinks", "uploads", "config", "errors"},
     "dispatch": {"sinks", "store", "uploads", "config", "errors"},
+    "operate.metrics": {"sinks", "uploads", "config", "errors"},
     "operate": {
+        "operate.metrics",
         *("dispatch", "sinks", "sources", "sources.socket"),
         *("store", "uploads", "config", "errors"),
     },
     "daemon": {
-        *("operate", "dispatch", "sinks", "sinks.moving", "sinks.publishing"),
+        *("operate", "operate.metrics", "dispatch", "sinks", "sinks.moving", "sinks.publishing"),
         *("sources", "sources.socket", "store", "uploads", "config", "errors"),
     },
     "commands.shared": {"sources.socket", "sinks.publishing", "uploads", "config", "errors"},
@@ -62,6 +64,7 @@ ONLY = {
     "commands.check": {"sources.transferlog": {"sources.transferlog.lines"}},
     "sources.transferlog": {"sources.inotify": {"sources.inotify.events"}},
     "worker": {"uploads": {"uploads.renaming"}},
+    "operate.metrics": {"sinks": {"sinks.steps"}},
 }
 
 #: Libraries, and the only modules or folders that may import them.
@@ -73,6 +76,7 @@ EDGES = {
     "amqp": {"sinks.publishing"},
     "redis": {"sinks.publishing"},
     "rich": {"commands.screens"},
+    "prometheus_client": {"operate.metrics"},
 }
 
 

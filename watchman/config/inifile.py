@@ -174,8 +174,16 @@ class _Ini:
         for option, text in parser.items(section):
             if not option.startswith(_TWICE):
                 self._read_option(section, kind, option, text, values)
+        given = {option for option in SECTIONS[kind] if parser.has_option(section, option)}
         for option, how in SECTIONS[kind].items():
-            if how.required and not parser.has_option(section, option):
+            if how.for_ and option in given:
+                if how.for_ in given:
+                    self._problem(option, f"{how.for_} is set as well; keep one", section=section)
+                elif option in values:
+                    values[how.for_] = values.pop(option)
+                given.add(how.for_)
+        for option, how in SECTIONS[kind].items():
+            if how.required and option not in given:
                 self._problem(option, "missing", section=section)
 
     def _read_option(
@@ -207,6 +215,9 @@ class _Ini:
             self._problem("token", what, section="proftpd")
         for name, values in tasks.items():
             self._check_task(f"task:{name}", values)
+        for values in self.sections["watchman"].values():
+            if on_failed := values.get("on_failed"):
+                self._check_broker("watchman", "on_failed", on_failed.broker)
         seen: dict[str, str] = {}
         for name, values in watches.items():
             if path := values.get("path"):
@@ -235,21 +246,24 @@ class _Ini:
         }
 
     def _check_task(self, section: str, values: dict[str, Any]) -> None:
-        brokers = self.sections["broker"]
-        broker = values.get("broker")
-        if broker is not None and broker not in brokers:
-            known = f"; there are {', '.join(brokers)}" if brokers else "; there is none yet"
-            what = f"there is no [broker:{broker}]{close_to(broker, brokers) or known}"
-            self._problem("broker", what, section=section, value=broker)
+        if "broker" in values:
+            self._check_broker(section, "broker", values["broker"])
         limit = values.get("time_limit")
         if limit is not None and values.get("soft_time_limit", limit) > limit:
             what = f"is beyond time_limit ({limit:g} s), so it would never take effect"
             self._problem("soft_time_limit", what, section=section)
 
+    def _check_broker(self, section: str, option: str, broker: str) -> None:
+        brokers = self.sections["broker"]
+        if broker not in brokers:
+            known = f"; there are {', '.join(brokers)}" if brokers else "; there is none yet"
+            what = f"there is no [broker:{broker}]{close_to(broker, brokers) or known}"
+            self._problem(option, what, section=section, value=broker)
+
     def _own_files(self) -> Iterator[tuple[str, str, str]]:
         """Yield section, option and path of all that the daemon writes, or ProFTPD for it."""
         for values in self.sections["watchman"].values():
-            for option in ("spool", "log_file"):
+            for option in ("spool", "log_file", "metrics"):
                 if path := values.get(option):
                     yield "watchman", option, path
         for values in self.sections["proftpd"].values():
@@ -309,7 +323,9 @@ def _task(name: str, values: dict[str, Any]) -> TaskSettings:
 
 
 def _holds_secret(option: str, text: str) -> bool:
-    """Whether a value holds a secret, and not only the name of one in the environment."""
+    """Whether a value is or holds a secret, rather than the name of one in the environment."""
+    if option.endswith("_file"):
+        return False
     text = re.sub(r"\$\{\w{1,200}\}", "", text)
     for url in text.split(";"):
         user, at, _ = url.partition("://")[2].partition("/")[0].rpartition("@")
@@ -323,7 +339,7 @@ def _shown(option: str, value: str) -> str:
     """Return a value for a message: on one line, not too long, without secrets."""
     if not value:
         return ""
-    if re.search(_SECRET, option) or (
+    if (re.search(_SECRET, option) and not option.endswith("_file")) or (
         re.search("://|{", value) and re.search(_SECRET, value, re.IGNORECASE)
     ):
         return "***"

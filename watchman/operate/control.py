@@ -17,6 +17,7 @@ from watchman.operate.overview import Health, status
 from watchman.operate.parts import Parts
 from watchman.operate.queue_groups import gather
 from watchman.operate.queue_view import ORDER, QueueView, Selection, known_and_open
+from watchman.operate.tails import follow
 from watchman.sinks.pauses import ALL, KINDS
 
 logger = logging.getLogger(__name__)
@@ -49,12 +50,13 @@ class Control:
         """
         began = time.monotonic()
         try:
-            self._status()
+            self.status()
         except Exception:
             logger.exception("Could not find out whether all is well.")
         return max(LOOK, SPARING * (time.monotonic() - began))
 
-    def _status(self) -> dict[str, Any]:
+    def status(self) -> dict[str, Any]:
+        """Return what `watchman status` shows. Any thread may call it."""
         return status(self._parts, self._queue_view, self._started, self._health)
 
     def query(self, event: str, fields: dict[str, str]) -> Rows:
@@ -62,7 +64,7 @@ class Control:
         dispatcher = self._parts.dispatcher
         match event:
             case "status":
-                return [self._status()]
+                return [self.status()]
             case "queue":
                 selection = Selection.of(fields)
                 rows = itertools.chain(
@@ -72,6 +74,8 @@ class Control:
             case "groups":
                 selection = Selection.of(fields)
                 return gather(self._queue_view, selection, self._noticed(fields, selection))
+            case "tail":
+                return follow(dispatcher.pipeline.steps, self._parts.settings, fields)
             case "explain":
                 return tell(
                     fields.get("path", ""),

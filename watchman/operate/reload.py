@@ -65,6 +65,7 @@ def _go_over(parts: Parts, listener: Listener, new: Settings) -> None:
     parts.publishers.change(publishers)
     parts.movers.change(movers)
     listener.admit(new.admins)
+    parts.exporter.change(new.metrics)
     parts.settings, parts.ledgers = new, ledgers
     if look_anew:
         parts.finders.look(new, excluded=parts.dispatcher.rules.excluded, ledgers=ledgers)

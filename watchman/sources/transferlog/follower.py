@@ -69,6 +69,7 @@ class Log:
             "refused": self._counts["refused"],
             "ambiguous": self._counts[AMBIGUOUS],
             "last": self._last,
+            "unread": self.files.unread(),
             "missing": isinstance(self.files.problem, FileNotFoundError),
             "lost_since": self.files.lost_since,
             "error": self._error(),
@@ -181,6 +182,9 @@ class TransferLog:
         self._inotify.close()
         for log in self._logs:
             log.files.close()
+
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
 
     def status(self) -> dict[str, dict[str, Any]]:
         """Return the status of each log: how many records, how many refused lines, any error."""
