@@ -54,3 +54,11 @@ def test_one_upload_is_held_by_one_and_others_are_not_held_up(store: Store) -> N
         assert waited == []
     thread.join(10)
     assert waited[0] >= 2 * module.PAUSE
+
+
+def test_only_ends_that_nobody_tells_of_are_counted(store: Store) -> None:
+    assert [store.begin("one"), store.begin("one"), store.begin("two")] == [1, 2, 1]
+    store.end("one")
+    assert store.begin("one") == 1
+    store.record("two", Done("", None))
+    assert store.begin("two") == 1

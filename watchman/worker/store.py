@@ -1,4 +1,4 @@
-"""The store of what is done: one sqlite file, shared by the processes of the workers of a host."""
+"""The store of what is begun and done: one sqlite file, for all workers' processes of a host."""
 
 from __future__ import annotations
 
@@ -27,6 +27,10 @@ create table if not exists done (
     folder text not null, inode integer, size integer, mtime integer
 ) without rowid;
 create index if not exists done_at on done (at);
+create table if not exists begun (
+    id text primary key, at real not null, times integer not null
+) without rowid;
+create index if not exists begun_at on begun (at);
 """
 
 
@@ -85,8 +89,26 @@ class Store:
         folder, *mark = row
         return Done(folder, None if mark[0] is None else Mark(*mark))
 
+    def begin(self, upload_id: str) -> int:
+        """Write down that the work begins; return how often it has, and nobody said how it ended.
+
+        Each of those before has ended with its process.
+        """
+        with self._open() as database:
+            [times] = database.execute(
+                "insert into begun values (?, ?, 1)"
+                " on conflict (id) do update set times = times + 1 returning times",
+                (upload_id, time.time()),
+            ).fetchone()
+        return int(times)
+
+    def end(self, upload_id: str) -> None:
+        """Write down that the work has ended without being done."""
+        with self._open() as database:
+            database.execute("delete from begun where id = ?", (upload_id,))
+
     def record(self, upload_id: str, done: Done) -> None:
-        """Return when it is on disk. Old ids go."""
+        """Write down that the work is done; it is on disk on return. Old ids go."""
         now = time.time()
         mark = done.mark or (None, None, None)
         with self._open() as database:
@@ -94,11 +116,13 @@ class Store:
                 "insert or replace into done values (?, ?, ?, ?, ?, ?)",
                 (upload_id, now, done.folder, *mark),
             )
-            database.execute(
-                "delete from done where id in"
-                " (select id from done where at < ? order by at limit ?)",
-                (now - self._keep, FORGOTTEN),
-            )
+            database.execute("delete from begun where id = ?", (upload_id,))
+            for table in ("done", "begun"):
+                database.execute(
+                    f"delete from {table} where id in"
+                    f" (select id from {table} where at < ? order by at limit ?)",
+                    (now - self._keep, FORGOTTEN),
+                )
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:

@@ -39,6 +39,8 @@ class UploadTask(Task):
     #: Folders beside the file; None leaves it where it is.
     accepted: ClassVar[str | None] = "accepted"
     rejected: ClassVar[str | None] = "rejected"
+    #: How many processes may die at one upload before its file is rejected.
+    deaths: ClassVar[int] = 5
     #: Whether the work itself writes to the file. Otherwise a file that changes meanwhile is taken
     #: for a new upload, and left for that one's task.
     writes: ClassVar[bool] = False
@@ -80,11 +82,12 @@ class UploadTask(Task):
             try:
                 stack.enter_context(store.holding(upload.id))
                 done = store.find(upload.id) or self._found_sorted(upload)
+                times = 0 if done else store.begin(upload.id)
             except (OSError, sqlite3.Error) as error:
                 # Better late than twice, and better than a task that has failed.
                 raise self.retry(exc=error, max_retries=None) from error
             if done is None:
-                return self._work(store, upload, args, kwargs)
+                return self._work(store, upload, times, args, kwargs)
             logger.info("Skipping upload %s: it was done before.", upload.id)
             self._sort(upload, done)
             raise Ignore
@@ -97,7 +100,7 @@ class UploadTask(Task):
         found = any(sorting.is_sorted(upload, folder) for folder in folders)
         return Done("", None) if found else None
 
-    def _work(self, store: Store, upload: Announced, args: Any, kwargs: Any) -> Any:
+    def _work(self, store: Store, upload: Announced, times: int, args: Any, kwargs: Any) -> Any:
         """Do the work, record that it is done, and sort the file, in this order.
 
         Whatever is killed in between is begun again by the next delivery: before the record the
@@ -106,10 +109,16 @@ class UploadTask(Task):
         mark = sorting.mark_of(upload.path)
         result = rejection = None
         try:
+            if times > self.deaths:
+                raise UploadRejected(f"the work on it has killed {times - 1} processes")
             # Not super(): outside a worker, as with `apply`, that would hide the request.
             result = self.run(*args, **kwargs)
         except UploadRejected as error:
             rejection = error
+        except BaseException:
+            with contextlib.suppress(OSError, sqlite3.Error):
+                store.end(upload.id)
+            raise
         if self.writes:
             mark = sorting.mark_of(upload.path)
         done = Done((self.rejected if rejection else self.accepted) or "", mark)

@@ -60,7 +60,8 @@ def _watchman(written: Written, draft: Draft) -> None:
         logging = written.values["LOGGING"]
         handlers = pairs(logging.items.get("handlers")) if isinstance(logging, Pairs) else None
         for handler in (handlers.items if handlers else {}).values():
-            if isinstance(handler, Pairs) and (file := handler.items.get("filename")):
+            file = handler.items.get("filename") if isinstance(handler, Pairs) else None
+            if isinstance(file, str):
                 note += f"; it wrote to {file}, which logrotate rotates now"
         section.notes.append(f"{note}.")
 
