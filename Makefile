@@ -27,7 +27,7 @@ MEASURED = inotify-tools
 
 .ONESHELL:
 .SHELLFLAGS = -euc
-.PHONY: help run test test-all soak fuzz bench clean
+.PHONY: help run test test-all soak fuzz bench docs clean
 
 help:
 	@echo "make run       start watchman on watchman.ini.example, with a worker, and try it"
@@ -36,6 +36,7 @@ help:
 	echo "make soak      run the long tests, and kill the daemon for $(SOAK) minutes (SOAK=minutes)"
 	echo "make fuzz      bring FUZZ=number of odd inputs to all that strangers and disks can reach"
 	echo "make bench     measure what watchman costs, each time beside what else there is"
+	echo "make docs      build the documentation, as HTML and as man pages, in build/docs"
 	echo "make clean     remove what these made, but not var/"
 
 run:
@@ -82,6 +83,13 @@ bench:
 	@.ci/install-debian $(DEBIAN) $(MEASURED) || [ "$$(id -u)" != 0 ]
 	.ci/make-environment "$(PYTHON)" "$(VENV)" bench
 	ROUNDS="$(ROUNDS)" exec "$(VENV)/bin/python" -m tests.bench $(BENCH)
+
+docs:
+	@.ci/make-environment "$(PYTHON)" "$(VENV)" docs
+	for builder in html man; do
+	    "$(VENV)/bin/python" -m sphinx -q -W --keep-going -n -b $$builder docs build/docs/$$builder
+	    echo "Built: build/docs/$$builder"
+	done
 
 clean:
 	rm -rf "$(VENV)" build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

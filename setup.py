@@ -10,7 +10,10 @@ HERE = Path(__file__).parent
 version = re.search(r'^__version__ = "(.+)"$', (HERE / "watchman/__init__.py").read_text(), re.M)
 assert version, "no __version__ in watchman/__init__.py"
 
+DOCS = ["sphinx >= 8.2"]
+
 TEST = [
+    *DOCS,
     "build >= 1.2",
     "docutils >= 0.21",
     "hypothesis >= 6.100",
@@ -23,6 +26,8 @@ TEST = [
     "supervisor >= 4.3",
 ]
 
+PAGES = sorted(str(page.relative_to(HERE)) for page in (HERE / "docs").glob("*.rst"))
+
 setup(
     name="watchman-ftp",
     version=version[1],
@@ -31,20 +36,23 @@ setup(
     long_description_content_type="text/x-rst",
     license="BSD-3-Clause",
     packages=find_packages(include=["watchman", "watchman.*"]),
-    # Below sys.prefix. What an operator copies to its place from there, as README.rst says.
+    # Below sys.prefix. What an operator copies to its place from there, as README.rst says. And
+    # README.rst with the pages that it links to.
     data_files=[
         (
             "share/watchman",
             [
                 "watchman.ini.example",
                 "supervisord.conf",
+                "docs/share/supervisor/watchman.supervisor",
                 "proftpd/watchman-hook",
                 "proftpd/watchman.conf",
                 "proftpd/watchman.logrotate",
                 "proftpd/watchman.tmpfiles",
             ],
         ),
-        ("share/doc/watchman", ["README.rst", "CHANGES.rst", "LICENSE"]),
+        ("share/doc/watchman", ["README.rst", "CHANGES.rst", "CONTRIBUTING.rst", "LICENSE"]),
+        ("share/doc/watchman/docs", ["docs/bench.svg", *PAGES]),
     ],
     python_requires=">=3.11",
     install_requires=[
@@ -57,6 +65,7 @@ setup(
     extras_require={
         # Keeps the daemon running on a server; never imported, so Debian's does as well.
         "supervisor": ["supervisor >= 4.3"],
+        "docs": DOCS,
         "test": TEST,
         # What is measured beside watchman, and the picture of it.
         "bench": [*TEST, "matplotlib >= 3.10", "watchdog >= 6", "watchfiles >= 1"],

@@ -8,7 +8,7 @@ from pathlib import Path
 import docutils.nodes
 import pytest
 
-from tests.project.test_docs import README, parse
+from tests.project.test_docs import DOCS, README, parse
 from tests.servers.bareserver import BareServer
 from tests.support.checkout import copy
 from tests.support.deadline import eventually
@@ -17,7 +17,7 @@ from watchman import __version__
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
 
-SECTION = "Installing on a server"
+SECTION = "A small server"
 CHECKOUT = "/usr/src/watchman"
 
 #: Blocks that install packages, and so need a network.
@@ -111,7 +111,7 @@ def test_directories_that_users_make_are_the_daemons_to_read(server: BareServer)
 
 
 def test_with_the_capability_leases_tell_of_every_writer(server: BareServer) -> None:
-    blocks = section().findall(docutils.nodes.literal_block)
+    blocks = parse(DOCS / "installing.rst").findall(docutils.nodes.literal_block)
     [command] = [text for block in blocks if "ambient-caps" in (text := block.astext())]
     file = "/etc/supervisor/conf.d/watchman.conf"
     lines = server.run(f"cat {file}").splitlines()

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from tests.project.test_docs import DOCS
 from tests.servers.brokers import ROOT
 from tests.support.checkout import copy, environment
 from watchman import __version__
@@ -27,10 +28,13 @@ SHARED = {
     "proftpd/watchman.conf": "share/watchman/watchman.conf",
     "proftpd/watchman.logrotate": "share/watchman/watchman.logrotate",
     "proftpd/watchman.tmpfiles": "share/watchman/watchman.tmpfiles",
+    "docs/share/supervisor/watchman.supervisor": "share/watchman/watchman.supervisor",
     "README.rst": "share/doc/watchman/README.rst",
     "CHANGES.rst": "share/doc/watchman/CHANGES.rst",
+    "CONTRIBUTING.rst": "share/doc/watchman/CONTRIBUTING.rst",
     "LICENSE": "share/doc/watchman/LICENSE",
-}
+    "docs/bench.svg": "share/doc/watchman/docs/bench.svg",
+} | {f"docs/{page.name}": f"share/doc/watchman/docs/{page.name}" for page in DOCS.glob("*.rst")}
 
 
 @pytest.fixture(scope="module")

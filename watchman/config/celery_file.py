@@ -13,11 +13,12 @@ from watchman.config import celery_settings, options, trusted
 
 
 def load(name: str, directory: str) -> dict[str, Any]:
-    """The settings in `name`, under their lowercase names, whatever their values are.
+    """The path of a Python file, or the name of a module.
 
-    A name with a slash or `.py` in it is a path, taken from `directory`; any other is a module,
-    looked for in `directory` first. Where the broker is, is left out: a worker's settings say it
-    for the worker. Raises ValueError, with file and line for what goes wrong in the file.
+    Returns its settings under their lowercase names, whatever their values are. A name with a slash
+    or `.py` in it is a path, taken from `directory`; any other is a module, looked for in
+    `directory` first. The settings that say where the broker is are left out, because they are
+    meant for the worker. Raises ValueError, with file and line for what goes wrong in the file.
     """
     is_path = "/" in name or name.endswith(".py")
     file = options.path(name, directory) if is_path else _module_file(name, directory)

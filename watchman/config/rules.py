@@ -60,6 +60,7 @@ class Rules:
         """Go by other settings from now on."""
         self._watches = {watch.path.rstrip("/"): watch for watch in settings.watches.values()}
         self._locate = functools.lru_cache(PATHS)(self._find_watch)
+        self._of_directory = functools.lru_cache(DIRECTORIES)(self._find_directory)
         self._excludes = {watch.name: Excludes(watch) for watch in settings.watches.values()}
         self._moves = {move.source.rstrip("/"): move for move in settings.moves.values()}
         self._destinations = {
@@ -86,14 +87,21 @@ class Rules:
         return self._locate(path)
 
     def _find_watch(self, path: str) -> tuple[WatchSettings, str] | None:
-        if not path.startswith("/") or ("/.." in path and ".." in path.split("/")):
+        directory, slash, name = path.rpartition("/")
+        if not slash or name in ("", ".", ".."):
+            plain = _plain(path)
+            return self._find_watch(plain) if plain else None
+        found = self._of_directory(directory)
+        return (found[0], found[1] + name) if found is not None else None
+
+    def _find_directory(self, directory: str) -> tuple[WatchSettings, str] | None:
+        """The watch that owns the files in a directory, and what their sub-paths begin with."""
+        plain = _plain(directory)
+        watch = _nearest(self._watches, plain) if plain is not None else None
+        if plain is None or watch is None:
             return None
-        path = os.path.normpath(path)
-        # normpath keeps two leading slashes (POSIX gives them a meaning that Linux does not).
-        if path.startswith("//"):
-            path = path[1:]
-        watch = _nearest(self._watches, os.path.dirname(path)) if path != "/" else None
-        return (watch, path[len(watch.path.rstrip("/")) + 1 :]) if watch is not None else None
+        above = plain[len(watch.path.rstrip("/")) + 1 :]
+        return watch, f"{above}/" if above else ""
 
     def excluded(self, watch: WatchSettings, subpath: str) -> str | None:
         """What keeps `subpath` from being an upload of `watch`, if anything: a pattern, or a move
@@ -157,17 +165,22 @@ class Patterns(Generic[T]):
 
     def first(self, text: str) -> T | None:
         """Return what the first pattern stands for that matches, None if none does."""
-        matches = (one.match(text) for one in self._candidates(text))
-        # The group that was closed last is the outermost: the alternative itself.
-        found = [int((match.lastgroup or "")[1:]) for match in matches if match is not None]
-        return self._meanings[min(found)] if found else None
+        found = -1
+        for candidate in self._candidates(text):
+            if match := candidate.match(text):
+                # The group that was closed last is the outermost: the alternative itself.
+                number = int((match.lastgroup or "")[1:])
+                found = number if found < 0 else min(found, number)
+        return self._meanings[found] if found >= 0 else None
 
-    def _candidates(self, text: str) -> Iterator[re.Pattern[str]]:
+    def _candidates(self, text: str) -> list[re.Pattern[str]]:
+        candidates: list[re.Pattern[str]] = []
         for length in self._lengths:
-            yield from self._by_end.get(text[len(text) - length :] if length else "", ())
+            candidates += self._by_end.get(text[len(text) - length :] if length else "", ())
         if self._by_name:
             for name in set(text.split("/")):
-                yield from self._by_name.get(name, ())
+                candidates += self._by_name.get(name, ())
+        return candidates
 
 
 def _any_of(alternatives: list[str]) -> list[re.Pattern[str]]:
@@ -205,6 +218,14 @@ class Excludes:
     def _first_of_names(self, directory: str) -> str | None:
         names = dict.fromkeys(directory.split("/"))
         return next(filter(None, map(self._of_names.first, names)), None)
+
+
+def _plain(path: str) -> str | None:
+    """Return an absolute path without parts that mean nothing, "" for the root; None for others."""
+    parts = path.split("/")
+    if parts[0] or ".." in parts:
+        return None
+    return "".join(f"/{part}" for part in parts if part not in ("", "."))
 
 
 def _nearest(by_path: Mapping[str, T], path: str) -> T | None:

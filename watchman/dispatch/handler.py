@@ -148,7 +148,8 @@ class Handler:
         """
         if notification.source in SPELLED:
             notification = self.placing.place(notification)
-        if not all(self._may_speak(notification, path) for path in _paths(notification)):
+        paths = _paths(notification) if notification.groups is not None else ()
+        if not all(self._may_speak(notification, path) for path in paths):
             answer(Answer(Outcome.ERROR, "only who may write a file may announce it"))
             return
         if notification.source in PROFTPD and notification.path:
@@ -177,7 +178,9 @@ class Handler:
                 if path and not is_last:
                     answer(Answer(Outcome.IGNORED, "a later transfer has failed"))
                 elif path:
-                    self.complete(notification._replace(path=path), answer)
+                    if path != notification.path:
+                        notification = notification._replace(path=path)
+                    self.complete(notification, answer)
                 else:
                     answer(Answer(Outcome.IGNORED, "no path"))
 

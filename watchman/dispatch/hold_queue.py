@@ -8,7 +8,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from watchman.dispatch.transfers import LOG_LAG
@@ -253,7 +253,7 @@ class Holding:
         if verdict.word is None and before is not None and notification.source not in PROFTPD:
             # It could not be looked at.
             word = before.notification
-            verdict = replace(verdict, overlapped=before.writing or before.overlapped)
+            verdict = verdict._replace(overlapped=before.writing or before.overlapped)
         held = self.queue.hold(path, word, before, verdict, failure)
         logger.debug("Holding %r: %s. Looking in %.1f seconds.", path, held.reason, verdict.wait)
         if notification.source not in PROFTPD:

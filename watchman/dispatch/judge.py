@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 
 from watchman.config.rules import Rules
 from watchman.config.settings import WatchSettings
@@ -159,8 +158,8 @@ class Judge:
             or self._unsettled(watch, held, look)
         )
         if isinstance(verdict, Hold):
-            return replace(
-                verdict, word=word, overlapped=overlapped, unspoken=unspoken, closing=closing
+            return verdict._replace(
+                word=word, overlapped=overlapped, unspoken=unspoken, closing=closing
             )
         if verdict is None and not self._rules.matches(path):
             self._ledgers[watch.name].put(subpath, look.state)
@@ -168,7 +167,7 @@ class Judge:
             return Ignore("no task matches")
         verdict = verdict or self._refused(word, held, look)
         if isinstance(verdict, Fail):
-            return replace(verdict, sample=look.sample())
+            return verdict._replace(sample=look.sample())
         return verdict or Accept(look.state, word, look.ownership, look.sample())
 
     def _refused(

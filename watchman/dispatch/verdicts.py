@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from watchman.config.settings import WatchSettings
 from watchman.store.ledgers import Ledgers
@@ -16,22 +17,19 @@ from watchman.uploads.upload import PROFTPD, FileState, Notification, Source, Up
 RECENT = 10_000
 
 
-@dataclass(frozen=True, slots=True)
-class Ignore:
+class Ignore(NamedTuple):
     """The file is none of ours."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class PassOver:
+class PassOver(NamedTuple):
     """The file was decided about and not written since; without a state it has left."""
 
     state: FileState | None
 
 
-@dataclass(frozen=True, slots=True)
-class Hold:
+class Hold(NamedTuple):
     """The file may not be whole: look again in `wait` seconds, or when it is spoken of.
 
     `word` is what to go by then: what the source that decides has said of the file as it is, else
@@ -51,8 +49,7 @@ class Hold:
     closing: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Accept:
+class Accept(NamedTuple):
     """The file is an upload."""
 
     state: FileState
@@ -61,8 +58,7 @@ class Accept:
     sample: int
 
 
-@dataclass(frozen=True, slots=True)
-class Fail:
+class Fail(NamedTuple):
     """The file is what a failed transfer left."""
 
     state: FileState
@@ -72,6 +68,8 @@ class Fail:
 
 class Refuse(Fail):
     """The file is somebody else's."""
+
+    __slots__ = ()
 
 
 Verdict = Ignore | PassOver | Hold | Accept | Fail

@@ -136,7 +136,9 @@ class Backlog:
                 if taken or now >= deadline:
                     self._taken.update(taken)
                     return [position for position, _ in taken]
-                shut = [lane.until for lane, _ in self._filled(aside) if not self._paused]
+                lanes = [] if self._paused else self._filled(aside)
+                # A lane that is open has nothing for us while `most` are taken.
+                shut = [lane.until for lane, _ in lanes if lane.until > now]
                 self._changed.wait(min([deadline, *shut]) - now)
             return []
 

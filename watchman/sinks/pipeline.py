@@ -225,6 +225,8 @@ class Pipeline:
 
     def _pause_of(self, upload: Upload) -> str:
         """Return the pause that concerns an upload, by its watch or its task; "" if none."""
+        if not self.backlogs.pauses:
+            return ""
         names = (f"watch:{upload.watch}", f"task:{upload.task.section}" if upload.task else "")
         return next((name for name in names if name in self.backlogs.pauses), "")
 

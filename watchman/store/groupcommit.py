@@ -8,9 +8,8 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from watchman.errors import JournalUnwritable
 from watchman.store.inbox import Inbox, Work
@@ -32,8 +31,7 @@ RETRY = 1.0
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """A record for the next commit, and what follows once it is durable or could not be.
 
     A change without a record follows those staged before it. `lasting` ones are tried again until

@@ -243,13 +243,20 @@ class Upload(NamedTuple):
             "path": self.path,
             "original": self.original,
             "state": self.state.encode(),
-            "source": self.source.value,
+            "source": str(self.source),
             "accepted": self.accepted,
             "task": self.task.encode() if self.task else None,
         }
-        for name in ("user", "client", "protocol", "move", "destination", "moved_from"):
-            if getattr(self, name):
-                values[name] = getattr(self, name)
+        for name, value in (
+            ("user", self.user),
+            ("client", self.client),
+            ("protocol", self.protocol),
+            ("move", self.move),
+            ("destination", self.destination),
+            ("moved_from", self.moved_from),
+        ):
+            if value:
+                values[name] = value
         if self.source_state is not None:
             values["source_state"] = self.source_state.encode()
         if self.root is not None:
