@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "sinks.publishing": {"sinks", "uploads", "config", "errors"},
     "dispatch": {"sinks", "store", "uploads", "config", "errors"},
     "operate": {
-        *("dispatch", "sinks", "sources", "sources.socket"),
+        *("dispatch", "sinks", "sinks.moving", "sources", "sources.socket"),
         *("store", "uploads", "config", "errors"),
     },
     "daemon": {
@@ -39,7 +39,7 @@ MAY_IMPORT = {
     },
     "commands.shared": {"sources.socket", "sinks.publishing", "uploads", "config", "errors"},
     "commands.check": {
-        *("commands.shared", "sinks.publishing", "sources.transferlog"),
+        *("commands.shared", "sinks.moving", "sinks.publishing", "sources.transferlog"),
         *("uploads", "config", "errors"),
     },
     "commands": {"commands.check", "commands.shared", "daemon", "uploads", "config", "errors"},
@@ -52,7 +52,11 @@ ONLY = {
     "sinks.moving": {"sinks": {"sinks.sink"}},
     "sinks.publishing": {"sinks": {"sinks.sink"}},
     "commands.shared": {"sources.socket": {"sources.socket.wire"}},
-    "commands.check": {"sources.transferlog": {"sources.transferlog.lines"}},
+    "commands.check": {
+        "sources.transferlog": {"sources.transferlog.lines"},
+        "sinks.moving": {"sinks.moving.rights"},
+    },
+    "operate": {"sinks.moving": {"sinks.moving.rights"}},
     "sources.transferlog": {"sources.inotify": {"sources.inotify.events"}},
 }
 

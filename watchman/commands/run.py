@@ -11,11 +11,11 @@ import argparse
 import os
 
 from watchman.commands.check import spool
-from watchman.commands.check.rights import WRITE, complaint
 from watchman.commands.shared import shell
 from watchman.config import inifile, locations
 from watchman.daemon import Daemon
 from watchman.errors import SocketUnavailable, SpoolNotOurs
+from watchman.uploads.rights import WRITE, complaint
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

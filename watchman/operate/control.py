@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import time
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from watchman.errors import ConfigError, WatchmanError
+from watchman.operate.forbidden import LOOKING
 from watchman.operate.history import tell
 from watchman.operate.interventions import Interventions
 from watchman.operate.overview import status
@@ -73,11 +75,19 @@ class Control:
         yield from known_and_open(unlisted, dispatcher.rules)
 
     def _try_reload(self) -> dict[str, Any]:
-        """Reload the INI file. Return what changed, or everything that is wrong with it."""
+        """Reload the INI file. Return what changed, or everything that is wrong with it.
+
+        Also what moves the daemon has not the rights for, unless a filesystem hangs.
+        """
         try:
-            return {"changed": self._reload()}
+            changed = self._reload()
         except ConfigError as error:
             return {"problems": error.problems}
+        found: list[str] = []
+        with contextlib.suppress(OSError):
+            if self._parts.forbidden is not None:
+                found = self._parts.forbidden.result(LOOKING * 2)
+        return {"changed": changed, "forbidden": found}
 
     def _intervene(
         self, act: Callable[[Mapping[str, str]], Rows], fields: Mapping[str, str]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,8 @@ class Parts:
     publishers: Publishers
     movers: Movers
     finders: Finders
+    #: What the look at moves has found that the last reload began.
+    forbidden: Future[list[str]] | None = None
 
     def sinks(self) -> dict[str, dict[str, dict[str, Any]]]:
         """Return the status of each mover ("move") and publisher ("broker") by name."""

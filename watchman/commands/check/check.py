@@ -16,12 +16,12 @@ from collections.abc import Iterator
 
 from watchman.commands.check import brokers, places, proftpd, trees
 from watchman.commands.check.findings import Finding, Level, error, ok, warn
-from watchman.commands.check.rights import complaint, me
 from watchman.commands.check.user import become, user_of
 from watchman.commands.shared import shell
 from watchman.commands.shared.table import count
 from watchman.config import inifile, locations
 from watchman.config.settings import Settings
+from watchman.uploads.rights import complaint, me
 from watchman.uploads.text import printable
 
 
