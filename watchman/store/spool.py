@@ -26,7 +26,10 @@ def lock(spool: str) -> int:
     except BlockingIOError as e:
         holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
         os.close(fd)
-        raise SpoolLocked(f"the daemon with pid {holder or '?'} holds the spool {spool}") from e
+        raise SpoolLocked(
+            f"the daemon with pid {holder or '?'} holds the spool {spool}: it runs already, and"
+            " `watchman status` tells how it does"
+        ) from e
     # A word for whom it keeps out; a disk that is full shall not keep us from starting.
     with contextlib.suppress(OSError):
         os.ftruncate(fd, 0)
