@@ -11,7 +11,7 @@ import pytest
 from tests.servers.brokers import ROOT
 from tests.servers.daemon import Daemon, published
 from tests.support.deadline import eventually
-from tests.support.filesystems import unprivileged
+from tests.support.filesystems import mounted, unprivileged
 from tests.support.needs import need
 
 pytestmark = pytest.mark.root
@@ -238,6 +238,21 @@ def test_a_reload_says_what_check_says_of_moves_that_are_forbidden(
         assert daemon.log.count(f": [move:m] {text}.") == 1
         subprocess.run(["sh", "-ec", text.split("; ", 1)[1]], check=True, timeout=10)
     assert daemon.run("reload").stdout == "nothing changed\n"
+    (yard / "to").rmdir()
+    warning = f"[move:m] '{yard}/to' is not there yet; the daemon waits for it, never makes it"
+    [_, told] = daemon.run("reload").stdout.splitlines()
+    assert told == f"warning: {warning}; install -d -o nobody {yard}/to"
+
+
+def test_a_reload_says_which_files_cannot_be_copied_to_another_filesystem(
+    yard: Path, daemon: Daemon
+) -> None:
+    make(yard / "moved/alice/closed.csv", 0o600, ALICE, ALICE)
+    (yard / "to").rmdir()
+    with mounted(yard / "to") as disk:
+        os.chown(disk.path, 65534, 65534)
+        [_, told] = daemon.run("reload").stdout.splitlines()
+    assert f"files cannot be moved: nobody lacks r on '{yard}/moved/alice/closed.csv'; " in told
 
 
 def test_check_warns_of_a_move_from_where_nobody_may_upload_yet(

@@ -12,12 +12,16 @@ from concurrent.futures import Future
 
 from watchman.config.rules import Rules
 from watchman.config.settings import Settings
-from watchman.sinks.moving.rights import MoveRights
+from watchman.sinks.moving.rights import File, MoveRights, regular
+from watchman.uploads.rights import complaint
 
 logger = logging.getLogger(__name__)
 
 #: Seconds of looking at directories, of all moves together; `watchman check` looks at all of them.
 LOOKING = 2.0
+
+#: Files of each directory that are looked at.
+FILES = 20
 
 
 def look_soon(settings: Settings) -> Future[list[str]]:
@@ -39,31 +43,39 @@ def look_soon(settings: Settings) -> Future[list[str]]:
 
 
 def forbidden(settings: Settings) -> Iterator[str]:
-    """Yield what keeps files from being moved, with the command that grants the right."""
+    """Yield what keeps files from being moved, with the command that cures it."""
     rules, until = Rules(settings), time.monotonic() + LOOKING
     for name, move in settings.moves.items():
         rights = MoveRights(move)
-        for directory in _directories(name, rules, move.source, rights):
+        for directory, files in _directories(name, rules, move.source, rights):
             with contextlib.suppress(FileNotFoundError):
-                rights.look(directory, os.stat(directory), [])
+                rights.look(directory, os.stat(directory), files)
             if time.monotonic() > until:
                 break
-        if os.path.isdir(move.destination):
-            yield from (f"[move:{name}] {text}" for text in rights.problems())
+        barred = complaint(move.destination, 0) or rights.absent()
+        found = [barred] if barred else rights.problems()
+        yield from (f"[move:{name}] {text}" for text in found)
 
 
-def _directories(name: str, rules: Rules, source: str, rights: MoveRights) -> Iterator[str]:
-    """Yield the directories below a source whose files are the move's."""
+def _directories(
+    name: str, rules: Rules, source: str, rights: MoveRights
+) -> Iterator[tuple[str, list[File]]]:
+    """Yield the directories below a source whose files are the move's, and some of these."""
 
     def miss(error: OSError) -> None:
         if isinstance(error, PermissionError):
             rights.miss(error.filename)
 
-    for top, below, _ in os.walk(source, onerror=miss):
+    for top, below, names in os.walk(source, onerror=miss):
         upload = os.path.join(top, "upload")
         watch, subpath = rules.locate(upload) or (None, "")
         above, move = os.path.dirname(subpath), rules.move_for(upload)
-        if watch is None or (above and rules.excluded(watch, above)):
+        if watch is None:
+            continue  # above all watches, or beside them
+        if above and rules.excluded(watch, above):
             below.clear()
         elif move is not None and move.name == name:
-            yield top
+            some = [
+                one for one in names[:FILES] if not rules.excluded(watch, os.path.join(above, one))
+            ]
+            yield top, [file for one in some for file in regular(os.path.join(top, one))]

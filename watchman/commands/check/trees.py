@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-import stat
 from collections.abc import Generator, Iterator, Mapping
 
 from watchman.commands.check.findings import Finding, Level, error, ok, warn
@@ -19,12 +18,10 @@ from watchman.commands.shared.filesystems import (
 from watchman.commands.shared.table import count
 from watchman.config.rules import Rules
 from watchman.config.settings import MoveSettings, Settings, WatchSettings
-from watchman.sinks.moving.rights import File, MoveRights
-from watchman.uploads import mounts
+from watchman.sinks.moving.rights import MoveRights, regular
 from watchman.uploads.rights import (
     ENTER,
     Problems,
-    account,
     complaint,
     group_name,
     me,
@@ -90,7 +87,7 @@ def _watch(
                 file
                 for name in some
                 if rules.excluded(watch, os.path.join(subpath, name)) is None
-                for file in _regular(os.path.join(top, name))
+                for file in regular(os.path.join(top, name))
             ]
             for file, _ in files:
                 unread.need(file, os.R_OK)
@@ -104,14 +101,6 @@ def _watch(
         yield warn(subject, text)
     yield _wholeness(subject, path)
     return directories
-
-
-def _regular(path: str) -> Iterator[File]:
-    """Yield a path with what lstat(2) says of it, if it is a file that could be an upload."""
-    with contextlib.suppress(OSError):
-        status = os.lstat(path)
-        if stat.S_ISREG(status.st_mode):
-            yield path, status
 
 
 def _wholeness(subject: str, path: str) -> Finding:
@@ -137,16 +126,13 @@ def _unleased(path: str) -> str:
 
 def _move(move: MoveSettings, rights: MoveRights) -> Iterator[Finding]:
     subject, there = f"move:{move.name}", move.destination
-    text = f"{there!r} is not there yet; the daemon waits for it, never makes it"
-    if not move.mounted:
-        text += f"; install -d -o {account()} {shlex.quote(there)}"
     # Only who may enter it sees whether something is mounted there.
-    finding = directory(subject, there, os.X_OK if move.mounted else 0) or warn(subject, text)
-    if finding.level is not Level.OK:
+    finding = directory(subject, there, os.X_OK if move.mounted else 0)
+    if finding and finding.level is not Level.OK:
         yield finding
         return
-    if move.mounted and not mounts.is_mounted(there):
-        yield warn(subject, f"{there!r} is not mounted; the daemon waits until it is")
+    if text := rights.absent():
+        yield warn(subject, text)
         return
     for text in rights.problems():
         yield error(subject, text)

@@ -9,6 +9,7 @@ import stat
 from collections.abc import Iterator, Sequence
 
 from watchman.config.settings import MoveSettings
+from watchman.uploads import mounts
 from watchman.uploads.rights import (
     CAP_CHOWN,
     CAP_FOWNER,
@@ -75,6 +76,15 @@ class MoveRights:
                 self.looked += 1
                 self._problems.add(complaint(top, ENTER | WRITE))
 
+    def absent(self) -> str:
+        """Say that the destination is not there or nothing is mounted on it; nothing if all is."""
+        there, mounted = self._settings.destination, self._settings.mounted
+        if os.path.isdir(there):
+            is_mounted = not mounted or mounts.is_mounted(there)
+            return "" if is_mounted else f"{there!r} is not mounted; the daemon waits until it is"
+        text = f"{there!r} is not there yet; the daemon waits for it, never makes it"
+        return text if mounted else f"{text}; install -d -o {account()} {shlex.quote(there)}"
+
     def problems(self) -> Iterator[str]:
         """Yield what keeps files from being moved to the destination, which is there."""
         self._problems.need(self._settings.destination, WRITE)
@@ -94,6 +104,14 @@ class MoveRights:
                 yield "group of others' files takes CAP_CHOWN: leave it out, or run as root"
         if mode is not None and not is_ours and not has_capability(CAP_FOWNER):
             yield "mode of others' files takes CAP_FOWNER: leave it out, or run as root"
+
+
+def regular(path: str) -> Iterator[File]:
+    """Yield a path with what lstat(2) says of it, if it is a file that could be an upload."""
+    with contextlib.suppress(OSError):
+        status = os.lstat(path)
+        if stat.S_ISREG(status.st_mode):
+            yield path, status
 
 
 def _others_may_write(status: os.stat_result) -> bool:
