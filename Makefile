@@ -17,7 +17,7 @@ ROUNDS = 5
 # The real servers and clients that the tests start.
 DEBIAN = redis-server rabbitmq-server proftpd-core proftpd-mod-crypto lftp curl rclone ncftp wput \
     openssh-client openssh-server openssl samba smbclient rsync logrotate strace debootstrap \
-    acl iproute2 proftpd-mod-vroot bindfs fuse3 btrfs-progs faketime locales
+    acl iproute2 proftpd-mod-vroot bindfs fuse3 btrfs-progs faketime locales zsh fish mandoc
 
 # Of those that conflict with one of these: they are unpacked, and not installed.
 UNPACKED = pure-ftpd pure-ftpd-common
@@ -27,12 +27,13 @@ MEASURED = inotify-tools
 
 .ONESHELL:
 .SHELLFLAGS = -euc
-.PHONY: help run test test-all soak fuzz bench docs clean
+.PHONY: help run test test-all generated soak fuzz bench docs clean
 
 help:
 	@echo "make run       start watchman on watchman.ini.example, with a worker, and try it"
 	echo "make test      install what the tests need and run them all"
 	echo "make test-all  the same with every Python that is supported and here"
+	echo "make generated write completions and manual pages again, after a change of options"
 	echo "make soak      run the long tests, and kill the daemon for $(SOAK) minutes (SOAK=minutes)"
 	echo "make fuzz      bring FUZZ=number of odd inputs to all that strangers and disks can reach"
 	echo "make bench     measure what watchman costs, each time beside what else there is"
@@ -63,6 +64,11 @@ test-all:
 	        echo "There is no $$python here: left out."
 	    fi
 	done
+
+# Below docs/share/, from the parsers.
+generated:
+	@.ci/make-environment "$(PYTHON)" "$(VENV)" test
+	exec "$(VENV)/bin/python" -m tests.support.generated
 
 # The table comes last, whatever the tests before it say.
 soak:

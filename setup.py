@@ -1,5 +1,6 @@
 """Packaging: the distribution `watchman-ftp`, the package `watchman`."""
 
+import os
 import re
 from pathlib import Path
 
@@ -10,10 +11,23 @@ HERE = Path(__file__).parent
 version = re.search(r'^__version__ = "(.+)"$', (HERE / "watchman/__init__.py").read_text(), re.M)
 assert version, "no __version__ in watchman/__init__.py"
 
+
+def shared(*directories: str) -> list[tuple[str, list[str]]]:
+    """What docs/share/ has there, for the same place in share/ below sys.prefix."""
+    return [
+        (
+            f"share/{name}",
+            sorted(f"docs/share/{name}/{file}" for file in os.listdir(HERE / "docs/share" / name)),
+        )
+        for name in directories
+    ]
+
+
 DOCS = ["sphinx >= 8.2"]
 
 TEST = [
     *DOCS,
+    "argparse-manpage == 4.8",
     "build >= 1.2",
     "docutils >= 0.21",
     "hypothesis >= 6.100",
@@ -23,6 +37,8 @@ TEST = [
     "pytest-timeout >= 2.4",
     "pytest-xdist >= 3.8",
     "ruff == 0.17.*",
+    # What it writes is compared with share/.
+    "shtab == 1.13.*",
     "supervisor >= 4.3",
 ]
 
@@ -51,6 +67,8 @@ setup(
                 "proftpd/watchman.tmpfiles",
             ],
         ),
+        *shared("man/man1", "bash-completion/completions"),
+        *shared("zsh/site-functions", "fish/vendor_completions.d"),
         ("share/doc/watchman", ["README.rst", "CHANGES.rst", "CONTRIBUTING.rst", "LICENSE"]),
         ("share/doc/watchman/docs", ["docs/bench.svg", *PAGES]),
     ],
@@ -61,6 +79,8 @@ setup(
         "pyinotify >= 0.9.6",
         # pyinotify imports asyncore, which Python 3.12 removed.
         "pyasyncore; python_version >= '3.12'",
+        # Draws what commands show to people.
+        "rich >= 13",
     ],
     extras_require={
         # Keeps the daemon running on a server; never imported, so Debian's does as well.

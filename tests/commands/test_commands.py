@@ -19,6 +19,7 @@ from watchman.commands.check import rights, trees
 from watchman.commands.shared import client
 from watchman.config import inifile
 from watchman.errors import SocketUnavailable, WatchmanError
+from watchman.operate.history import FIELDS
 from watchman.sources.socket.listener import Listener
 from watchman.uploads.upload import Answer, Outcome
 
@@ -58,7 +59,9 @@ def healthy():
     now = time.time()
     return {
         "healthy": True,
+        "health_since": now - 7200,
         "problems": [],
+        "cures": [],
         "pid": 4711,
         "version": "0.1.0",
         "since": now - 7200,
@@ -106,6 +109,7 @@ def uploads():
             "watch": "ftp",
             "task": "csv",
             "broker": "main",
+            "place": "" if state in ("failed", "noticed") else "broker:main",
             "since": now - 180,
             "attempts": attempts,
             "next_try": next_try,
@@ -120,11 +124,24 @@ def uploads():
     ]
 
 
+def groups():
+    """The same in groups of one, but for what waits."""
+    found = []
+    for row in uploads():
+        one = {"id": row["id"], "path": row["path"]}
+        group = {name: row[name] for name in ("state", "place", "reason", "since", "attempts")}
+        found.append(
+            {**group, "next_try": row["next_try"], "uploads": 1, "first": one, "last": one}
+        )
+    found[2] |= {"uploads": 5000, "last": {"id": "id-other", "path": "/srv/ftp/last.csv"}}
+    return found
+
+
 class Daemon:
     """What a running daemon says and is told."""
 
     def __init__(self):
-        self.answers = {"status": [healthy()], "queue": uploads()}
+        self.answers = {"status": [healthy()], "queue": uploads(), "groups": groups()}
         self.told = []
         self.silent = False
 
@@ -141,11 +158,14 @@ class Daemon:
         if event != "explain":
             return self.answers[event]
         if fields.get("id", UPLOAD_ID) != UPLOAD_ID:
-            return [{"path": "", "story": [], "earlier": 0, "now": []}]
+            return [{"path": "", "story": [], "uploads": [], "earlier": 0, "now": []}]
         original = fields.get("path", self.answers.get("original"))
         accepted = {"event": "accepted", "accepted": 1.6e9, "id": UPLOAD_ID, "original": original}
         done = {"event": "done", "at": 1.6e9 + 1, "id": UPLOAD_ID}
-        return [{"path": original, "story": [accepted, done], "earlier": 0, "now": []}]
+        upload = dict.fromkeys(FIELDS, "") | {"id": UPLOAD_ID, "state": "done", "at": 1.6e9 + 1}
+        upload |= {"original": original, "accepted": 1.6e9, "size": 5, "user": "alice", "tries": []}
+        told = {"path": original, "story": [accepted, done], "uploads": [upload]}
+        return [{**told, "earlier": 0, "now": []}]
 
 
 @pytest.fixture
@@ -296,14 +316,14 @@ def test_a_healthy_status_is_0_and_says_so_first(place, daemon):
     done = run(place, "status")
     assert done.returncode == 0
     lines = done.stdout.decode().splitlines()
-    assert lines[0] == "healthy"
-    assert "watchman 0.1.0, pid 4711, runs since" in lines[1]
-    assert "(2h) with /etc/watchman/watchman.ini" in lines[1]
-    assert "0 noticed, 3 waiting, 0 deferred, 0 failed, 9 done" in lines
-    assert "oldest waiting since 5m" in lines
+    assert lines[0].startswith("healthy since ")
+    assert lines[0].endswith(" (2h)")
+    assert lines[1] == "watchman 0.1.0, pid 4711, up 2h with /etc/watchman/watchman.ini"
+    counts = "0 noticed, 3 waiting, 0 deferred, 0 failed, 9 done; the oldest waits since 5m"
+    assert lines[2] == counts
     rows = [line.split() for line in lines]
-    assert ["main", "up", "2h", "3", "0", "-", "-"] in rows
-    assert ["ftp", "watching", "15", "0", "2", "1", "15m", "ago", "/srv/ftp"] in rows
+    assert ["main", "up", "2h", "3", "0", "-"] in rows
+    assert ["ftp", "watching", "15", "2", "1", "15m", "ago", "/srv/ftp"] in rows
     assert "inotify     12  3m ago  11 completed, 1 renamed" in lines
     assert ["scan", "0", "never", "-"] in rows
 
@@ -314,42 +334,73 @@ def test_a_warning_is_said_and_is_no_problem(place, daemon):
     daemon.answers["status"] = [{**healthy(), **silent}]
     done = run(place, "status")
     assert done.returncode == 0
-    assert done.stdout.startswith(b"healthy\n  warning: hooks are silent\n")
+    assert b"\n  ! warning: hooks are silent\n" in done.stdout
     assert b"  ftp: ProFTPD told of 0 by hook, 7 by log; 1 upload unconfirmed\n" in done.stdout
 
 
-def test_an_unhealthy_status_is_1_and_says_why_first(place, daemon):
-    daemon.answers["status"] = [
-        {**healthy(), "healthy": False, "problems": ["broker main is down: refused"]}
-    ]
+def test_an_unhealthy_status_is_1_and_says_why_first_and_what_cures_it(place, daemon):
+    problems = ["broker main is down: refused", "a watch is missing", "what nothing cures"]
+    cures = ["watchman check --brokers", "df /srv", ""]
+    sick = {"healthy": False, "problems": problems, "cures": cures}
+    daemon.answers["status"] = [{**healthy(), **sick}]
     done = run(place, "status")
     assert done.returncode == 1
-    assert done.stdout.startswith(b"NOT HEALTHY\n  - broker main is down: refused\n")
+    lines = done.stdout.decode().splitlines()
+    assert lines[0].startswith("NOT HEALTHY since ")
+    assert lines[1:6] == [
+        "  - broker main is down: refused",
+        f"    > watchman -c {place}/watchman.ini check --brokers",
+        "  - a watch is missing",
+        "    > df /srv",
+        "  - what nothing cures",
+    ]
     done = run(place, "status", "--json")
     assert done.returncode == 1
-    assert json.loads(done.stdout)["problems"] == ["broker main is down: refused"]
+    assert json.loads(done.stdout)["problems"] == problems
+    done = run(place, "status", "--quiet")
+    assert (done.returncode, done.stdout, done.stderr) == (1, b"", b"")
 
 
-def test_the_queue_shows_a_line_for_each_upload_and_why_below_it(place, daemon):
+def test_the_queue_shows_what_is_alike_as_one_and_counts_all(place, daemon):
     done = run(place, "queue")
     assert done.returncode == 0
-    lines = [line.split() for line in done.stdout.decode().splitlines()]
+    lines = done.stdout.decode().splitlines()
     path = r"/srv/ftp/failed\udcff.csv"
-    assert lines[1] == ["failed", "3m", "1", "-", "csv", "main", "id-failed", path]
-    assert lines[2] == ["cannot", "be", "serialized"]
-    assert lines[3][:4] == ["deferred", "3m", "3", "5h"]
-    assert lines[4] == ["Connection", "refused"]
-    assert lines[5][0] == "waiting"
-    assert lines[6][0] == "noticed"
-    assert lines[-1] == ["1", "failed,", "1", "deferred,", "1", "waiting,", "1", "noticed"]
+    assert lines[:3] == [
+        "failed: 1 upload, oldest 3m, tried 1 time",
+        "  why     cannot be serialized",
+        f"  upload  id-failed {path}",
+    ]
+    assert lines[4:6] == [
+        "deferred: 1 upload for broker main, oldest 3m, tried 3 times, next in 5h",
+        "  why     Connection refused",
+    ]
+    assert lines[8:11] == [
+        "waiting: 5,000 uploads for broker main, oldest 3m",
+        r"  first  id-waiting /srv/ftp/waiting\udcff.csv",
+        "  last   id-other /srv/ftp/last.csv",
+    ]
+    assert lines[-1] == "1 failed, 1 deferred, 5,000 waiting, 1 noticed"
+
+
+def test_the_queue_lists_all_below_what_they_have_in_common(place, daemon):
+    lines = run(place, "queue", "--all").stdout.decode().splitlines()
+    assert lines[:3] == [
+        "failed",
+        "  cannot be serialized",
+        rf"  {'id-failed':<36}    3m  /srv/ftp/failed\udcff.csv",
+    ]
+    assert lines[4] == "deferred for broker main"
+    assert lines[-1] == "1 failed, 1 deferred, 5,000 waiting, 1 noticed"
     found = [json.loads(line) for line in run(place, "queue", "--json").stdout.splitlines()]
     assert [upload["state"] for upload in found] == ["failed", "deferred", "waiting", "noticed"]
     assert found[0]["path"] == "/srv/ftp/failed\udcff.csv"
 
 
 def test_an_empty_queue_says_so(place, daemon):
-    daemon.answers["queue"] = []
+    daemon.answers["queue"] = daemon.answers["groups"] = []
     assert run(place, "queue").stdout == b"nothing waits, nothing has failed\n"
+    assert run(place, "queue", "--all").stdout == b"nothing waits, nothing has failed\n"
     assert run(place, "queue", "--json").stdout == b""
 
 
@@ -422,11 +473,9 @@ def test_explain_knows_that_a_watch_is_not_recursive(place):
 
 
 def test_explain_tells_the_story_that_the_daemon_knows(place, daemon):
-    lines = run(place, "explain", "ftp/a.csv").stdout.decode().splitlines()
-    assert [line.split()[2:] for line in lines[-2:]] == [
-        ["accepted", UPLOAD_ID],
-        ["done", UPLOAD_ID],
-    ]
+    told = run(place, "explain", "ftp/a.csv").stdout.decode()
+    _, _, story = told.partition(f"  Upload {UPLOAD_ID}, done ")
+    assert " by alice, 5 bytes " in story
 
 
 def test_explain_of_an_id_tells_its_story_and_its_path(place, daemon):

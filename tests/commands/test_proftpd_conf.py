@@ -342,12 +342,12 @@ WRONG: dict[str, tuple[Setup, str]] = {
     ),
     "all locked in": (
         more("DefaultRoot ~"),
-        "ERROR proftpd.conf:<DefaultRoot>: DefaultRoot: no hook runs for whom it locks in; use the"
-        " transfer log",
+        "ERROR proftpd.conf:<DefaultRoot>: DefaultRoot: no hook runs for users whom it locks in;"
+        " use the transfer log",
     ),
     "some locked in": (
         more("DefaultRoot ~ !staff"),
-        "WARN proftpd.conf:<DefaultRoot>: DefaultRoot: no hook runs for whom it locks in",
+        "WARN proftpd.conf:<DefaultRoot>: DefaultRoot: no hook runs for users whom it locks in",
     ),
     "no hook in a directory": (
         more("<Directory /srv>\nExecEnable off\n</Directory>"),
@@ -356,7 +356,7 @@ WRONG: dict[str, tuple[Setup, str]] = {
     "mod_vroot and hooks": (
         more("VRootEngine on\nDefaultRoot ~"),
         "ERROR proftpd.conf:<VRootEngine>: VRootEngine: hooks name renames, STOU and all of SFTP by"
-        " paths below its root, which lead nowhere; use the transfer log",
+        " paths below its root, which are not there; use the transfer log",
     ),
     "mod_vroot and the log": (
         more("<Global>\nVRootEngine on\nDefaultRoot ~\n</Global>", log_only),
@@ -364,16 +364,16 @@ WRONG: dict[str, tuple[Setup, str]] = {
     ),
     "an alias of mod_vroot": (
         more("VRootEngine on\nVRootAlias /srv/all ~/all", both),
-        "ERROR proftpd.conf:<VRootAlias>: VRootAlias: what is uploaded through it is told of by a"
-        " path that is not there; use mount --bind",
+        "ERROR proftpd.conf:<VRootAlias>: VRootAlias: ProFTPD tells of what is uploaded through it"
+        " by a path that is not there; use mount --bind",
     ),
     "a root of mod_vroot for a server": (
         more(VHOST.format("VRootEngine on\nVRootServerRoot /srv"), both),
-        "ERROR proftpd.conf:<VRootServerRoot>: VRootServerRoot: no hook runs, and renames are told",
+        "ERROR proftpd.conf:<VRootServerRoot>: VRootServerRoot: no hook runs, and ProFTPD",
     ),
     "all locked in and a root for the server": (
         more("VRootEngine on\nVRootServerRoot /srv\nDefaultRoot ~"),
-        "ERROR proftpd.conf:<DefaultRoot>: DefaultRoot: no hook runs for whom it locks in",
+        "ERROR proftpd.conf:<DefaultRoot>: DefaultRoot: no hook runs for users whom it locks in",
     ),
     "no filter": (
         but("PathDenyFilter", "#"),
@@ -386,8 +386,8 @@ WRONG: dict[str, tuple[Setup, str]] = {
     ),
     "files of another": (
         more("<Directory /srv>\nUserOwner shared\n</Directory>"),
-        "WARN proftpd.conf:<UserOwner>: UserOwner: files are not their session's user's, whose word"
-        " on them is refused; use the transfer log as well",
+        "WARN proftpd.conf:<UserOwner>: UserOwner: files belong to another user than that of the"
+        " session, so his word is refused; use the transfer log as well",
     ),
     "hidden names that are none": (
         watch(more("HiddenStores on"), exclude_defaults=False),

@@ -46,7 +46,11 @@ def test_a_file_that_is_known_and_open_again_is_in_the_queue_with_who_writes_it(
         assert of_csv[f"{incoming}/new.csv"]["since"]
         assert of_csv[f"{incoming}/known.csv"]["since"] is None
         shown = daemon.run("queue").stdout
-        assert shown.count(f"    it is being written by {by}") == len(rows)
+        assert "noticed: " in shown
+        assert "it is being written" in shown
+        assert f"open for writing by {by}" in shown
+        every = daemon.run("queue", "--all").stdout
+        assert every.count(f"    open for writing by {by}") == len(rows)
         assert len(daemon.run("queue", "--json", "--limit", "1").stdout.splitlines()) == 1
         known, new = (
             daemon.run("explain", f"{incoming}/{name}.csv").stdout for name in ("known", "new")

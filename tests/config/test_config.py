@@ -438,7 +438,7 @@ def test_an_empty_file_says_what_is_needed(write: Write) -> None:
     assert problems(write("")) == [
         "[watchman] spool: missing",
         "no [watch:NAME] section: no upload would ever be seen",
-        "no [task:NAME] or [move:NAME] section: nothing would ever become of an upload",
+        "no [task:NAME] or [move:NAME] section: watchman would do nothing with an upload",
     ]
 
 
@@ -622,7 +622,7 @@ def test_a_url_takes_from_the_environment(write: Write, monkeypatch: pytest.Monk
         ("redis://${NOT CLOSED", "not set in the environment: NOT CLOSED"),
         ("redis://host name/0", "holds a space"),
         ("rediss://h/0?ssl_cert_reqs=requird", "is one of required, optional, none"),
-        ("redis://h:1/0?port=2", "says again what stands before it"),
+        ("redis://h:1/0?port=2", "an option after ? repeats a part of the url"),
     ],
 )
 def test_a_url_that_is_wrong_says_what_would_be_right(write: Write, url: str, problem: str) -> None:

@@ -23,8 +23,10 @@ def house(tmp_path: Path) -> Iterator[House]:
 
 
 def told(house: House, subject: Path | str) -> dict[str, Any]:
+    is_path = "/" in str(subject)
     *waits, story = tell(
-        str(subject),
+        str(subject) if is_path else "",
+        "" if is_path else str(subject),
         journal=house.journal,
         queue_view=house.unsettled(),
         hold_queue=house.dispatcher.hold_queue,

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -97,7 +98,7 @@ def test_what_is_paused_waits_over_a_kill_until_it_is_resumed(
     shown = did(daemon, "status").splitlines()
     assert shown[0].startswith(f"PAUSED {name or 'all'} since ")
     assert shown[0].endswith("3 uploads held back")
-    assert shown[1] == "healthy"
+    assert shown[1].startswith("healthy since ")
     assert did(daemon, "resume", *given) == "nothing is paused\n"
     eventually(lambda: sorted(sent(tmp_path)) == ["a.csv", "b.csv", "c.csv"])
     eventually(lambda: daemon.queue() == [])
@@ -347,11 +348,104 @@ def test_the_queue_lists_the_first_when_asked_to(incoming: Path, start_watchman:
     write(incoming, *(f"{n}.csv" for n in range(9)))
     eventually(lambda: len(daemon.queue()) == 9)
     assert len(did(daemon, "queue", "--json", "--limit", "4").splitlines()) == 4
-    assert did(daemon, "queue", "--limit", "4").splitlines()[-1] == "4 waiting"
+    shown = did(daemon, "queue", "--limit", "4").splitlines()
+    assert (len(shown), shown[-1]) == (4 + 4, "9 waiting")
     for limit in ("0", "-1", "x"):
         answer = daemon.run("queue", f"--limit={limit}")
         assert answer.returncode == 2
         assert f"{limit!r} is not a number from 1 on" in answer.stderr
+
+
+def test_the_queue_is_in_groups_and_takes_the_filters_of_retry(
+    tmp_path: Path, incoming: Path, start_watchman: Start
+) -> None:
+    daemon = start_watchman(broken(INI))
+    write(incoming, *(f"{n}.bad" for n in range(3)))
+    eventually(lambda: [row["state"] for row in daemon.queue()] == ["failed"] * 3)
+    did(daemon, "pause", "watch:in")
+    for n in range(60):
+        write(incoming, f"{n:02}.csv")
+        eventually(lambda n=n: any(row["path"].endswith(f"/{n:02}.csv") for row in daemon.queue()))
+    eventually(lambda: {row["place"] for row in daemon.queue()} == {"", "broker:b"})
+    named = ids(daemon)
+    shown = did(daemon, "queue").splitlines()
+    assert shown[0].startswith("failed: 3 uploads, oldest ")
+    assert shown[1].startswith("  why    ValueError: longer than 255 bytes")
+    assert shown[5].startswith("waiting: 60 uploads for broker b, oldest ")
+    assert shown[6] == "  why    paused: watch:in"
+    assert shown[7] == f"  first  {named['00.csv']} {incoming}/00.csv"
+    assert shown[8] == f"  last   {named['59.csv']} {incoming}/59.csv"
+    assert shown[-1] == "3 failed, 60 waiting"
+    listed = did(daemon, "queue", "--all").splitlines()
+    assert sum(str(incoming) in line for line in listed) == 63
+    for filters, counts in (
+        (["--failed"], "3 failed"),
+        (["--deferred"], "nothing waits, nothing has failed"),
+        (["--path", "*/0?.csv"], "10 waiting"),
+        (["--failed", "--path", "*.csv"], "nothing waits, nothing has failed"),
+        (["--broker", "b"], "3 failed, 60 waiting"),
+        ([named["00.csv"], named["0.bad"][:13]], "1 failed, 1 waiting"),
+    ):
+        assert did(daemon, "queue", *filters).splitlines()[-1] == counts
+        assert did(daemon, "queue", "--all", *filters).splitlines()[-1] == counts
+        listed = did(daemon, "queue", "--json", *filters).splitlines()
+        numbers = [int(one.split()[0]) for one in counts.split(", ") if one[0].isdigit()]
+        assert len(listed) == sum(numbers)
+
+
+def test_an_id_is_named_by_any_beginning_that_no_other_has(
+    tmp_path: Path, incoming: Path, start_watchman: Start
+) -> None:
+    daemon = start_watchman(INI)
+    did(daemon, "pause")
+    # Of 17 ids two begin alike.
+    write(incoming, *(f"{n}.csv" for n in range(17)))
+    eventually(lambda: len(daemon.queue()) == 17)
+    named = ids(daemon)
+    begins = Counter(upload_id[0] for upload_id in named.values())
+    twice = begins.most_common(1)[0][0]
+    answer = daemon.run("drop", twice, named["0.csv"][:20], "nonsense")
+    assert answer.returncode == 1
+    assert answer.stdout == f"dropped {named['0.csv']} {incoming / '0.csv'}\n"
+    known = sorted(one for one in named.values() if one.startswith(twice))
+    for text in (f"{twice}: {len(known)} ids begin so: {known[0]}, ", "nonsense: nothing of that"):
+        assert text in answer.stderr
+    assert len(daemon.queue()) == 16
+    story = json.loads(did(daemon, "explain", "--json", named["0.csv"][:20]))
+    assert (story["id"], story["path"]) == (named["0.csv"], f"{incoming}/0.csv")
+    assert [upload["state"] for upload in story["uploads"]] == ["dropped"]
+    with pytest.raises(RequestRefused, match=f"more than one id begins with {twice}: "):
+        daemon.ask("explain", id=twice)
+
+
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(
+    tmp_path: Path, incoming: Path, start_watchman: Start
+) -> None:
+    daemon = start_watchman(broken(INI))
+    write(incoming, "x.bad", "gone.bad")
+    eventually(lambda: [row["state"] for row in daemon.queue()] == ["failed"] * 2)
+    (incoming / "gone.bad").unlink()
+    did(daemon, "pause")
+    write(incoming, "a.csv")
+    named = eventually(lambda: len(found := ids(daemon)) == 3 and found)
+    before = daemon.queue()
+    told = daemon.run("retry", "--dry-run", *named.values())
+    assert (told.returncode, told.stdout) == (
+        1,
+        f"would be retried {named['x.bad']} {incoming / 'x.bad'}\n",
+    )
+    assert f"{named['gone.bad']}: its file is not there any more" in told.stderr
+    assert f"{named['a.csv']}: all is paused; resume that" in told.stderr
+    rows = [
+        json.loads(line)
+        for line in did(daemon, "drop", "--dry-run", "--json", "--broker=b").splitlines()
+    ]
+    assert {row["id"] for row in rows} == set(named.values())
+    assert {row["state"] for row in rows} == {"dropped"}
+    assert did(daemon, "drop", "--dry-run", "--path", "none") == "nothing to drop\n"
+    assert daemon.queue() == before
+    with pytest.raises(RequestRefused, match="retry or drop"):
+        daemon.ask("rehearse", what="reload", all="yes")
 
 
 def test_as_says_by_which_path_a_task_is_found(

@@ -39,11 +39,18 @@ MAY_IMPORT = {
     },
     "commands.shared": {"sources.socket", "sinks.publishing", "uploads", "config", "errors"},
     "commands.check": {
-        *("commands.shared", "sinks.moving", "sinks.publishing", "sources.transferlog"),
+        *("commands.screens", "commands.shared", "sinks.moving", "sinks.publishing"),
+        *("sources.transferlog",),
         *("uploads", "config", "errors"),
     },
-    "commands": {"commands.check", "commands.shared", "daemon", "uploads", "config", "errors"},
+    "commands.screens": {"commands.shared", "uploads"},
+    "commands": {
+        *("commands.check", "commands.importing", "commands.screens", "commands.shared"),
+        *("daemon", "uploads", "config", "errors"),
+    },
+    "commands.importing": {"commands.shared", "uploads", "config", "errors"},
     "demo": {"config", "errors"},
+    "worker": {"uploads"},
     "__main__": {"commands"},
 }
 
@@ -52,22 +59,25 @@ ONLY = {
     "sinks.moving": {"sinks": {"sinks.sink"}},
     "sinks.publishing": {"sinks": {"sinks.sink"}},
     "commands.shared": {"sources.socket": {"sources.socket.wire"}},
+    "commands.screens": {"commands.shared": {"commands.shared.phrases"}},
     "commands.check": {
         "sources.transferlog": {"sources.transferlog.lines"},
         "sinks.moving": {"sinks.moving.rights"},
     },
     "operate": {"sinks.moving": {"sinks.moving.rights"}},
     "sources.transferlog": {"sources.inotify": {"sources.inotify.events"}},
+    "worker": {"uploads": {"uploads.renaming"}},
 }
 
 #: Libraries, and the only modules or folders that may import them.
 EDGES = {
     "pyinotify": {"sources.inotify"},
     "configparser": {"config"},
-    "celery": {"sinks.publishing", "config.celery_settings", "demo"},
+    "celery": {"sinks.publishing", "config.celery_settings", "demo", "worker"},
     "kombu": {"sinks.publishing", "config.celery_settings"},
     "amqp": {"sinks.publishing"},
     "redis": {"sinks.publishing"},
+    "rich": {"commands.screens"},
 }
 
 
@@ -167,7 +177,9 @@ def test_no_command_but_run_waits_for_the_daemon_to_be_imported() -> None:
 
 
 def test_no_command_waits_for_another_to_be_imported() -> None:
-    commands = {m for m in MODULES if folder(m) in {"commands", "commands.check"}}
+    commands = {
+        m for m in MODULES if folder(m) in {"commands", "commands.check", "commands.importing"}
+    }
     for module in ("commands.main", "commands.send"):
         assert below(module) & commands == {module}
 

@@ -60,7 +60,7 @@ def test_the_steps_lead_to_a_task(server: BareServer) -> None:
     assert "0 errors" in server.log
     # Pasted at once, as soon as the server is installed.
     pasted = server.run(f"{trial}\n{look}")
-    seen = pasted[pasted.index("healthy\n") :]
+    seen = pasted[pasted.index("healthy since ") :]
     assert "NOT HEALTHY" not in pasted
     assert re.search(r"^hook +[1-9]", seen, re.M)
     assert re.search(r"^log +[1-9]", seen, re.M)

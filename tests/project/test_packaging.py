@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 
 from tests.project.test_docs import DOCS
 from tests.servers.brokers import ROOT
+from tests.support import generated
 from tests.support.checkout import copy, environment
 from watchman import __version__
 
@@ -34,7 +35,11 @@ SHARED = {
     "CONTRIBUTING.rst": "share/doc/watchman/CONTRIBUTING.rst",
     "LICENSE": "share/doc/watchman/LICENSE",
     "docs/bench.svg": "share/doc/watchman/docs/bench.svg",
-} | {f"docs/{page.name}": f"share/doc/watchman/docs/{page.name}" for page in DOCS.glob("*.rst")}
+}
+SHARED |= {
+    f"docs/{page.name}": f"share/doc/watchman/docs/{page.name}" for page in DOCS.glob("*.rst")
+}
+SHARED |= {f"docs/share/{name}": f"share/{name}" for name in generated.files()}
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +133,7 @@ def test_the_wheel_says_what_it_needs(wheel: zipfile.ZipFile) -> None:
     always = [need for need in needs if "extra" not in str(need.marker)]
     assert {need.name: str(need.marker or "") for need in always} == {
         "celery": "",
+        "rich": "",
         "pyinotify": "",
         "pyasyncore": 'python_version >= "3.12"',
     }

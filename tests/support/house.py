@@ -175,7 +175,7 @@ class Inside:
         return [row["id"] for row in hand.retry(fields) if row and not row["refused"]]
 
     def rows(self) -> list[dict[str, Any]]:
-        return list(self.unsettled().rows())
+        return [row for row in self.unsettled().rows() if row is not None]
 
 
 @dataclass

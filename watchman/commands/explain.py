@@ -1,27 +1,28 @@
 """`watchman explain`: what would happen to a path, and why.
 
 Say what would happen to files uploaded as PATH: watch, exclusion, move, task, broker, queue,
-options, arguments; and what has happened to them, if the daemon answers. PATH need not exist, or
-may be an upload's id. Nothing is touched, sent or written.
+options, arguments; and, if the daemon answers, what has happened to them: each upload with where
+it went, each try with its answer, and what is different now. PATH need not exist, or may be an
+upload's id, or any beginning of it that no other has. Nothing is touched, sent or written.
 """
 
 import argparse
-import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from watchman.commands.screens import explain, screen
 from watchman.commands.shared import client, shell
+from watchman.commands.shared.phrases import count
 from watchman.commands.shared.plan import Plan
-from watchman.commands.shared.table import ago, clock, count
-from watchman.commands.shared.writers import told
 from watchman.config import inifile, locations
 from watchman.errors import ConfigError, RequestRefused, SocketUnavailable
-from watchman.uploads.text import printable
 
-#: What the dispatcher draws for an upload: a UUID.
+#: What the dispatcher draws for an upload, a UUID, and how much of it is not taken for a name.
 UPLOAD_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+ANY_ID = "00000000-0000-0000-0000-000000000000"
+SHORTEST = 4
 
 #: Seconds to wait for a story: there may be a week's history to read.
 TIMEOUT = 60.0
@@ -44,9 +45,10 @@ def main(arguments: argparse.Namespace) -> int:
             refused += 1
             shell.complain("watchman explain", str(refusal))
             continue
-        if told and not arguments.json:
-            print()
-        shell.show([found], _report(found), as_json=arguments.json)
+        if arguments.json:
+            shell.print_json(found)
+        else:
+            screen.show(*[""] if told else [], *explain.draw(found))
         told += 1
     return shell.REFUSED if refused else shell.DONE
 
@@ -71,13 +73,8 @@ class Explainer:
 
         Raises ConfigError where nothing can be said.
         """
-        if UPLOAD_ID.fullmatch(subject) and not os.path.lexists(subject):
-            past = self._ask({"id": subject})
-            paths = [record.get("original") or record.get("path") for record in past["story"]]
-            path = next(filter(None, paths), None)
-            if path is None:
-                raise RequestRefused(f"the daemon knows of no upload {subject}")
-            return self._would(path) | past | {"id": subject, "path": path}
+        if _may_be_id(subject) and not os.path.lexists(subject) and (past := self._past(subject)):
+            return past
         # Not abspath: over a symlink `..` is not what its text says.
         found = self._would(os.path.join(os.getcwd(), subject))
         try:
@@ -86,6 +83,23 @@ class Explainer:
             if self._wrong:
                 raise self._wrong from error
             return found | {"story": None, "story_error": str(error)}
+
+    def _past(self, upload_id: str) -> dict[str, Any] | None:
+        """What there is to say of an upload; None for what may be a path as well and is no id."""
+        is_whole = len(upload_id) == len(ANY_ID)
+        try:
+            past = self._ask({"id": upload_id})
+        except SocketUnavailable:
+            if is_whole:
+                raise
+            return None
+        paths = [record.get("original") or record.get("path") for record in past["story"]]
+        if path := next(filter(None, paths), None):
+            ids = [upload["id"] for upload in past.get("uploads", ())]
+            return self._would(path) | past | {"id": next(iter(ids), upload_id), "path": path}
+        if is_whole:
+            raise RequestRefused(f"the daemon knows of no upload {upload_id}")
+        return None
 
     def _ask(self, fields: Mapping[str, str]) -> dict[str, Any]:
         [past] = client.request(self._socket, "explain", fields, TIMEOUT)
@@ -100,61 +114,7 @@ class Explainer:
         return {"path": os.path.normpath(path), "would": f"Not known: {problem}{more}"}
 
 
-def _report(found: Mapping[str, Any]) -> Iterator[str]:
-    yield printable(found["path"])
-    yield f"  {printable(found['would'])}."
-    for name, value in _details(found):
-        yield f"    {name:<10}{printable(value)}"
-    if found["story"] is None:
-        yield f"  What has happened to it is not known: {printable(found['story_error'])}."
-    elif not found["story"] and not found.get("now"):
-        yield "  The daemon knows of no upload of it."
-    if found.get("earlier"):
-        yield f"  {count(found['earlier'], 'earlier upload')} of it, and then:"
-    for record in found["story"] or ():
-        yield f"    {printable(_told(record))}"
-    for row in found.get("now", ()):
-        reason = f": {row['reason']}" if row["reason"] else ""
-        since = f" since {clock(row['since'])} ({ago(row['since'])})" if row["since"] else ""
-        yield f"  Now {printable(row['id'] or 'it')} is {row['state']}{since}{printable(reason)}."
-
-
-def _details(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    if "watch" not in found:
-        return
-    yield "watch", f"[watch:{found['watch']}] {found['watch_path']}"
-    file = found["file"]
-    if isinstance(file, dict):
-        modified = file["modified"]
-        file = f"{file['size']} bytes, modified {clock(modified)} ({ago(modified)} ago)"
-    yield "file", file
-    if found["writers"]:
-        yield "", f"open for writing by {told(found['writers'])}"
-    yield "whole by", found["wholeness"]
-    yield "excluded", f"by {found['excluded']}" if found["excluded"] else "no"
-    if "move" in found:
-        yield "move", f"[move:{found['move']}] {found['destination']}"
-    if "section" not in found:
-        return
-    yield "section", f"[task:{found['section']}] {', '.join(found['patterns'])}"
-    if found["also"]:
-        also = ", ".join(f"[task:{name}]" for name in found["also"])
-        yield "", f"{also} would match as well, but the first one wins"
-    yield "task", found["task"]
-    yield "broker", f"[broker:{found['broker']}]"
-    if "error" not in found:
-        yield "route", found["route"]
-        if found["queue"]:
-            yield "queue", found["queue"]
-        options = found["options"].items()
-        yield "options", ", ".join(f"{name} = {value}" for name, value in options) or "none"
-    yield "args", json.dumps(found["args"])
-    yield "kwargs", json.dumps(found["kwargs"])
-
-
-def _told(record: Mapping[str, Any]) -> str:
-    """A record of the journal for a human; what it has beside the usual is left to --json."""
-    at = record.get("at") or record.get("accepted")
-    parts = [clock(at) if at else "-", str(record.get("event", "?"))]
-    parts += [str(record[name]) for name in ("id", "source", "user", "reason") if record.get(name)]
-    return "  ".join(parts)
+def _may_be_id(subject: str) -> bool:
+    """Whether it is an upload's id, or the beginning of one."""
+    is_long = len(subject) >= SHORTEST
+    return is_long and bool(UPLOAD_ID.fullmatch(subject + ANY_ID[len(subject) :]))

@@ -18,9 +18,10 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NoReturn
 
-from watchman.commands.shared import shell, utf8
+from watchman.commands.shared import nagios, shell, utf8
 
 #: What each command is for. Its module has `add_arguments(parser)` and `main(arguments)`, and is
 #: imported only when it is asked for: most of them answer in less time than all imports take.
@@ -35,30 +36,43 @@ COMMANDS = {
     "pause": "let uploads of a watch or task, or for a broker, wait",
     "resume": "end a pause, or all",
     "reload": "have the daemon read the INI file again",
+    "import-config": "the first version's config.py as an INI file",
 }
 
 #: Those that ask no daemon.
-ALONE = ("run", "check")
+ALONE = ("run", "check", "import-config")
+
+#: Those that read no INI file.
+NO_INI = ("import-config",)
+
+#: Commands that have a folder of their own.
+FOLDERS = {"check": "check.check", "import-config": "importing.import_config"}
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     utf8.insist()
-    parser = _parser(sys.argv[1:] if arguments is None else arguments)
-    given = parser.parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = parser_for(arguments)
+    try:
+        given = parser.parse_args(arguments)
+    except SystemExit as end:
+        # What is wrong with its arguments is no state of what a plugin looks at.
+        sys.exit(nagios.UNKNOWN if end.code and "--nagios" in arguments else end.code)
     command = module(given.command).main
     if given.command not in ALONE:
-        shell.leave("watchman", lambda: shell.ask(command, given))
+        ask = partial(shell.ask, command, given)
+        is_plugin = getattr(given, "nagios", False)
+        shell.leave("watchman", partial(nagios.guarded, ask) if is_plugin else ask)
     if given.socket:
         parser.error(f"--socket is not for {given.command}, which asks no daemon")
     shell.leave("watchman", lambda: command(given))
 
 
 def module(command: str) -> Any:
-    folder = "watchman.commands.check" if command == "check" else "watchman.commands"
-    return importlib.import_module(f"{folder}.{command}")
+    return importlib.import_module(f"watchman.commands.{FOLDERS.get(command, command)}")
 
 
-def _parser(arguments: Sequence[str]) -> shell.Parser:
+def parser_for(arguments: Sequence[str]) -> shell.Parser:
     """The parser of a command line, which knows the options of that command alone."""
     parser = shell.program("watchman", __doc__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -67,7 +81,8 @@ def _parser(arguments: Sequence[str]) -> shell.Parser:
         if name in arguments:
             one.description = shell.description(module(name).__doc__)
             # Also after the command, where many will write it.
-            shell.add_config(one, default=argparse.SUPPRESS)
+            if name not in NO_INI:
+                shell.add_config(one, default=argparse.SUPPRESS)
             if name not in ALONE:
                 shell.add_socket(one, default=argparse.SUPPRESS)
             module(name).add_arguments(one)

@@ -35,31 +35,31 @@ CLEARED = "\x1b[K"
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     utf8.insist()
-    given = _parser().parse_args(arguments)
+    given = parser().parse_args(arguments)
     shell.leave(PROGRAM, lambda: shell.ask(_send, given))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = shell.program(PROGRAM, __doc__)
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    made = shell.program(PROGRAM, __doc__)
+    made.add_argument(
         "-0",
         "--null",
         action="store_true",
         help="paths on standard input end with NUL, not newline",
     )
-    parser.add_argument(
+    made.add_argument(
         "--as",
         dest="as_path",
         metavar="PATH",
         help="send the one file as if it had been uploaded as PATH: that finds its task",
     )
-    parser.add_argument(
+    made.add_argument(
         "--same-id", action="store_true", help="use the id of the file's last upload again"
     )
-    parser.add_argument(
+    made.add_argument(
         "paths", nargs="+", metavar="PATH", help="a file, or - for paths on standard input"
     )
-    return parser
+    return made
 
 
 def _send(given: argparse.Namespace) -> int:

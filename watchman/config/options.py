@@ -22,18 +22,19 @@ _FALSE = ("no", "false", "off", "0")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)", re.ASCII)
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
-#: Seconds; past it the sums that Celery and the waits of threads make with a duration overflow.
+#: Longest duration in seconds. Dates that Celery computes with it, and timeouts of threads, would
+#: overflow with a much longer one.
 _LONGEST = 100 * 365 * 86400.0
 
-#: Bytes of a Unix socket's path, unix(7), without the NUL at its end.
+#: Most bytes in a Unix socket's path, without the NUL at its end, see unix(7).
 _SOCKET_PATH = 107
 
-#: configparser keeps a comment behind a value as part of it.
+#: A comment after a value. configparser takes it as a part of the value.
 _COMMENT = re.compile(r"\s[#;](?=\s|$)", re.MULTILINE)
 
 
 def close_to(name: str, known: Iterable[str]) -> str:
-    """A hint for a mistyped `name`, empty where nothing known comes close."""
+    """Return a hint for a mistyped `name`, "" if no known one is similar."""
     by_lower = {candidate.lower(): candidate for candidate in known}
     found = difflib.get_close_matches(name.lower(), by_lower, 1, cutoff=0.7)
     return f"; did you mean {by_lower[found[0]]}?" if found else ""
@@ -133,7 +134,7 @@ def path(value: str, directory: str) -> str:
 
 
 def path_or(name: str) -> Callable[[str, str], str]:
-    """A reader of a path, or of `name` for none, which it reads as the empty string."""
+    """Return a reader of a path. It reads `name`, which stands for none, as the empty string."""
 
     def read(value: str, directory: str) -> str:
         return "" if value == name else path(value, directory)
@@ -249,7 +250,7 @@ def json_of(kind: type, name: str) -> Callable[[str], Any]:
 
 
 def arguments_of(kind: type, name: str) -> Callable[[str], Any]:
-    """JSON whose strings may hold placeholders."""
+    """Return a reader of JSON whose strings may hold placeholders."""
     read_json = json_of(kind, name)
 
     def read(value: str) -> Any:

@@ -1,6 +1,6 @@
-"""Every section and option of the INI file, one line each.
+"""Every section and option of the INI file, one line for each option.
 
-A new option is a line here and a field in `settings`.
+A new option takes a line here and a field in `settings`.
 """
 
 from collections.abc import Callable
@@ -13,9 +13,9 @@ from watchman.config.locations import DEFAULT_SOCKET
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """How an option's text is read. Without a default here, the one in `settings` holds.
+    """How an option's text is read. If `default` is None, the one in `settings` counts.
 
-    A `relative` option's reader is also given the directory of the INI file.
+    The reader of a `relative` option also gets the directory of the INI file.
     """
 
     read: Callable[..., Any]
@@ -94,7 +94,7 @@ SECTIONS: dict[str, dict[str, Option]] = {
     },
 }
 
-#: Sections that are there once and have no name; all others are `[kind:NAME]`.
+#: Sections that exist only once, without a name. All others are `[kind:NAME]`.
 SINGLE = frozenset({"watchman", "proftpd", "celery"})
 
 #: Sections that take every Celery setting beside their own options.
@@ -102,7 +102,7 @@ _WITH_CELERY = frozenset({"celery", "broker"})
 
 
 def lookup(kind: str, name: str) -> Option:
-    """The option `name` of `[kind:...]`; ValueError with the close name if there is none."""
+    """Return the option `name` of `[kind:...]`. Raises ValueError, with a similar name if any."""
     if name in SECTIONS[kind]:
         return SECTIONS[kind][name]
     known = list(SECTIONS[kind])

@@ -5,18 +5,27 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from watchman.errors import ConfigError, WatchmanError
 from watchman.operate.forbidden import LOOKING
 from watchman.operate.history import tell
 from watchman.operate.interventions import Interventions
-from watchman.operate.overview import status
+from watchman.operate.overview import Health, status
 from watchman.operate.parts import Parts
+from watchman.operate.queue_groups import gather
 from watchman.operate.queue_view import ORDER, QueueView, Selection, known_and_open
 from watchman.sinks.pauses import ALL, KINDS
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between two looks at whether all is well while nobody asks; and how many times as long as
+#: a look takes they are at least, for with a million uploads it takes long.
+LOOK, SPARING = 5.0, 200
 
 Rows = Iterable[Mapping[str, Any] | None]
 
@@ -26,6 +35,7 @@ class Control:
 
     def __init__(self, parts: Parts, *, reload: Callable[[], list[str]]) -> None:
         self._started = time.time()
+        self._health = Health(self._started)
         self._parts = parts
         self._reload = reload
         queue_view = QueueView(parts.dispatcher.pipeline, journal=parts.journal, sinks=parts.sinks)
@@ -34,18 +44,40 @@ class Control:
             queue_view, dispatcher=parts.dispatcher, hurry=parts.hurry
         )
 
-    def query(self, event: str, fields: Mapping[str, str]) -> Rows:
+    def look(self) -> float:
+        """Note whether all is well, for `status` says since when; return when to look again.
+
+        That is in so many seconds.
+        """
+        began = time.monotonic()
+        try:
+            self._status()
+        except Exception:
+            logger.exception("Could not find out whether all is well.")
+        return max(LOOK, SPARING * (time.monotonic() - began))
+
+    def _status(self) -> dict[str, Any]:
+        return status(self._parts, self._queue_view, self._started, self._health)
+
+    def query(self, event: str, fields: dict[str, str]) -> Rows:
         """Answer one query. Raises WatchmanError, now or while the caller iterates."""
         dispatcher = self._parts.dispatcher
         match event:
             case "status":
-                return [status(self._parts, self._queue_view, self._started)]
+                return [self._status()]
             case "queue":
-                rows = self._queue(fields.get("open", "[]"))
-                return itertools.islice(rows, int(fields["limit"]) if "limit" in fields else None)
+                selection = Selection.of(fields)
+                rows = itertools.chain(
+                    self._queue_view.rows(selection), self._noticed(fields, selection)
+                )
+                return _first(int(fields["limit"]), rows) if "limit" in fields else rows
+            case "groups":
+                selection = Selection.of(fields)
+                return gather(self._queue_view, selection, self._noticed(fields, selection))
             case "explain":
                 return tell(
-                    fields.get("path") or fields["id"],
+                    fields.get("path", ""),
+                    fields.get("id", ""),
                     journal=self._parts.journal,
                     queue_view=self._queue_view,
                     hold_queue=dispatcher.hold_queue,
@@ -54,6 +86,12 @@ class Control:
                 return self._intervene(self._interventions.retry, fields)
             case "drop":
                 return self._intervene(self._interventions.drop, fields)
+            case "rehearse":
+                what = fields.pop("what")
+                if what not in ("retry", "drop"):
+                    raise WatchmanError(f"what can be rehearsed is retry or drop, not {what!r}")
+                act = self._interventions.retry if what == "retry" else self._interventions.drop
+                return self._intervene(partial(act, rehearsed=True), fields)
             case "pause":
                 return self._pause(fields.get("name", ALL))
             case "resume":
@@ -62,17 +100,19 @@ class Control:
                 return [self._try_reload()]
         raise WatchmanError(f"unknown query {event!r}")
 
-    def _queue(self, open_files: str) -> Iterator[dict[str, Any]]:
-        """Yield what is in hand, then which of some files that are open (JSON) may be uploads."""
+    def _noticed(self, fields: Mapping[str, str], selection: Selection) -> Iterator[dict[str, Any]]:
+        """Yield the selected files that are held, then those of `open` that may be uploads."""
         try:
-            unlisted = dict.fromkeys(map(str, json.loads(open_files)))
+            unlisted = dict.fromkeys(map(str, json.loads(fields.get("open", "[]"))))
         except (TypeError, ValueError):
             raise WatchmanError("open is no list of paths in JSON") from None
         dispatcher = self._parts.dispatcher
-        for row in itertools.chain(self._queue_view.rows(), dispatcher.hold_queue.rows()):
+        for row in dispatcher.hold_queue.rows():
             unlisted.pop(row["path"], None)
-            yield row
-        yield from known_and_open(unlisted, dispatcher.rules)
+            if selection.matches_row(row):
+                yield row
+        known = known_and_open(unlisted, dispatcher.rules)
+        yield from filter(selection.matches_row, known)
 
     def _try_reload(self) -> dict[str, Any]:
         """Reload the INI file. Return what changed, or everything that is wrong with it.
@@ -132,3 +172,12 @@ class Control:
         dispatcher, paused = self._parts.dispatcher, self._parts.pauses.since()
         dispatcher.call(lambda: dispatcher.pipeline.backlogs.pause(paused))
         return [{"name": name, "since": since} for name, since in paused.items()]
+
+
+def _first(limit: int, rows: Rows) -> Iterator[Mapping[str, Any] | None]:
+    """Yield so many rows, and what comes between them."""
+    for row in rows:
+        yield row
+        limit -= row is not None
+        if not limit:
+            return

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from operator import itemgetter
 from typing import Any
 
 from watchman.dispatch.hold_queue import HoldQueue
+from watchman.errors import WatchmanError
 from watchman.operate.queue_view import QueueView, Selection
+from watchman.sinks.failures import NEVER_WAITED
+from watchman.sinks.tries import TRIED
 from watchman.store.journal import Journal
-from watchman.uploads.upload import State
+from watchman.uploads.upload import FileState, State
 
 #: The latest uploads of a path, and the latest records that belong to no upload, that are shown.
 LATEST = 20
@@ -20,41 +23,107 @@ SETTLED = frozenset(
     state.value for state in (State.DONE, State.SUPERSEDED, State.GONE, State.DROPPED)
 )
 
+#: Fields of a record that say where a task went.
+ROUTE = ("exchange", "routing_key", "queue")
+
 #: A record with its number, which gives the order.
 Numbered = tuple[int, dict[str, Any]]
 
+#: Fields of an upload's record that are told as they are, "" where one is missing.
+AS_THEY_ARE = ("path", "original", "watch", "source", "user", "client", "protocol")
+
+#: Fields of an upload in `uploads`; each is None where nothing is known of it.
+FIELDS = (
+    *("id", "state", "at", "reason", *AS_THEY_ARE, "size", "accepted", "move", "destination"),
+    *("section", "task", "args", "kwargs", "broker", *ROUTE, "tries"),
+)
+
 
 def tell(
-    subject: str, *, journal: Journal, queue_view: QueueView, hold_queue: HoldQueue
+    path: str, upload_id: str, *, journal: Journal, queue_view: QueueView, hold_queue: HoldQueue
 ) -> Iterator[dict[str, Any] | None]:
-    """Yield the story of a path or of an upload's id; before that None now and then.
+    """Yield the story of a path, or of an upload; before that None now and then.
 
-    `story` has the records of the `LATEST` uploads, oldest first. `earlier` counts the uploads
-    before those. `now` has the rows of `watchman queue` for uploads that are not settled.
+    Of an id any beginning will do that no other id has; WatchmanError if others have it.
+    `story` has the records of the `LATEST` uploads, oldest first, `uploads` what they come to for
+    each upload. `earlier` counts the uploads before those. `now` has the rows of `watchman queue`
+    for uploads that are not settled.
     """
+    subject = path or upload_id
     loose: deque[Numbered] = deque(maxlen=LATEST)
     uploads: OrderedDict[str, list[Numbered]] = OrderedDict()
     earlier = 0
     # Only the first record of an upload has its path; the later ones have its id, so ids that were
     # found are searched for, too.
-    for number, record in enumerate(journal.records({subject}, uploads)):
+    for number, record in enumerate(journal.records({subject}, uploads, upload_id)):
         if record is None:
             yield None
-        elif "id" not in record:
+            continue
+        of = record["id"] if "id" in record else record.get("of", {}).get("id")
+        if of is None:
             loose.append((number, record))
-        else:
-            uploads.setdefault(record["id"], []).append((number, record))
-            if len(uploads) > LATEST:
-                uploads.popitem(last=False)
-                earlier += 1
+            continue
+        uploads.setdefault(of, []).append((number, record))
+        if upload_id and len(uploads) > 1:
+            some = ", ".join(uploads)
+            raise WatchmanError(f"more than one id begins with {upload_id}: {some}, ...")
+        if len(uploads) > LATEST:
+            uploads.popitem(last=False)
+            earlier += 1
     numbered = [*loose, *(record for records in uploads.values() for record in records)]
     story = [record for _, record in sorted(numbered, key=itemgetter(0))]
+    told = [_sum_up(of, [record for _, record in one]) for of, one in uploads.items()]
     now = [row for row in hold_queue.rows() if subject in (row["path"], row["id"])]
-    open_ids = {i for i, records in uploads.items() if records[-1][1]["event"] not in SETTLED}
+    open_ids = {upload["id"] for upload in told if upload["state"] not in SETTLED}
     if open_ids:
         for found in queue_view.select(Selection(frozenset(open_ids))):
             if found is None:
                 yield None
             else:
                 now.append(found.row())
-    yield {"path": subject, "story": story, "earlier": earlier, "now": now}
+    yield {"path": subject, "story": story, "uploads": told, "earlier": earlier, "now": now}
+
+
+def _sum_up(upload_id: str, records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what an upload's records come to: whose it was, where it went, each try."""
+    told: dict[str, Any] = dict.fromkeys(FIELDS)
+    told |= {"id": upload_id, "tries": []}
+    for record in records:
+        if "state" in record:
+            told |= _of_upload(record)
+        if attempt := _try_in(record, told):
+            told["tries"].append(attempt)
+        if record["event"] != TRIED:
+            told |= {"state": record["event"], "at": record.get("at", record.get("accepted"))}
+            told["reason"] = record.get("reason")
+        told |= {name: record[name] for name in ROUTE if name in record}
+    return told
+
+
+def _of_upload(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a record says that holds an upload as a whole."""
+    told: dict[str, Any] = {name: record.get(name, "") for name in AS_THEY_ARE}
+    told |= {"size": FileState.decode(record["state"]).size, "accepted": record["accepted"]}
+    told |= {"move": record.get("move"), "destination": record.get("destination")}
+    task = record["task"] or {}
+    told |= {"section": task.get("section"), "task": task.get("name")}
+    return told | {name: task.get(name) for name in ("broker", "args", "kwargs")}
+
+
+def _try_in(record: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the try that a record tells of, by its number, if any, where and with what answer."""
+    broker, move = f"broker:{told['broker']}", f"move:{told['move']}"
+    match record["event"]:
+        case event if event == TRIED:
+            place, answer = record["place"], record["answer"]
+        case State.MOVED.value:
+            place, answer = move, "moved"
+        case State.DONE.value if told["task"]:
+            place, answer = broker, record.get("answer", "sent")
+        case State.FAILED.value if NEVER_WAITED not in record:
+            place = broker if told["broker"] else move
+            answer = record["reason"]
+        case _:
+            return None
+    number = record.get("try", 1)
+    return {"at": record.get("at"), "place": place, "number": number, "answer": answer}

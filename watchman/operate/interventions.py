@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,8 +23,13 @@ LOT = 10_000
 RETRIED = (State.FAILED.value, State.DEFERRED.value)
 DROPPED = (*RETRIED, "waiting")
 
+#: Why nothing is done about an id.
+NOTHING = "nothing of that id waits or has failed; watchman explain {} says more"
+
+Row = dict[str, Any]
+
 #: A row for each upload: what was done or why not. None in between says that it goes on.
-Rows = Iterator[dict[str, Any] | None]
+Rows = Iterator[Row | None]
 
 
 class Interventions:
@@ -37,17 +43,25 @@ class Interventions:
         self._dispatcher = dispatcher
         self._hurry = hurry
 
-    def retry(self, fields: Mapping[str, str]) -> Rows:
-        """Let failed uploads wait for their turn again, and have deferred ones tried at once."""
-        opened: set[tuple[str, str]] = set()
-        return self._in_lots(Selection.of(fields, RETRIED), partial(self._retry, opened))
+    def retry(self, fields: Mapping[str, str], *, rehearsed: bool = False) -> Rows:
+        """Let failed uploads wait for their turn again, and have deferred ones tried at once.
 
-    def drop(self, fields: Mapping[str, str]) -> Rows:
-        """Settle uploads without sending their tasks."""
-        return self._in_lots(Selection.of(fields, DROPPED), self._drop)
+        If `rehearsed`, say what would be done, and do nothing.
+        """
+        act = self._would_retry if rehearsed else partial(self._retry, set())
+        return self._in_lots(Selection.of(fields, RETRIED), act)
+
+    def drop(self, fields: Mapping[str, str], *, rehearsed: bool = False) -> Rows:
+        """Settle uploads without sending their tasks; `rehearsed` as above."""
+        act = self._would_drop if rehearsed else self._drop
+        return self._in_lots(Selection.of(fields, DROPPED), act)
 
     def _in_lots(self, selection: Selection, act: Callable[[list[Found]], Rows]) -> Rows:
         """Act on the selected uploads, in lots that wait in the same place."""
+        if selection.begins:
+            selection = yield from self._with_whole_ids(selection)
+            if not selection.ids:
+                return
         lot: list[Found] = []
         missing = set(selection.ids)
         for found in self._queue_view.select(selection):
@@ -62,8 +76,41 @@ class Interventions:
         if lot:
             yield from act(lot)
         for upload_id in sorted(missing):
-            why = f"nothing of that id waits or has failed; watchman explain {upload_id} says more"
-            yield _row(upload_id, None, why)
+            yield _row(upload_id, None, NOTHING.format(upload_id))
+
+    def _with_whole_ids(self, selection: Selection) -> Generator[Row | None, None, Selection]:
+        """Return a selection with the ids that beginnings stand for; yield rows for all others."""
+        known: dict[str, set[str]] = {begin: set() for begin in selection.begins}
+        for found in self._queue_view.select(selection):
+            if found is None:
+                yield None
+                continue
+            for begin, ids in known.items():
+                if found.upload.id.startswith(begin):
+                    ids.add(found.upload.id)
+        whole = set(selection.ids)
+        for begin, ids in sorted(known.items()):
+            if len(ids) == 1:
+                whole |= ids
+            elif ids:
+                some = f"{', '.join(sorted(ids)[:3])}{', ...' if len(ids) > 3 else ''}"
+                yield _row(begin, None, f"{len(ids)} ids begin so: {some}; give more of it")
+            else:
+                yield _row(begin, None, NOTHING.format(begin))
+        return replace(selection, ids=frozenset(whole), begins=())
+
+    def _would_retry(self, lot: list[Found]) -> Rows:
+        if _has_failed(lot):
+            refusal = self._dispatcher.pipeline.refusal_to_retry
+            refused = self._dispatcher.call(lambda: [refusal(found.upload) for found in lot])
+        else:
+            refused = [_paused(found.group) for found in lot]
+        for found, reason in zip(lot, refused, strict=True):
+            yield _row(found.upload.id, found.upload.path, reason, "waiting")
+
+    def _would_drop(self, lot: list[Found]) -> Rows:
+        for found in lot:
+            yield _row(found.upload.id, found.upload.path, "", "dropped")
 
     def _retry(self, opened: set[tuple[str, str]], lot: list[Found]) -> Rows:
         if _has_failed(lot):
@@ -76,8 +123,8 @@ class Interventions:
 
     def _open(self, opened: set[tuple[str, str]], group: Group) -> str:
         """Have the uploads of a group tried at once; return why not, "" if they are."""
-        if group.paused:
-            return f"{group.paused} is paused; resume that"
+        if paused := _paused(group):
+            return paused
         if (group.place, group.lane) not in opened:
             opened.add((group.place, group.lane))
             # Tell the publisher first. Otherwise it would put the uploads back at once, because it
@@ -104,7 +151,9 @@ class Interventions:
         try:
             return self._dispatcher.call(work)
         except JournalUnwritable as e:
-            raise WatchmanError(f"{e}; what was named will be {what} once it can") from e
+            raise WatchmanError(
+                f"{e}; these uploads will be {what} when it can be written again"
+            ) from e
 
 
 def _has_failed(lot: list[Found]) -> bool:
@@ -112,7 +161,12 @@ def _has_failed(lot: list[Found]) -> bool:
     return lot[0].group.state == State.FAILED.value
 
 
-def _row(upload_id: str, path: str | None, refused: str, state: str = "") -> dict[str, Any]:
+def _paused(group: Group) -> str:
+    """Return why the uploads of a group are not tried now, "" if they can be."""
+    return f"{group.paused} is paused; resume that" if group.paused else ""
+
+
+def _row(upload_id: str, path: str | None, refused: str, state: str = "") -> Row:
     """Return the row for an upload: its state now, or why nothing was done."""
     state_now = None if refused else state
     return {"id": upload_id, "path": path, "state": state_now, "refused": refused or None}

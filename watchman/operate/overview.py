@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shlex
+import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 from watchman import __version__
 from watchman.operate.parts import Parts
@@ -27,12 +29,44 @@ UNKNOWN: Mapping[str, Any] = {
     "refused": {},
 }
 
+#: Commands that cure a problem, or say what would.
+CHECK = "watchman check"
+CHECK_BROKERS = "watchman check --brokers"
+CHECK_PROFTPD = "watchman check --proftpd /etc/proftpd/proftpd.conf"
+RESTART = "restart watchman"
+
 #: The status of each watch, move or broker, by name.
 Told = dict[str, dict[str, Any]]
 
 
-def status(parts: Parts, queue_view: QueueView, since: float) -> dict[str, Any]:
-    """Collect the status of all parts. Runs in the thread of queries.
+class Problem(NamedTuple):
+    """Something that an operator should look at, and the command to begin with, "" if none."""
+
+    text: str
+    cure: str = ""
+
+
+class Health:
+    """Whether the daemon is healthy, and since when. Any thread may note it.
+
+    It is looked at when somebody asks, and now and then while nobody does.
+    """
+
+    def __init__(self, since: float, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._noted = True, since
+
+    def note(self, healthy: bool) -> float:
+        """Take down how it is now, and return since when it is so (epoch)."""
+        before, since = self._noted
+        if healthy is not before:
+            since = self._clock()
+            self._noted = healthy, since
+        return since
+
+
+def status(parts: Parts, queue_view: QueueView, since: float, health: Health) -> dict[str, Any]:
+    """Collect the status of all parts, and note it in `health`. Any thread may call it.
 
     The daemon was started at `since` (epoch). A pause is not a problem, because somebody wanted it.
     """
@@ -53,7 +87,9 @@ def status(parts: Parts, queue_view: QueueView, since: float) -> dict[str, Any]:
             for name, at in parts.pauses.since().items()
         ],
         "healthy": not problems,
-        "problems": problems,
+        "health_since": health.note(not problems),
+        "problems": [problem.text for problem in problems],
+        "cures": [problem.cure for problem in problems],
         "warnings": list(dispatcher.crosscheck.warnings(settings, logs)),
         "pid": os.getpid(),
         "version": __version__,
@@ -126,48 +162,57 @@ def _sinks(parts: Parts, groups: Iterable[Group]) -> dict[str, Told]:
     return sinks
 
 
-def _problems(parts: Parts, watches: Told, logs: Told, sinks: Mapping[str, Told]) -> Iterator[str]:
-    """Yield a line for everything that an operator should look at."""
+def _problems(
+    parts: Parts, watches: Told, logs: Told, sinks: Mapping[str, Told]
+) -> Iterator[Problem]:
+    """Yield everything that an operator should look at."""
     dispatcher = parts.dispatcher
     for name, watch in watches.items():
         if watch["state"] in ("missing", "incomplete"):
-            yield f"watch {name} ({watch['path']}) is {watch['state']}: {watch['error']}"
+            text = f"watch {name} ({watch['path']}) is {watch['state']}: {watch['error']}"
+            yield Problem(text, CHECK)
     for path, log in logs.items():
         if log["error"]:
-            yield f"transfer log {path}: {log['error']}"
+            yield Problem(f"transfer log {path}: {log['error']}", CHECK_PROFTPD)
     for kind, of_kind in sinks.items():
         for name, sink in of_kind.items():
             yield from _sink_problems(kind, name, sink)
     # Then work that stands still although no part has reported an error.
     if (stalled := dispatcher.stalled()) >= STALLED:
-        yield (
+        yield Problem(
             f"nothing is decided for {stalled:.0f} seconds: a file system hangs, most likely;"
-            " the log's last lines may tell which"
+            " the log's last lines may tell which",
+            RESTART,
         )
     for name, broker in sinks["broker"].items():
         stalled = dispatcher.pipeline.backlogs[f"broker:{name}"].stalled()
         if stalled >= STALLED and broker["state"] not in (*DOWN, "unknown"):
-            yield (
+            yield Problem(
                 f"none of the {broker['waiting']} uploads that wait for broker {name} was sent"
                 f" for {stalled:.0f} seconds, though it is {broker['state']}: see the log, and"
-                " restart watchman if it does not tell why"
+                " restart watchman if it does not tell why",
+                RESTART,
             )
     if problem := dispatcher.placing.problem(dispatcher.judge.decisive):
-        yield problem
+        yield Problem(problem, CHECK_PROFTPD)
     if dispatcher.unwritable():
-        yield f"the journal below {parts.settings.spool} cannot be written"
+        spool = parts.settings.spool
+        yield Problem(f"the journal below {spool} cannot be written", f"df {shlex.quote(spool)}")
 
 
-def _sink_problems(kind: str, name: str, sink: Mapping[str, Any]) -> Iterator[str]:
+def _sink_problems(kind: str, name: str, sink: Mapping[str, Any]) -> Iterator[Problem]:
+    check = CHECK_BROKERS if kind == "broker" else CHECK
     for route, reason in sink.get("refused", {}).items():
-        yield f"{kind} {name} does not take tasks for {route}: {reason}"
+        yield Problem(f"{kind} {name} does not take tasks for {route}: {reason}", check)
     if sink["state"] in DOWN:
-        yield f"{kind} {name} is {sink['state']}: {sink['error']}"
+        yield Problem(f"{kind} {name} is {sink['state']}: {sink['error']}", check)
     elif sink["state"] == "unknown":
-        yield f"{sink['waiting']} uploads wait for {kind} {name}, which the INI file has not"
+        text = f"{sink['waiting']} uploads wait for {kind} {name}, which the INI file has not"
+        yield Problem(text, f"watchman queue --broker {name}" if kind == "broker" else CHECK)
     # If a move's lane has the reason as its name, something is wrong with a directory. The other
     # lanes are no problem here: a destination that is away is reported above, and a single upload
     # that is being written will be tried again.
     for held in sink["held_up"]:
         if kind == "move" and held["what"] == held["reason"]:
-            yield f"{kind} {name} holds up {held['uploads']} uploads: {held['reason']}"
+            text = f"{kind} {name} holds up {held['uploads']} uploads: {held['reason']}"
+            yield Problem(text, check)

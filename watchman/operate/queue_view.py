@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
 
 from watchman.config.rules import Rules, compiled
@@ -20,11 +20,16 @@ from watchman.uploads.upload import State, Upload
 #: States in the order in which they are shown: the most important first.
 ORDER = (State.FAILED.value, State.DEFERRED.value, "waiting")
 
+ALL_STATES = (*ORDER, State.NOTICED.value)
+
 #: States of a broker or a move in which no upload gets through.
 DOWN = ("down", "blocked")
 
 #: Records that are read before other queries get a turn.
 BREATH = 1_000
+
+#: Characters of a whole id: a UUID.
+WHOLE_ID = 36
 
 
 class Found(NamedTuple):
@@ -40,7 +45,7 @@ class Found(NamedTuple):
         row: dict[str, Any] = {"id": upload.id, "state": group.state, "path": upload.path}
         row |= {"original": upload.original, "watch": upload.watch, "since": upload.accepted}
         row |= {"task": upload.task.section, "broker": upload.task.broker} if upload.task else {}
-        row |= {"attempts": group.attempts, "next_try": group.next_try}
+        row |= {"place": group.place, "attempts": group.attempts, "next_try": group.next_try}
         paused = f"paused: {group.paused}" if group.paused else ""
         row["reason"] = self.reason or paused or group.reason
         return row
@@ -48,36 +53,66 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The uploads that an operator selects: by their ids, or all that pass every filter."""
+    """The uploads that an operator selects: by their ids, or all that pass every filter.
+
+    `begins` are beginnings of ids, `ids` are whole ones.
+    """
 
     ids: frozenset[str] = frozenset()
+    begins: tuple[str, ...] = ()
     states: frozenset[str] = frozenset()
     broker: str = ""
-    pattern: re.Pattern[str] = field(default=re.compile(""))
+    pattern: re.Pattern[str] | None = None
 
     @classmethod
-    def of(cls, fields: Mapping[str, str], states: Iterable[str]) -> Self:
+    def of(cls, fields: Mapping[str, str], states: Iterable[str] = ALL_STATES) -> Self:
         """Read a request's fields. `states` is the default if they name no state."""
         named = [s for s in (State.FAILED.value, State.DEFERRED.value) if fields.get(s) == "yes"]
-        ids = frozenset(fields.get("ids", "").split())
-        if "ids" in fields and not ids:
+        given = fields.get("ids", "").split()
+        if "ids" in fields and not given:
             raise WatchmanError("no id is given")
-        if ids and len(fields) > 1:
+        if given and fields.keys() - {"ids", "limit", "open"}:
             raise WatchmanError("give ids, or say which ones by their state, broker and path")
         return cls(
-            ids=ids,
+            ids=frozenset(one for one in given if len(one) >= WHOLE_ID),
+            begins=tuple({one for one in given if len(one) < WHOLE_ID}),
             states=frozenset(named or states),
             broker=fields.get("broker", ""),
-            pattern=compiled(fields.get("pattern", "*")),
+            pattern=compiled(fields["pattern"]) if "pattern" in fields else None,
         )
 
+    @property
+    def names_ids(self) -> bool:
+        return bool(self.ids or self.begins)
+
+    @property
+    def looks_inside(self) -> bool:
+        """Whether it takes an upload's record to say if it is selected."""
+        return self.names_ids or bool(self.broker) or self.pattern is not None
+
+    def names(self, upload_id: str) -> bool:
+        """Whether an upload is selected by its id."""
+        return upload_id in self.ids or upload_id.startswith(self.begins)
+
     def matches(self, upload: Upload) -> bool:
-        if self.ids:
-            return upload.id in self.ids
         broker = upload.task.broker if upload.task else ""
-        return (not self.broker or broker == self.broker) and (
-            bool(self.pattern.match(upload.original)) or bool(self.pattern.match(upload.path))
-        )
+        return self._matches(upload.id, broker, upload.original, upload.path)
+
+    def matches_row(self, row: Mapping[str, Any]) -> bool:
+        """Whether a row of a file that is noticed is selected."""
+        if not self.names_ids and row["state"] not in self.states:
+            return False
+        return self._matches(row["id"] or "", "", row["path"])
+
+    def _matches(self, upload_id: str, broker: str, *paths: str) -> bool:
+        if self.names_ids:
+            return self.names(upload_id)
+        if self.broker and broker != self.broker:
+            return False
+        return self.pattern is None or any(map(self.pattern.match, paths))
+
+
+EVERY = Selection(states=frozenset(ALL_STATES))
 
 
 class QueueView:
@@ -124,7 +159,7 @@ class QueueView:
         missing = set(selection.ids)
         looked = 0
         for group in self.groups():
-            if not selection.ids and group.state not in selection.states:
+            if not selection.names_ids and group.state not in selection.states:
                 continue
             for position in sorted(group.positions):
                 looked += 1
@@ -132,33 +167,53 @@ class QueueView:
                     yield None
                 found = None
                 with contextlib.suppress(OSError):
-                    found = self._read(position, group, selection.ids)
+                    found = self.read(position, group, selection)
                 if found is None or not selection.matches(found.upload):
                     continue
                 yield found
                 missing.discard(found.upload.id)
-                if selection.ids and not missing:
+                if selection.ids and not missing and not selection.begins:
                     return
 
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """Yield all uploads as rows of `watchman queue`."""
+    def rows(self, selection: Selection = EVERY) -> Iterator[dict[str, Any] | None]:
+        """Yield the selected uploads as rows of `watchman queue`, and None now and then."""
         # Copied before the groups are read. An upload that joins a group meanwhile is then in both
         # rather than in neither; it is shown once.
-        arriving = dict(self._pipeline.arriving)
+        arriving = self.arriving(selection)
+        looked = 0
         for group in self.groups():
+            if not selection.names_ids and group.state not in selection.states:
+                continue
             for position in sorted(group.positions):
-                try:
-                    found = self._read(position, group)
-                except OSError as e:
-                    yield _unreadable(group, e.strerror)
-                    continue
-                if found is not None:
-                    arriving.pop(found.upload.id, None)
-                    yield found.row()
-                elif group.lane == UNREADABLE:
-                    yield _unreadable(group, None)
+                looked += 1
+                if looked % BREATH == 0:
+                    yield None
+                row = self.row(position, group, selection)
+                if row is not None:
+                    arriving.pop(row["id"], None)
+                    yield row
         for upload in arriving.values():
-            yield Found(upload, Group("", "waiting", []), "").row()
+            yield self.arriving_row(upload)
+
+    def arriving(self, selection: Selection) -> dict[str | None, Upload]:
+        """Return by id the selected uploads whose record is being written."""
+        wanted = selection.names_ids or "waiting" in selection.states
+        arriving = self._pipeline.arriving.copy().values() if wanted else ()
+        return {upload.id: upload for upload in arriving if selection.matches(upload)}
+
+    def arriving_row(self, upload: Upload) -> dict[str, Any]:
+        return Found(upload, Group("", "waiting", []), "").row()
+
+    def row(self, position: int, group: Group, selection: Selection) -> dict[str, Any] | None:
+        """Return the row of an upload, None if it is settled or not selected."""
+        try:
+            found = self.read(position, group, selection)
+        except OSError as e:
+            return None if selection.looks_inside else _unreadable(group, e.strerror)
+        if found is not None:
+            return found.row() if selection.matches(found.upload) else None
+        is_lost = group.lane == UNREADABLE and not selection.looks_inside
+        return _unreadable(group, None) if is_lost else None
 
     def oldest(self) -> float | None:
         """Return when the oldest upload that waits was accepted (epoch)."""
@@ -166,14 +221,14 @@ class QueueView:
         waiting = [min(g.positions) for g in groups if g.state != State.FAILED.value]
         found = None
         with contextlib.suppress(OSError):
-            found = self._read(min(waiting), groups[0]) if waiting else None
+            found = self.read(min(waiting), groups[0]) if waiting else None
         return found.upload.accepted if found else None
 
-    def _read(self, position: int, group: Group, ids: Collection[str] = ()) -> Found | None:
-        """Read an upload; None if it is settled, or not among `ids`. Raises OSError."""
+    def read(self, position: int, group: Group, selection: Selection = EVERY) -> Found | None:
+        """Read an upload; None if it is settled, or not among named ids. Raises OSError."""
         try:
             line = self._journal.line(position)
-            if ids and id_of(line) not in ids:
+            if selection.names_ids and not selection.names(id_of(line)):
                 return None  # the rest is not decoded, for there may be a million records
             record = decode(line)
         except (JournalCorrupt, FileNotFoundError):
@@ -191,12 +246,18 @@ def known_and_open(paths: Iterable[str], rules: Rules) -> Iterator[dict[str, Any
         if watch is None or rules.excluded(watch, subpath) or not rules.matches(path):
             continue
         row: dict[str, Any] = dict.fromkeys(("id", "task", "broker", "since", "next_try"))
-        row |= {"state": State.NOTICED.value, "path": path, "original": path, "watch": watch.name}
+        row |= {
+            "state": State.NOTICED.value,
+            "place": "",
+            "path": path,
+            "original": path,
+            "watch": watch.name,
+        }
         yield row | {"attempts": 0, "reason": WRITTEN}
 
 
 def _unreadable(group: Group, why: str | None) -> dict[str, Any]:
     """Return the row of an upload whose record cannot be read."""
     row: dict[str, Any] = {"id": None, "state": group.state, "path": None, "since": None}
-    row |= {"attempts": group.attempts, "next_try": group.next_try}
+    row |= {"place": group.place, "attempts": group.attempts, "next_try": group.next_try}
     return row | {"reason": f"{CANNOT_BE_READ}: {why}" if why else CANNOT_BE_READ}

@@ -56,8 +56,8 @@ def _go_over(parts: Parts, listener: Listener, new: Settings) -> None:
         ledgers = _open_ledgers(parts, new, failed)
         log_to(new)
         failed.pop_all()
-    if new.exposed:
-        logger.warning("%s.", new.warning())
+    for warning in new.warnings():
+        logger.warning("%s.", warning)
     old = parts.settings
     look_anew = any(getattr(old, name) != getattr(new, name) for name in LOOKED_AT)
     if look_anew:

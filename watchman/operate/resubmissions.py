@@ -74,7 +74,7 @@ class Resubmissions:
             try:
                 self._decide(batch)
             except Exception:
-                logger.exception("Could not read up the past of what is resubmitted.")
+                logger.exception("Could not read the history of files that are sent again.")
                 for _, answer in batch:
                     answer(Answer(Outcome.ERROR, "the journal cannot be read; see the log"))
 

@@ -20,6 +20,7 @@ from watchman.sinks.backlog import Backlog
 from watchman.sinks.backlogs import Backlogs, Group
 from watchman.sinks.failures import NEVER_WAITED, Failures
 from watchman.sinks.file_tracker import RETRY, FileTracker
+from watchman.sinks.tries import Tries
 from watchman.store.groupcommit import GroupCommit, outlive
 from watchman.store.journal import Journal
 from watchman.store.ledger import Ledger
@@ -91,6 +92,7 @@ class Pipeline:
         self._unreadable: set[int] = set()
         self._closed = threading.Event()
         self.settled: Counter[str] = Counter()
+        self._tries = Tries(commit)
         self.failures = Failures(journal=journal, commit=commit, settled=self.settled)
         self.file_tracker = FileTracker(
             rules=rules, ledgers=ledgers, journal=journal, commit=commit, monotonic=monotonic
@@ -124,20 +126,20 @@ class Pipeline:
         """Take back uploads that one publisher took. It reports each upload once."""
         for report in reports[:1]:
             assert report.upload.task is not None
-            self._take_back(reports, self.backlogs[f"broker:{report.upload.task.broker}"])
+            self._take_back(reports, f"broker:{report.upload.task.broker}")
 
     # In the movers' threads.
 
     def report_move(self, report: Report) -> None:
         """Take back an upload that a mover took. If it was MOVED, its task is sent next."""
-        upload, backlog = report.upload, self.backlogs[f"move:{report.upload.move}"]
+        upload, place = report.upload, f"move:{report.upload.move}"
         if report.state is not State.MOVED:
-            self._take_back([report], backlog)
+            self._take_back([report], place)
         elif upload.task is None:
-            self._take_back([Report(upload, State.DONE)], backlog)
+            self._take_back([Report(upload, State.DONE)], place)
         else:
             self._add(upload, f"broker:{upload.task.broker}").offer()
-            backlog.settle(upload.position)
+            self.backlogs[place].settle(upload.position)
 
     def write(self, state: State, uploads: Sequence[Upload]) -> list[Upload]:
         """Write new records of uploads that a mover has taken, and wait until they are durable.
@@ -208,8 +210,8 @@ class Pipeline:
             except (JournalCorrupt, OSError) as e:
                 if not self._unreadable:
                     logger.error(
-                        "Upload at journal position %d cannot be read: %s. Trying it again, and"
-                        " others of which this is not said.",
+                        "Upload at journal position %d cannot be read: %s. Trying it again. Further"
+                        " ones like it are tried again too, without a line here.",
                         position,
                         e,
                     )
@@ -230,11 +232,13 @@ class Pipeline:
         names = (f"watch:{upload.watch}", f"task:{upload.task.section}" if upload.task else "")
         return next((name for name in names if name in self.backlogs.pauses), "")
 
-    def _take_back(self, reports: Sequence[Report], backlog: Backlog) -> None:
+    def _take_back(self, reports: Sequence[Report], place: str) -> None:
         """Let deferred uploads wait again, and settle all others."""
-        over = []
+        backlog, over = self.backlogs[place], []
         for report in reports:
             if report.state is State.DEFERRED:
+                if report.tried:
+                    self._tries.failed(report, place)
                 backlog.put_back(report.upload.position, report.lane, report.delay, report.reason)
             else:
                 over.append(report)
@@ -284,12 +288,9 @@ class Pipeline:
 
         Return why that is not possible, "" if it is.
         """
-        task = self._task_now(upload) or upload.task
-        if not self.failures.holds(upload) or (task is None and not upload.move):
-            return "no task matches it"
-        if reason := self.file_tracker.refusal(upload):
+        if reason := self.refusal_to_retry(upload):
             return reason
-        again = upload._replace(task=task)
+        again = upload._replace(task=self._task_now(upload) or upload.task)
         self.arriving[upload.id] = again
 
         def durable(position: int) -> None:
@@ -300,6 +301,13 @@ class Pipeline:
         record = {"event": "retried", "at": time.time(), **again.encode()}
         self.failures.leave(upload.id, record, durable)
         return ""
+
+    def refusal_to_retry(self, upload: Upload) -> str:
+        """Return why a failed upload cannot be tried again as it is now, "" if it can."""
+        has_work = upload.move or upload.task is not None or self._task_now(upload) is not None
+        if not self.failures.holds(upload) or not has_work:
+            return "no task matches it"
+        return self.file_tracker.refusal(upload)
 
     def drop(self, upload: Upload) -> None:
         """Settle an upload that an operator drops. It was withdrawn from its backlog before."""
@@ -332,6 +340,9 @@ class Pipeline:
         record: dict[str, Any] = {"event": state.value, "at": time.time(), "id": upload.id}
         if report.reason:
             record["reason"] = report.reason
+        record |= report.sent
+        if tries := self._tries.over(upload.id):
+            record["try"] = tries + 1
         if state in AWAY and upload.source_state is None:
             record |= {"path": upload.path, "gone": upload.state.encode()}
             is_away = state is not State.SUPERSEDED or self.file_tracker.is_replaced(upload)

@@ -7,9 +7,10 @@ quarter to half the time of a frozen dataclass, and to replace a field a tenth.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
 from watchman.uploads.outcome import Outcome
@@ -294,12 +295,18 @@ class Upload(NamedTuple):
         )
 
 
+#: Of an upload that no task was sent for.
+NOT_SENT: Mapping[str, str] = MappingProxyType({})
+
+
 class Report(NamedTuple):
     """What a sink reports about an upload that it took.
 
     `state` is MOVED or DONE, FAILED, DEFERRED if it must be taken again, or what was found out
     about its file. `lane` names what holds a DEFERRED upload up, such as an exchange and routing
     key of its broker; "" is the broker as a whole. The lane is left alone for `delay` seconds.
+    `tried` says that the broker or the move was tried with this upload, and `reason` is the answer.
+    `sent` has where the task of an upload that is DONE went, and the answer to that.
     """
 
     upload: Upload
@@ -307,3 +314,5 @@ class Report(NamedTuple):
     reason: str = ""
     lane: str = ""
     delay: float = 0.0
+    tried: bool = False
+    sent: Mapping[str, str] = NOT_SENT

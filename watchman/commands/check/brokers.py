@@ -98,7 +98,7 @@ def _task(task: TaskSettings, broker: BrokerSettings, routes: Routes, *, ask: bo
     if not refused:
         return ok(subject, f"{text}, which takes it{reason and '; '}{reason}")
     if "PRECONDITION_FAILED" in reason:
-        reason += "; have task_queues say what it is like there, or declare = no"
+        reason += "; describe the queue in task_queues as it is there, or set declare = no"
     return error(subject, f"{text}, which would not take it: {reason}")
 
 

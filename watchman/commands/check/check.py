@@ -17,12 +17,12 @@ from collections.abc import Iterator
 from watchman.commands.check import brokers, places, proftpd, trees
 from watchman.commands.check.findings import Finding, Level, error, ok, warn
 from watchman.commands.check.user import become, user_of
+from watchman.commands.screens import check, screen
 from watchman.commands.shared import shell
-from watchman.commands.shared.table import count
+from watchman.commands.shared.phrases import count
 from watchman.config import inifile, locations
 from watchman.config.settings import Settings
 from watchman.uploads.rights import complaint, me
-from watchman.uploads.text import printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,8 +45,7 @@ def main(arguments: argparse.Namespace) -> int:
         if arguments.json:
             shell.print_json(finding._asdict())
         else:
-            text = printable(finding.text)
-            print(f"{finding.level:<5}  {finding.subject:<14}  {text}", flush=True)
+            screen.show(check.draw(*finding))
     if not arguments.json:
         errors = count(levels[Level.ERROR], "error")
         print(f"{errors}, {count(levels[Level.WARN], 'warning')}")
@@ -67,8 +66,7 @@ def _check(settings: Settings, arguments: argparse.Namespace) -> Iterator[Findin
     yield ok("config", f"{settings.file}, checked as {me()}{how}")
     if text := complaint(settings.file, os.R_OK):
         yield error("config", text)
-    if settings.exposed:
-        yield warn("config", settings.warning())
+    yield from (warn("config", warning) for warning in settings.warnings())
     yield from places.check(settings)
     yield from trees.check(settings)
     yield from brokers.check(settings, connect=arguments.brokers)

@@ -13,7 +13,7 @@ from watchman.commands.check import findings
 from watchman.commands.check.findings import Finding
 from watchman.commands.check.proftpd_file import Configuration, Directive, Server, hidden_name
 from watchman.commands.check.rights import closed
-from watchman.commands.shared.table import count
+from watchman.commands.shared.phrases import count
 from watchman.config.rules import Rules
 from watchman.config.settings import Settings
 from watchman.sources.transferlog.lines import LOG_FORMAT
@@ -148,7 +148,7 @@ class _Check:
         # Users are locked in by mod_vroot and not by chroot(2), so that hooks run.
         is_virtual = has_vroot and not server.all("VRootServerRoot")
         locks_in = hooks_alone and not is_virtual
-        no_hook = "no hook runs for whom it locks in; use the transfer log"
+        no_hook = "no hook runs for users whom it locks in; use the transfer log"
         match one.name, one.values:
             case "DefaultRoot", (root,) if locks_in and root != "/":
                 yield _error(place, f"DefaultRoot: {no_hook}")
@@ -159,22 +159,26 @@ class _Check:
             case "ExecEnable", ("off" | "no" | "false", *_) if hooks_alone:
                 yield _warn(place, "ExecEnable: no hook runs there; use the transfer log")
             case "UserOwner", _ if self._hooks:
-                text = "files are not their session's user's, whose word on them is refused"
+                text = (
+                    "files belong to another user than that of the session, so his word is refused"
+                )
                 yield _warn(place, f"UserOwner: {text}; use the transfer log as well")
             case "VRootEngine", _ if is_virtual and hooks_alone:
                 text = "hooks name renames, STOU and all of SFTP by paths below its root"
-                text += ", which lead nowhere; use the transfer log"
+                text += ", which are not there; use the transfer log"
                 yield _error(place, f"VRootEngine: {text}")
             case "VRootEngine", _ if is_virtual and log:
-                text = "the log names renames and STOU by paths below its root: only what their"
-                text += " user has uploaded just before is known again, and hooks cannot say which"
-                text += " file a session that dies has begun; use DefaultRoot without it"
+                text = "the log names renames and STOU by paths below its root, so watchman knows"
+                text += (
+                    " only files again that their user has uploaded just before; and hooks cannot"
+                )
+                text += " say which file a session that dies has begun; use DefaultRoot without it"
                 yield _warn(place, f"VRootEngine: {text}")
             case "VRootAlias", _ if has_vroot:
-                text = "what is uploaded through it is told of by a path that is not there"
+                text = "ProFTPD tells of what is uploaded through it by a path that is not there"
                 yield _error(place, f"VRootAlias: {text}; use mount --bind")
             case "VRootServerRoot", _ if has_vroot:
-                text = "no hook runs, and renames are told of by paths that lead nowhere"
+                text = "no hook runs, and ProFTPD tells of renames by paths that are not there"
                 text += "; use DefaultRoot without mod_vroot, and the transfer log"
                 yield _error(place, f"VRootServerRoot: {text}")
             case "ExecOptions", values if "usestdin" in map(str.lower, values):

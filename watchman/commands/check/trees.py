@@ -15,7 +15,7 @@ from watchman.commands.shared.filesystems import (
     type_of,
     watch_limit,
 )
-from watchman.commands.shared.table import count
+from watchman.commands.shared.phrases import count
 from watchman.config.rules import Rules
 from watchman.config.settings import MoveSettings, Settings, WatchSettings
 from watchman.sinks.moving.rights import MoveRights, regular

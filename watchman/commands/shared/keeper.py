@@ -8,6 +8,9 @@ from watchman.config.locations import DEFAULT_FILE
 SYSTEMD = "systemctl start watchman"
 SUPERVISOR = "supervisorctl start watchman"
 
+#: What a daemon, which does not know its keeper, says for: have that restart it.
+RESTART = "restart watchman"
+
 #: Where each is told of the daemon, below /.
 KEEPERS = {
     "etc/systemd/system/watchman.service": SYSTEMD,

@@ -1,7 +1,7 @@
 """Which uploads `retry` and `drop` are about, and how they tell what they did."""
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from watchman.commands.shared import client, shell
 from watchman.uploads.text import printable
@@ -15,9 +15,19 @@ TIMEOUT = 120.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object per upload")
-    parser.add_argument("ids", nargs="*", metavar="ID", help="uploads' ids, as queue shows them")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what would be done, and do nothing"
+    )
+    add_filters(parser)
+
+
+def add_filters(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "ids", nargs="*", metavar="ID", help="uploads' ids, or any beginning that no other has"
+    )
     which = parser.add_argument_group(
-        "instead of ids", "Those that all of these are true of; with both states, either."
+        "instead of ids",
+        "Uploads of which all of these are true. With both states, uploads of either.",
     )
     which.add_argument("--failed", action="store_true", help="that have failed")
     which.add_argument("--deferred", action="store_true", help="that are deferred")
@@ -32,8 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def carry_out(event: str, done: str, arguments: argparse.Namespace) -> int:
     """Have the daemon do it, and tell of each upload; `done` is the word for it."""
     acted = refused = 0
+    if arguments.dry_run:
+        done = f"would be {done}"
     for fields in _requests(arguments):
-        for row in client.request(arguments.socket, event, fields, TIMEOUT):
+        asked = {"what": event, **fields} if arguments.dry_run else fields
+        name = "rehearse" if arguments.dry_run else event
+        for row in client.request(arguments.socket, name, asked, TIMEOUT):
             if row["refused"]:
                 refused += 1
                 shell.complain(f"watchman {event}", f"{row['id']}: {row['refused']}")
@@ -48,19 +62,30 @@ def carry_out(event: str, done: str, arguments: argparse.Namespace) -> int:
     return shell.REFUSED if refused else shell.DONE
 
 
-def _requests(arguments: argparse.Namespace) -> Iterator[dict[str, str]]:
+def filters_of(arguments: argparse.Namespace) -> dict[str, str]:
+    """The fields of a request for the filters that were given; Misused for an empty one."""
     # A shell's variable that is not set is not meant to say "all".
     if not all(one.strip() for one in arguments.ids) or "" in (arguments.broker, arguments.path):
         raise shell.Misused("an id, a broker's name or a pattern is empty")
-    filters = {
-        name: "yes" for name in ("all", "failed", "deferred") if getattr(arguments, name, False)
-    }
+    filters = {name: "yes" for name in ("failed", "deferred") if getattr(arguments, name)}
     filters |= {"broker": arguments.broker} if arguments.broker else {}
     filters |= {"pattern": arguments.path} if arguments.path else {}
+    return filters
+
+
+def _requests(arguments: argparse.Namespace) -> Iterator[dict[str, str]]:
+    filters = filters_of(arguments)
+    if getattr(arguments, "all", False):
+        filters["all"] = "yes"
     if bool(filters) == bool(arguments.ids):
         options = "--all, " if hasattr(arguments, "all") else ""
         raise shell.Misused(f"give either ids or {options}--failed, --deferred, --broker, --path")
     if filters:
         yield filters
-    for start in range(0, len(arguments.ids), IDS):
-        yield {"ids": " ".join(arguments.ids[start : start + IDS])}
+    yield from requests_of(arguments.ids)
+
+
+def requests_of(ids: Sequence[str]) -> Iterator[dict[str, str]]:
+    """The fields of as many requests as it takes to name ids."""
+    for start in range(0, len(ids), IDS):
+        yield {"ids": " ".join(ids[start : start + IDS])}

@@ -4,6 +4,7 @@ import argparse
 import io
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
@@ -42,7 +43,8 @@ EXIT_CODES = """\
 exit codes:
   0  done
   1  some paths or ids were refused
-     (status: not healthy; check: there is an ERROR; run: it could not start)
+     (status: not healthy; check: there is an ERROR; run: it could not start;
+     import-config: something is left to be filled in)
   2  wrong usage, or the INI file is wrong
      (run: or the spool is another user's, or its journal of a newer version)
   3  the daemon does not answer
@@ -121,6 +123,7 @@ def ask(command: Callable[[argparse.Namespace], int], arguments: argparse.Namesp
 
     Where nobody answers, the error also says how to start a daemon.
     """
+    arguments.given_socket = arguments.socket
     arguments.socket = locations.find_socket(arguments.socket, arguments.config)
     try:
         return command(arguments)
@@ -128,6 +131,20 @@ def ask(command: Callable[[argparse.Namespace], int], arguments: argparse.Namesp
         if not isinstance(error.__cause__, FileNotFoundError | ConnectionRefusedError):
             raise
         raise SocketUnavailable(f"{error}; {_hint(arguments)}") from error
+
+
+def spelled(arguments: argparse.Namespace, command: str) -> str:
+    """A command as who gave these arguments must type it, for the same daemon."""
+    file = os.path.abspath(locations.find(arguments.config))
+    if command == keeper.RESTART:
+        return keeper.start_kept(file).replace(" start ", " restart ") or command
+    program, _, rest = command.partition(" ")
+    if program != "watchman":
+        return command
+    given = ["-c", arguments.config] if arguments.config else []
+    if arguments.given_socket and not rest.startswith("check"):
+        given += ["--socket", arguments.given_socket]
+    return " ".join([shlex.join([program, *given]), rest])
 
 
 def _hint(arguments: argparse.Namespace) -> str:

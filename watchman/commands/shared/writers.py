@@ -9,9 +9,6 @@ from typing import Any
 #: A program: its `pid`, its `program` and its `user`.
 Writer = dict[str, Any]
 
-#: What the daemon says of such a file, once it has looked at it.
-WRITTEN = "it is being written"
-
 
 def writers(places: Iterable[str]) -> dict[str, list[Writer]]:
     """Return the programs by file, of all files that are one of `places` or lie below it."""
@@ -26,11 +23,6 @@ def writers(places: Iterable[str]) -> dict[str, list[Writer]]:
                 name = os.path.join(real[place], below) if below else real[place]
                 found.setdefault(name, []).append(_writer(pid))
     return found
-
-
-def told(of_file: Iterable[Writer]) -> str:
-    """Name programs for a human."""
-    return ", ".join(f"{one['program']} (pid {one['pid']}, {one['user']})" for one in of_file)
 
 
 def _opened_by(pid: str, places: Iterable[str]) -> Iterator[str]:

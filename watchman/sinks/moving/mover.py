@@ -196,7 +196,8 @@ class Mover(Sink):
         """Report an upload as deferred, in a lane that is left alone until its back-off ends."""
         back_off = self._back_offs.setdefault(lane, BackOff())
         now = time.monotonic()
-        if back_off.until <= now:
+        tried = back_off.until <= now
+        if tried:
             delay = back_off.fail(now, reason)
             logger.log(
                 level if back_off.attempts == 1 else logging.DEBUG,
@@ -208,4 +209,5 @@ class Mover(Sink):
                 delay,
             )
         delay = back_off.until - now
-        self._report(Report(upload, State.DEFERRED, reason, lane=lane[1], delay=delay))
+        report = Report(upload, State.DEFERRED, reason, lane=lane[1], delay=delay, tried=tried)
+        self._report(report)

@@ -41,6 +41,8 @@ BLOCKED_POLL = 0.5
 class ConfirmingSender(Sender):
     """An AMQP connection. A message counts as sent only after the broker has confirmed it."""
 
+    ANSWER = "confirmed"
+
     def _open(self, channel: Any) -> None:
         super()._open(channel)
         self._tag = 0

@@ -35,6 +35,13 @@ class Route:
             return f"queue {self.routing_key!r}"
         return f"exchange {self.exchange!r} with routing key {self.routing_key!r}"
 
+    def record(self) -> dict[str, str]:
+        """Return what the journal has of it. Without an exchange, the routing key is the queue."""
+        if not self.exchange:
+            return {"queue": self.routing_key}
+        record = {"exchange": self.exchange, "routing_key": self.routing_key}
+        return record | ({"queue": self.queue} if self.queue else {})
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Template:
@@ -168,8 +175,11 @@ def header_of(upload: Upload) -> dict[str, Any]:
     """Return the header `watchman` of an upload's task, without fields that are empty."""
     header = {
         "id": upload.id,
+        "path": upload.path,
         "original": upload.original,
         "size": upload.state.size,
+        # By it a worker knows a file that was sorted away before its task is delivered again.
+        "inode": upload.state.inode,
         "source": upload.source.value,
         "user": upload.user,
         "client": upload.client,

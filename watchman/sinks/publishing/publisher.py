@@ -146,7 +146,10 @@ class Publisher(Sink):
         if not self._stopping.is_set():
             self._say("down", reason, delay)
         self._report(
-            [Report(message.upload, State.DEFERRED, reason, delay=delay) for message in messages]
+            [
+                Report(message.upload, State.DEFERRED, reason, delay=delay, tried=True)
+                for message in messages
+            ]
         )
         self._rest(delay)
 
@@ -203,7 +206,13 @@ class Publisher(Sink):
     def _settle(self, sent: Sequence[Sent]) -> None:
         """Report messages, first those that are done, so that this is written down soon."""
         if done := [one.message for one in sent if one.state is State.DONE]:
-            self._report([Report(message.upload, State.DONE) for message in done])
+            answer = {"answer": self._sender.ANSWER if self._sender else ""}
+            self._report(
+                [
+                    Report(message.upload, State.DONE, sent=message.route.record() | answer)
+                    for message in done
+                ]
+            )
         for message in done:
             logger.info(
                 "Sent upload %s to broker %s, %s.",
@@ -243,7 +252,8 @@ class Publisher(Sink):
         """Defer an upload whose route the broker refuses; other routes go on."""
         upload, lane, now = message.upload, str(message.route), time.monotonic()
         back_off = self._refused.setdefault(lane, BackOff())
-        if back_off.until <= now and tried:
+        tried = tried and back_off.until <= now
+        if tried:
             delay = back_off.fail(now, reason)
             if back_off.attempts == 1:
                 logger.warning(
@@ -254,7 +264,7 @@ class Publisher(Sink):
                     delay,
                 )
         delay = max(0.0, back_off.until - now)
-        self._report([Report(upload, State.DEFERRED, reason, lane=lane, delay=delay)])
+        self._report([Report(upload, State.DEFERRED, reason, lane=lane, delay=delay, tried=tried)])
         # The route must not open before its lane in the backlog does. Otherwise a younger upload
         # from another lane could overtake those in it.
         back_off.until = max(back_off.until, time.monotonic() + delay)

@@ -24,6 +24,8 @@ class PushingSender(Sender):
     of one list share one result.
     """
 
+    ANSWER = "taken"
+
     def _open(self, channel: Any) -> None:
         super()._open(channel)
         #: By list, messages that wait to be pushed, with their payload.

@@ -50,6 +50,9 @@ class Sender:
     nearly full could refuse the first message and take the second.
     """
 
+    #: The broker's answer to a message that counts as sent, as `watchman explain` tells it.
+    ANSWER = "handed over"
+
     def __init__(
         self,
         app: Any,

@@ -63,7 +63,7 @@ FIELDS: Mapping[str, Read] = {
     **dict.fromkeys(("same_id", "all", "failed", "deferred"), _yes),
     # ProFTPD takes no longer user names, and DNS has no longer host names (RFC 1035, 2.3.4).
     **dict.fromkeys(("user", "client", "broker", "name"), _text(256)),
-    **dict.fromkeys(("protocol", "id"), _text(64)),
+    **dict.fromkeys(("protocol", "id", "what"), _text(64)),
     "session": _text(128),
     "reason": _text(1024),
     "pattern": _text(PATH_LIMIT),
@@ -93,7 +93,7 @@ def _upload(kind: Kind, *, required: tuple[str, ...] = (), optional: tuple[str, 
 
 
 #: Fields that select uploads: those that pass every filter. `ids` names them one by one instead,
-#: separated by blanks.
+#: separated by blanks, each by any beginning that no other has.
 FILTERS = ("failed", "deferred", "broker", "pattern")
 
 EVENTS: Mapping[str, Event] = {
@@ -108,10 +108,15 @@ EVENTS: Mapping[str, Event] = {
     "resubmit": Event(required=("path",), optional=("as", "same_id"), kind=Kind.COMPLETED),
     "status": Event(),
     # `open` names files that are open for writing, as a list in JSON.
-    "queue": Event(optional=("limit", "open")),
+    "queue": Event(optional=("limit", "open", "ids", *FILTERS)),
+    # The same in groups, each of what has the same state, place and reason.
+    "groups": Event(optional=("open", "ids", *FILTERS)),
     "explain": Event(either=("path", "id")),
     "retry": Event(either=("ids", "all", *FILTERS)),
     "drop": Event(either=("ids", *FILTERS)),
+    # What a retry or drop would do. An event of its own: fields that a daemon does not know it
+    # ignores, and then would do it.
+    "rehearse": Event(required=("what",), either=("ids", "all", *FILTERS)),
     "pause": Event(optional=("name",)),
     "resume": Event(optional=("name",)),
     "reload": Event(),

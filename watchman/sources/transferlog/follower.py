@@ -77,12 +77,13 @@ class Log:
     def _error(self) -> str | None:
         problem = self.files.problem
         if self._counts["refused"] and not self._counts["records"]:
-            return "no line is as it should be: compare LogFormat and token with the INI file"
+            return "no line has the right form: compare LogFormat and token with the INI file"
         if self.files.lost_since is not None:
             since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.files.lost_since))
             return (
-                f"no file holds what it had after {since}, so uploads since then may have failed"
-                " unseen: look for it where logrotate puts old files; reload says no more of it"
+                f"no file holds the lines that came after {since}, so watchman may have missed"
+                " failed uploads since then: look where logrotate puts old files, and then type"
+                " watchman reload"
             )
         # ProFTPD makes the file when a session begins, but it never makes the directory.
         not_yet = isinstance(problem, FileNotFoundError)

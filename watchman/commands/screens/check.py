@@ -1,0 +1,16 @@
+"""The screen of `watchman check`, finding by finding as they come."""
+
+from rich.table import Table
+
+from watchman.commands.screens.screen import aligned, text
+
+#: How each level looks.
+STYLES = {"OK": "green", "WARN": "bold yellow", "ERROR": "bold red"}
+
+#: Columns of a level and of a subject.
+WIDTHS = (5, 14)
+
+
+def draw(level: str, subject: str, said: str) -> Table:
+    """One finding, in the columns of all."""
+    return aligned([text(level, STYLES[level]), text(subject), text(said)], WIDTHS)
