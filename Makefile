@@ -17,7 +17,7 @@ ROUNDS = 5
 # The real servers and clients that the tests start.
 DEBIAN = redis-server rabbitmq-server proftpd-core proftpd-mod-crypto lftp curl rclone ncftp wput \
     openssh-client openssh-server openssl samba smbclient rsync logrotate strace debootstrap \
-    acl iproute2 proftpd-mod-vroot bindfs fuse3 btrfs-progs faketime locales zsh fish mandoc
+    acl iproute2 systemd proftpd-mod-vroot bindfs fuse3 btrfs-progs faketime locales zsh fish mandoc
 
 # Of those that conflict with one of these: they are unpacked, and not installed.
 UNPACKED = pure-ftpd pure-ftpd-common

@@ -61,6 +61,7 @@ setup(
                 "watchman.ini.example",
                 "supervisord.conf",
                 "docs/share/supervisor/watchman.supervisor",
+                "docs/share/systemd/watchman.service",
                 "proftpd/watchman-hook",
                 "proftpd/watchman.conf",
                 "proftpd/watchman.logrotate",

@@ -86,7 +86,8 @@ def value(kind: str, name: str, shown: str) -> str:
     option = SECTIONS[kind].get(name) or sections.lookup(kind, name)
     takes = escaped(" ".join((option.read.__doc__ or "").partition("\n\n")[0].split()))
     if option.required:
-        return f"{takes} Required."
+        instead = [f"``{other}``" for other, how in SECTIONS[kind].items() if how.for_ == name]
+        return f"{takes} Required{f', unless {instead[0]} is set' if instead else ''}."
     default = default_of(kind, name)
     if default is not None:
         try:

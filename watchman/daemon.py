@@ -12,6 +12,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Iterable
 from concurrent.futures import Future
 from functools import partial
 from typing import Protocol
@@ -27,7 +28,8 @@ from watchman.operate.parts import Parts
 from watchman.operate.queue_view import DOWN
 from watchman.operate.reload import reload
 from watchman.operate.resubmissions import Resubmissions
-from watchman.operate.watchdog import Watchdog
+from watchman.operate.systemd import Systemd
+from watchman.operate.watchdog import GRACE, Watchdog
 from watchman.sinks.moving.mover import Mover
 from watchman.sinks.pauses import Pauses
 from watchman.sinks.pipeline import Pipeline
@@ -68,6 +70,7 @@ class Daemon:
         self._signals, self._wakeup = socket.socketpair()
         self._stopping = False
         self._watchdog = Watchdog(lambda: self._settings.drain)
+        self._systemd = Systemd()
         #: The requests to reload: from the socket, or from a signal, which waits for no result.
         self._wishes: queue.SimpleQueue[Future[list[str]]] = queue.SimpleQueue()
 
@@ -82,6 +85,7 @@ class Daemon:
         limit_umask()
         log_to(settings)
         self._watchdog.start()
+        self._systemd.starting()
         self._catch_signals()
         collect_young()
         with contextlib.ExitStack() as inside:
@@ -108,18 +112,26 @@ class Daemon:
                 for warning in settings.warnings():
                     logger.warning("%s.", warning)
                 logger.info("Started watchman %s with %r.", __version__, settings.file)
-                collect, look = time.monotonic() + COLLECT, time.monotonic()
-                while not self._stopping:
-                    self._wait(max(0.0, min(collect, look) - time.monotonic()))
-                    if time.monotonic() >= collect:
-                        gc.collect()
-                        collect = time.monotonic() + COLLECT
-                    if time.monotonic() >= look:
-                        look = time.monotonic() + control.look()
-                    self._reload(parts, listener)
+                running = (parts.dispatcher, parts.publishers, parts.movers, parts.finders)
+                dead = partial(_dead, (*running, listener, resubmissions))
+                self._systemd.ready(dead, control.status)
+                self._attend(parts, listener, control)
                 logger.info("Stopping.")
+                self._systemd.stopping(self._settings.drain + GRACE)
             self._drain(parts)
         logger.info("Stopped. %d uploads wait in the journal.", pipeline.waiting())
+
+    def _attend(self, parts: Parts, listener: Listener, control: Control) -> None:
+        """Reload when somebody asks for it, until a stop begins."""
+        collect, look = time.monotonic() + COLLECT, time.monotonic()
+        while not self._stopping:
+            self._wait(max(0.0, min(collect, look) - time.monotonic()))
+            if time.monotonic() >= collect:
+                gc.collect()
+                collect = time.monotonic() + COLLECT
+            if time.monotonic() >= look:
+                look = time.monotonic() + control.look()
+            self._reload(parts, listener)
 
     def _catch_signals(self) -> None:
         self._signals.setblocking(False)
@@ -165,6 +177,7 @@ class Daemon:
             wishes.append(self._wishes.get())
         if not wishes:
             return
+        self._systemd.reloading()
         try:
             changed = reload(parts, listener)
         except InotifyUnavailable:
@@ -178,6 +191,7 @@ class Daemon:
             self._settings = parts.settings
             for wish in wishes:
                 wish.set_result(changed)
+        self._systemd.reloaded()
 
     def _drain(self, parts: Parts) -> None:
         """Wait until the sinks that work have nothing in hand, at most `drain` seconds.
@@ -269,6 +283,7 @@ class Part(Protocol):
     def start(self) -> None: ...
     def stop(self) -> None: ...
     def join(self) -> None: ...
+    def is_alive(self) -> bool: ...
 
 
 def _start(
@@ -278,6 +293,15 @@ def _start(
     part.start()
     stack.callback(_join, part, patience)
     stack.callback(part.stop)
+
+
+def _dead(parts: Iterable[Part]) -> list[str]:
+    """Return the names of the parts of which a thread has ended."""
+    return [_name(part) for part in parts if not part.is_alive()]
+
+
+def _name(part: Part) -> str:
+    return type(part).__name__.lower()
 
 
 def _join(part: Part, patience: float) -> None:
@@ -290,6 +314,6 @@ def _join(part: Part, patience: float) -> None:
         logger.error(
             "The %s has not ended after %.0f seconds, as on a filesystem that hangs. Going on with"
             " the stop without it.",
-            type(part).__name__.lower(),
+            _name(part),
             patience,
         )

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -319,7 +320,7 @@ def test_a_healthy_status_is_0_and_says_so_first(place, daemon):
     assert lines[0].startswith("healthy since ")
     assert lines[0].endswith(" (2h)")
     assert lines[1] == "watchman 0.1.0, pid 4711, up 2h with /etc/watchman/watchman.ini"
-    counts = "0 noticed, 3 waiting, 0 deferred, 0 failed, 9 done; the oldest waits since 5m"
+    counts = "0 noticed, 3 waiting, 0 deferred, 0 failed, 9 done; oldest waits 5m"
     assert lines[2] == counts
     rows = [line.split() for line in lines]
     assert ["main", "up", "2h", "3", "0", "-"] in rows
@@ -359,6 +360,48 @@ def test_an_unhealthy_status_is_1_and_says_why_first_and_what_cures_it(place, da
     assert json.loads(done.stdout)["problems"] == problems
     done = run(place, "status", "--quiet")
     assert (done.returncode, done.stdout, done.stderr) == (1, b"", b"")
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "said"),
+    [
+        ({}, 0, "OK - healthy"),
+        ({"warnings": ["hooks | are\nsilent"]}, 1, "WARNING - hooks / are silent"),
+        (
+            {"paused": [{"name": "broker:b", "since": 1.0, "waiting": 2}]},
+            1,
+            "WARNING - broker:b is paused",
+        ),
+        (
+            {"healthy": False, "problems": ["a", "b"], "warnings": ["c"]},
+            2,
+            "CRITICAL - a; b; c",
+        ),
+    ],
+)
+def test_status_is_a_monitoring_plugin(place, daemon, changes, code, said):
+    daemon.answers["status"] = [{**healthy(), **changes}]
+    done = run(place, "status", "--nagios")
+    assert (done.returncode, done.stderr) == (code, b"")
+    text, _, values = one_line(done.stdout).partition(" | ")
+    assert text == f"WATCHMAN {said}"
+    assert re.fullmatch(
+        "noticed=0;;;0 waiting=3;;;0 deferred=0;;;0 failed=0;;;0 done=9c;;;0"
+        r" oldest_waiting=30\ds;;;0",
+        values,
+    )
+
+
+def test_a_plugin_says_in_its_way_what_keeps_it_from_asking(place):
+    done = run(place, "status", "--nagios")
+    assert (done.returncode, done.stderr) == (2, b"")
+    assert one_line(done.stdout).startswith("WATCHMAN CRITICAL - no daemon answers on ")
+    (place / "watchman.ini").unlink()
+    done = run(place, "status", "--nagios")
+    assert (done.returncode, done.stderr) == (3, b"")
+    assert one_line(done.stdout).startswith("WATCHMAN UNKNOWN - ")
+    assert run(place, "status", "--nagios", "--what").returncode == 3
+    assert run(place, "status", "--nagios", "--json").returncode == 3
 
 
 def test_the_queue_shows_what_is_alike_as_one_and_counts_all(place, daemon):
@@ -488,6 +531,15 @@ def test_explain_of_an_id_tells_its_story_and_its_path(place, daemon):
     assert done.returncode == 1
     assert "knows of no upload 1b1e6a51" in one_line(done.stderr)
     assert done.stdout.decode().splitlines()[0] == f"{place}/ftp/a.csv"
+
+
+def test_what_could_be_the_beginning_of_an_id_is_a_path_where_it_is_none(place, daemon):
+    for subject in ("feed", UPLOAD_ID.replace("0", "1")[:13]):
+        found = json.loads(run(place, "explain", "--json", subject).stdout)
+        assert found["path"] == f"{place}/{subject}"
+    (place / "deed").touch()
+    daemon.answers["original"] = "none"
+    assert json.loads(run(place, "explain", "--json", "deed").stdout)["path"] == f"{place}/deed"
 
 
 def found_by_check(place, *arguments):

@@ -10,7 +10,8 @@ import pytest
 
 from tests.support.deadline import eventually
 from tests.support.house import House
-from watchman.operate.history import LATEST, tell
+from watchman.operate.history import FIELDS, LATEST, tell
+from watchman.sinks.tries import ANSWERS
 from watchman.uploads.upload import Report, Source, State
 
 
@@ -83,3 +84,69 @@ def test_of_a_path_that_is_written_again_and_again_the_latest_uploads_are_told(
     assert [record["event"] for record in found["story"]] == ["accepted", "done"] * LATEST
     assert found["earlier"] == 5
     assert found["story"][-2]["state"][2] == LATEST + 4
+
+
+def test_an_upload_is_told_with_where_it_went_and_each_answer(house: House) -> None:
+    path = house.write("a.csv")
+    upload_id = house.say(path, Source.HOOK).detail
+    for number, answer in enumerate(("refused", "refused", "full", "full", "refused")):
+        (upload,) = house.take()
+        deferred = Report(upload, State.DEFERRED, answer, tried=number != 3)
+        house.dispatcher.pipeline.report([deferred])
+    (upload,) = house.take()
+    sent = {"queue": "tables", "answer": "confirmed"}
+    house.dispatcher.pipeline.report([Report(upload, State.DONE, sent=sent)])
+    eventually(lambda: house.dispatcher.pipeline.settled[State.DONE.value] == 1)
+    for _ in range(2):
+        for subject in (path, upload_id, upload_id[:9]):
+            (one,) = told(house, subject)["uploads"]
+            assert one.keys() == set(FIELDS)
+            known = ("id", "state", "path", "broker", "queue", "exchange", "size", "source")
+            assert [one[name] for name in known] == [
+                *(upload_id, "done", str(path), "b", "tables", None, 6, "hook")
+            ]
+            answers = [(n["number"], n["place"], n["answer"]) for n in one["tries"]]
+            assert answers == [
+                (1, "broker:b", "refused"),
+                (3, "broker:b", "full"),
+                (4, "broker:b", "refused"),
+                (5, "broker:b", "confirmed"),
+            ]
+        house.restart()
+        assert house.rows() == []
+
+
+def test_a_record_of_a_try_settles_nothing(house: House) -> None:
+    """Nor for an earlier version, which takes what has an `id` and no file for an end."""
+    house.say(house.write("a.csv"))
+    (upload,) = house.take()
+    house.dispatcher.pipeline.report([Report(upload, State.DEFERRED, "away", tried=True)])
+    eventually(lambda: "tried" in events(house, upload.path))
+    (record,) = [one for one in told(house, upload.path)["story"] if one["event"] == "tried"]
+    assert record.keys() == {"event", "at", "of", "place", "try", "answer"}
+    house.restart()
+    (again,) = house.take()
+    assert again.id == upload.id
+    (one,) = told(house, upload.path)["uploads"]
+    assert (one["state"], [n["answer"] for n in one["tries"]]) == ("accepted", ["away"])
+
+
+def test_what_was_settled_before_routes_were_written_down_is_told_without(house: House) -> None:
+    path = house.write("a.csv")
+    house.say(path)
+    house.settle(house.take()[0])
+    (one,) = told(house, path)["uploads"]
+    assert (one["state"], one["queue"], one["exchange"]) == ("done", None, None)
+    assert [(n["number"], n["answer"]) for n in one["tries"]] == [(1, "sent")]
+
+
+def test_answers_that_are_new_each_time_are_written_down_some_times(house: House) -> None:
+    house.say(house.write("a.csv"))
+    for number in range(ANSWERS + 5):
+        (upload,) = house.take()
+        report = Report(upload, State.DEFERRED, f"answer {number}", tried=True)
+        house.dispatcher.pipeline.report([report])
+    house.settle(house.take()[0])
+    (one,) = told(house, upload.path)["uploads"]
+    assert len(one["tries"]) == ANSWERS + 1
+    assert one["tries"][-1]["number"] == ANSWERS + 6

@@ -12,6 +12,7 @@ from tests.servers.brokers import RedisServer
 from tests.servers.daemon import Daemon, published
 from tests.support.deadline import eventually
 from watchman.errors import RequestRefused
+from watchman.operate.overview import Health
 
 INI = """
 [broker:b]
@@ -316,11 +317,31 @@ def test_a_broker_that_is_down_is_tried_at_once_by_a_retry(
     )
     assert row["state"] == "deferred"
     assert "refused" in row["reason"]
-    assert daemon.status()["uploads"]["deferred"] == 1
+    status = daemon.status()
+    assert status["uploads"]["deferred"] == 1
+    assert (status["healthy"], status["cures"]) == (False, ["watchman check --brokers"])
+    assert status["health_since"] > status["since"]
     away.start()
     assert did(daemon, "retry", "--all").startswith("retried ")
     eventually(lambda: daemon.queue() == [], timeout=3)
     assert away.task_ids("celery") == [row["id"]]
+    assert daemon.status()["health_since"] > status["health_since"]
+    [told] = json.loads(did(daemon, "explain", "--json", str(incoming / "a.csv")))["uploads"]
+    *refused, taken = told["tries"]
+    assert ("refused" in refused[0]["answer"], refused[0]["number"]) == (True, 1)
+    assert (taken["answer"], told["queue"]) == ("taken", "celery")
+    assert taken["number"] > row["attempts"]
+    assert "queue 'celery'" in did(daemon, "explain", told["id"][:10])
+
+
+def test_health_is_dated_when_it_changes() -> None:
+    now = 5.0
+    health = Health(1.0, lambda: now)
+    assert health.note(True) == 1.0
+    assert health.note(False) == 5.0
+    now = 6.0
+    assert health.note(False) == 5.0
+    assert health.note(True) == 6.0
 
 
 def test_thousands_that_a_dead_broker_has_in_hand_are_dropped(

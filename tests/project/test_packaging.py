@@ -29,6 +29,7 @@ SHARED = {
     "proftpd/watchman.conf": "share/watchman/watchman.conf",
     "proftpd/watchman.logrotate": "share/watchman/watchman.logrotate",
     "proftpd/watchman.tmpfiles": "share/watchman/watchman.tmpfiles",
+    "docs/share/systemd/watchman.service": "share/watchman/watchman.service",
     "docs/share/supervisor/watchman.supervisor": "share/watchman/watchman.supervisor",
     "README.rst": "share/doc/watchman/README.rst",
     "CHANGES.rst": "share/doc/watchman/CHANGES.rst",

@@ -9,7 +9,7 @@ from typing import Any
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.utils.url import parse_url
 
-from watchman.config import options
+from watchman.config import options, trusted
 
 #: Settings that say where the broker is. They are not used, because `[broker:NAME]` says it.
 _PLACES = frozenset(
@@ -104,22 +104,55 @@ def reader(name: str) -> Callable[[str], Any] | None:
 
 def broker_url(value: str, directory: str) -> str:
     """A url for kombu, or several with `;` between, `${NAME}` taken from the environment."""
-    parts = _with_environment(options.text(value)).split(";")
-    return ";".join(_broker_url(part.strip(), directory) for part in parts)
+    return _broker_urls(_with_environment(options.text(value)), directory)
 
 
 def secret(value: str) -> str:
     """The first field of each line of the transfer log, `${NAME}` taken from the environment."""
-    token = _with_environment(options.word(value))
+    return _token(_with_environment(options.word(value)))
+
+
+def url_file(value: str, directory: str) -> str:
+    """The path of a file that holds what `url` takes, `${NAME}` taken from the environment.
+
+    `${NAME}` may stand in the path. In the file it would be a part of the password.
+    """
+    return _broker_urls(options.text(_content(value, directory)), directory)
+
+
+def token_file(value: str, directory: str) -> str:
+    """The path of a file that holds the token, `${NAME}` taken from the environment."""
+    return _token(_content(value, directory))
+
+
+def _content(value: str, directory: str) -> str:
+    """What a file with a secret holds, without the end of its line. No error quotes it."""
+    file = options.path(_with_environment(options.text(value)), directory)
+    try:
+        return trusted.read_secret(file).decode().rstrip("\r\n")
+    except OSError as error:
+        raise ValueError(f"{file}: {error.strerror}") from error
+    except UnicodeDecodeError:
+        raise ValueError(f"{file} is not UTF-8") from None
+    except ValueError as error:
+        raise ValueError(f"{file} {error}") from error
+
+
+def _token(token: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9._~+=-]{1,64}", token):
         # In LogFormat a quote or a percent sign has a meaning of its own.
         raise ValueError("1 to 64 letters, digits and . _ ~ + = - are what ProFTPD writes as it is")
     return token
 
 
+def _broker_urls(value: str, directory: str) -> str:
+    return ";".join(_broker_url(part.strip(), directory) for part in value.split(";"))
+
+
 def _broker_url(value: str, directory: str) -> str:
     scheme, separator, rest = value.partition("://")
-    if not separator:
+    # What has no form of a scheme may be a part of the password, and is not quoted.
+    if not separator or not re.fullmatch(r"[\w+.-]*", scheme):
         raise ValueError("give a url, as amqp://user:password@host:5672/vhost or redis://host/0")
     # As in sqla+postgresql://, kombu's transport comes before the plus.
     transport = scheme.lower().partition("+")[0]

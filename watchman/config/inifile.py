@@ -174,8 +174,16 @@ class _Ini:
         for option, text in parser.items(section):
             if not option.startswith(_TWICE):
                 self._read_option(section, kind, option, text, values)
+        given = {option for option in SECTIONS[kind] if parser.has_option(section, option)}
         for option, how in SECTIONS[kind].items():
-            if how.required and not parser.has_option(section, option):
+            if how.for_ and option in given:
+                if how.for_ in given:
+                    self._problem(option, f"{how.for_} is set as well; keep one", section=section)
+                elif option in values:
+                    values[how.for_] = values.pop(option)
+                given.add(how.for_)
+        for option, how in SECTIONS[kind].items():
+            if how.required and option not in given:
                 self._problem(option, "missing", section=section)
 
     def _read_option(
@@ -309,7 +317,9 @@ def _task(name: str, values: dict[str, Any]) -> TaskSettings:
 
 
 def _holds_secret(option: str, text: str) -> bool:
-    """Whether a value holds a secret, and not only the name of one in the environment."""
+    """Whether a value is or holds a secret, rather than the name of one in the environment."""
+    if option.endswith("_file"):
+        return False
     text = re.sub(r"\$\{\w{1,200}\}", "", text)
     for url in text.split(";"):
         user, at, _ = url.partition("://")[2].partition("/")[0].rpartition("@")
@@ -323,7 +333,7 @@ def _shown(option: str, value: str) -> str:
     """Return a value for a message: on one line, not too long, without secrets."""
     if not value:
         return ""
-    if re.search(_SECRET, option) or (
+    if (re.search(_SECRET, option) and not option.endswith("_file")) or (
         re.search("://|{", value) and re.search(_SECRET, value, re.IGNORECASE)
     ):
         return "***"

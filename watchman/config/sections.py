@@ -15,13 +15,15 @@ from watchman.config.locations import DEFAULT_SOCKET
 class Option:
     """How an option's text is read. If `default` is None, the one in `settings` counts.
 
-    The reader of a `relative` option also gets the directory of the INI file.
+    The reader of a `relative` option also gets the directory of the INI file. What an option says
+    `for_` another one is that one's value. Only one of both may be set.
     """
 
     read: Callable[..., Any]
     default: Any = None
     required: bool = False
     relative: bool = False
+    for_: str = ""
 
 
 SECTIONS: dict[str, dict[str, Option]] = {
@@ -41,12 +43,14 @@ SECTIONS: dict[str, dict[str, Option]] = {
     "proftpd": {
         "transfer_log": Option(options.paths, relative=True),
         "token": Option(celery_settings.secret),
+        "token_file": Option(celery_settings.token_file, relative=True, for_="token"),
     },
     "celery": {
         "config": Option(celery_file.load, relative=True),
     },
     "broker": {
         "url": Option(celery_settings.broker_url, required=True, relative=True),
+        "url_file": Option(celery_settings.url_file, relative=True, for_="url"),
         "config": Option(celery_file.load, relative=True),
         "declare": Option(options.boolean, True),
     },

@@ -5,6 +5,7 @@ import os
 import pwd
 import shlex
 import stat
+from typing import BinaryIO
 
 
 def read(path: str) -> bytes:
@@ -14,17 +15,16 @@ def read(path: str) -> bytes:
     or ourselves, or if everyone may write it.
     """
     with open(path, "rb", opener=_without_waiting) as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("is not a regular file")
-        if status.st_uid not in _trusted_users():
-            raise ValueError(
-                f"belongs to user {status.st_uid}, who could make the daemon do anything;"
-                f" it must be root's or your own (user {os.geteuid()})"
-            )
-        if status.st_mode & stat.S_IWOTH:
-            raise ValueError("may be written by everyone; chmod o-w it")
-        return file.read()
+        return _read(file)
+
+
+def read_secret(path: str) -> bytes:
+    """The content of `path`, as `read` has it; ValueError where everyone may read it, too."""
+    with open(path, "rb", opener=_without_waiting) as file:
+        content = _read(file)
+        if os.fstat(file.fileno()).st_mode & stat.S_IROTH:
+            raise ValueError("may be read by everyone; chmod o= it")
+        return content
 
 
 def how_to_close(path: str, reader: int) -> str:
@@ -43,6 +43,20 @@ def how_to_close(path: str, reader: int) -> str:
         return f"chgrp {group} {place} && chmod g+r,o= {place}"
     # Some other group owns the file, and may need to read it. So that group stays.
     return f"setfacl -m u:{user.pw_name}:r {place} && {close}"
+
+
+def _read(file: BinaryIO) -> bytes:
+    status = os.fstat(file.fileno())
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("is not a regular file")
+    if status.st_uid not in _trusted_users():
+        raise ValueError(
+            f"belongs to user {status.st_uid}, who could make the daemon do anything;"
+            f" it must be root's or your own (user {os.geteuid()})"
+        )
+    if status.st_mode & stat.S_IWOTH:
+        raise ValueError("may be written by everyone; chmod o-w it")
+    return file.read()
 
 
 def _trusted_users() -> set[int]:

@@ -130,6 +130,9 @@ class Dispatcher:
         """Wait for the thread's end. Then all is durable that could be written."""
         self._commit.join()
 
+    def is_alive(self) -> bool:
+        return self._commit.is_alive()
+
     def close(self) -> None:
         """Close the ledgers, after `join`."""
         # Otherwise they may hold decisions that never became durable, and must be made again.

@@ -51,12 +51,13 @@ class Control:
         """
         began = time.monotonic()
         try:
-            self._status()
+            self.status()
         except Exception:
             logger.exception("Could not find out whether all is well.")
         return max(LOOK, SPARING * (time.monotonic() - began))
 
-    def _status(self) -> dict[str, Any]:
+    def status(self) -> dict[str, Any]:
+        """Return what `watchman status` shows. Any thread may call it."""
         return status(self._parts, self._queue_view, self._started, self._health)
 
     def query(self, event: str, fields: dict[str, str]) -> Rows:
@@ -64,7 +65,7 @@ class Control:
         dispatcher = self._parts.dispatcher
         match event:
             case "status":
-                return [self._status()]
+                return [self.status()]
             case "queue":
                 selection = Selection.of(fields)
                 rows = itertools.chain(

@@ -52,6 +52,9 @@ class Resubmissions:
     def join(self) -> None:
         self._thread.join()
 
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
     def submit(self, notification: Notification, answer: Respond) -> None:
         """Do as `Dispatcher.submit`. Any thread may call it."""
         # For a file below a move's destination, the history tells as what it was uploaded.

@@ -75,6 +75,9 @@ class Finders:
         for source in self._sources:
             source.join()
 
+    def is_alive(self) -> bool:
+        return all(source.is_alive() for source in self._sources)
+
     def request(self, watch: str, subpath: str) -> None:
         """Ask for a scan of a subtree as soon as possible. Never blocks; any thread may call it."""
         if watch in self._watches:  # a reload may have removed its section

@@ -99,6 +99,9 @@ class GroupCommit:
         if self._thread.ident is not None:
             self._thread.join()
 
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
     def stalled(self) -> float:
         """Return for how many seconds the current turn has lasted. Any thread may call it."""
         return max(0.0, self._monotonic() - self._turned)

@@ -80,7 +80,7 @@ def _health(found: Mapping[str, Any], spelled: Callable[[str], str]) -> Iterator
 def _counts(found: Mapping[str, Any]) -> str:
     told = ", ".join(f"{number:,} {state}" for state, number in found["uploads"].items())
     oldest = found.get("oldest_waiting")
-    return told if oldest is None else f"{told}; the oldest waits since {ago(oldest)}"
+    return told if oldest is None else f"{told}; oldest waits {ago(oldest)}"
 
 
 def _held_up(brokers: Mapping[str, Mapping[str, Any]]) -> Iterator[RenderableType]:

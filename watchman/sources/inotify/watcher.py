@@ -128,6 +128,9 @@ class Watcher:
         self._inotify.close()
         self._mounts.close()
 
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
     def status(self) -> dict[str, dict[str, Any]]:
         """Return by watch: state, directories, unwatched, error. Any thread may call it."""
         return self._coverage.status()

@@ -99,6 +99,9 @@ class Scanner:
         if self._thread.ident is not None:
             self._thread.join()
 
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
     def request(self, watch: str, subpath: str = "") -> None:
         """Ask for a scan of a subtree as soon as possible, "" for the whole watch.
 

@@ -96,6 +96,9 @@ class Listener:
         for thread in self._threads:
             thread.join()
 
+    def is_alive(self) -> bool:
+        return all(thread.is_alive() for thread in self._threads)
+
     def admit(self, admins: Collection[str]) -> None:
         """Replace the admins, after a reload. Any thread may call it."""
         self._admins = Admins(admins)

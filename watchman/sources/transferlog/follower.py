@@ -182,6 +182,9 @@ class TransferLog:
         for log in self._logs:
             log.files.close()
 
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
     def status(self) -> dict[str, dict[str, Any]]:
         """Return the status of each log: how many records, how many refused lines, any error."""
         return {log.path: log.status() for log in self._logs}
