@@ -210,11 +210,11 @@ def test_a_file_that_a_program_has_open_is_in_the_queue_with_that_program(
     path = site.directory / "in/open.csv"
     with path.open("w"):
         eventually(lambda: row_of(site, path))
-        assert row.is_in(site.run("queue").stdout)
-        assert f"it is being written by {Path('/proc/self/comm').read_text().strip()} (pid " in (
-            site.run("queue").stdout
-        )
-        assert f"(pid {os.getpid()}, " in site.run("explain", str(path)).stdout
+        shown = site.run("queue").stdout
+        assert row.is_in(shown)
+        by = f"{Path('/proc/self/comm').read_text().strip()} (pid {os.getpid()}, "
+        assert f"open for writing by {by}" in shown
+        assert f"open for writing by {by}" in site.run("explain", str(path)).stdout
     eventually(lambda: " done " in site.run("explain", str(path)).stdout)
 
 
@@ -305,8 +305,8 @@ def test_where_hooks_do_not_run_check_names_the_line_that_keeps_them_from_it(
     assert checked.returncode == 1
     [line] = [line for line in checked.stdout.splitlines() if "DefaultRoot" in line]
     assert re.fullmatch(
-        rf"ERROR +proftpd +{server.configuration}:\d+: DefaultRoot: no hook runs for whom it"
-        " locks in; use the transfer log",
+        rf"ERROR +proftpd +{server.configuration}:\d+: DefaultRoot: no hook runs for users"
+        " whom it locks in; use the transfer log",
         line,
     )
 
