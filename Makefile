@@ -22,6 +22,9 @@ DEBIAN = redis-server rabbitmq-server proftpd-core proftpd-mod-crypto lftp curl 
 # Of those that conflict with one of these: they are unpacked, and not installed.
 UNPACKED = pure-ftpd pure-ftpd-common
 
+# For promtool, which checks alerts and metrics. Installed, it would start a server.
+PROMETHEUS = prometheus
+
 # What `make bench` measures beside watchman.
 MEASURED = inotify-tools
 
@@ -49,6 +52,7 @@ run:
 test:
 	@.ci/install-debian $(DEBIAN) || [ "$$(id -u)" != 0 ]
 	.ci/unpack-debian build/debian $(UNPACKED) || [ "$$(id -u)" != 0 ]
+	.ci/unpack-debian build/prometheus $(PROMETHEUS) || [ "$$(id -u)" != 0 ]
 	mkdir -p var
 	.ci/make-environment "$(PYTHON)" "$(VENV)" test
 	"$(VENV)/bin/ruff" check .

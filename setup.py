@@ -68,6 +68,8 @@ setup(
                 "proftpd/watchman.tmpfiles",
             ],
         ),
+        ("share/watchman/prometheus", ["docs/share/prometheus/watchman.rules.yml"]),
+        ("share/watchman/grafana", ["docs/share/grafana/watchman.json"]),
         *shared("man/man1", "bash-completion/completions"),
         *shared("zsh/site-functions", "fish/vendor_completions.d"),
         ("share/doc/watchman", ["README.rst", "CHANGES.rst", "CONTRIBUTING.rst", "LICENSE"]),
@@ -77,6 +79,7 @@ setup(
     install_requires=[
         # The publisher uses Celery's and kombu's lower layers: a next major may change them.
         "celery[redis] >= 5.7, < 6",
+        "prometheus_client >= 0.20",
         "pyinotify >= 0.9.6",
         # pyinotify imports asyncore, which Python 3.12 removed.
         "pyasyncore; python_version >= '3.12'",

@@ -24,6 +24,7 @@ from watchman.dispatch.dispatcher import Dispatcher
 from watchman.errors import ConfigError, InotifyUnavailable, WatchmanError
 from watchman.operate.control import Control
 from watchman.operate.logs import log_to
+from watchman.operate.metrics.exporter import Exporter
 from watchman.operate.parts import Parts
 from watchman.operate.queue_view import DOWN
 from watchman.operate.reload import reload
@@ -93,6 +94,12 @@ class Daemon:
             pipeline = parts.dispatcher.pipeline
             resubmissions = Resubmissions(journal=parts.journal, dispatcher=parts.dispatcher)
             control = Control(parts, reload=self._ask_for_reload)
+            parts.exporter = Exporter(
+                settings.metrics,
+                spool=settings.spool,
+                steps=pipeline.steps,
+                status=control.status,
+            )
             listener = Listener(
                 settings.socket,
                 submit=resubmissions.submit,
@@ -100,6 +107,7 @@ class Daemon:
                 admins=settings.admins,
             )
             # What is started last is stopped first: sources, then sinks, then what they share.
+            _start(inside, parts.exporter, patience=HUNG)
             for part in (parts.dispatcher, parts.publishers, parts.movers):
                 _start(inside, part)
             # All sinks are told to stop before any is waited for. So while one hangs, the others
@@ -111,6 +119,7 @@ class Daemon:
                     _start(sources, source, patience=HUNG)
                 for warning in settings.warnings():
                     logger.warning("%s.", warning)
+                parts.exporter.begin()
                 logger.info("Started watchman %s with %r.", __version__, settings.file)
                 running = (parts.dispatcher, parts.publishers, parts.movers, parts.finders)
                 dead = partial(_dead, (*running, listener, resubmissions))

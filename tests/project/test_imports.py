@@ -29,12 +29,14 @@ MAY_IMPORT = {
     "sinks.moving": {"sinks", "uploads", "config", "errors"},
     "sinks.publishing": {"sinks", "uploads", "config", "errors"},
     "dispatch": {"sinks", "store", "uploads", "config", "errors"},
+    "operate.metrics": {"sinks", "uploads", "config", "errors"},
     "operate": {
+        "operate.metrics",
         *("dispatch", "sinks", "sinks.moving", "sources", "sources.socket"),
         *("store", "uploads", "config", "errors"),
     },
     "daemon": {
-        *("operate", "dispatch", "sinks", "sinks.moving", "sinks.publishing"),
+        *("operate", "operate.metrics", "dispatch", "sinks", "sinks.moving", "sinks.publishing"),
         *("sources", "sources.socket", "store", "uploads", "config", "errors"),
     },
     "commands.shared": {"sources.socket", "sinks.publishing", "uploads", "config", "errors"},
@@ -64,9 +66,10 @@ ONLY = {
         "sources.transferlog": {"sources.transferlog.lines"},
         "sinks.moving": {"sinks.moving.rights"},
     },
-    "operate": {"sinks.moving": {"sinks.moving.rights"}},
+    "operate": {"sinks.moving": {"sinks.moving.forbidden"}},
     "sources.transferlog": {"sources.inotify": {"sources.inotify.events"}},
     "worker": {"uploads": {"uploads.renaming"}},
+    "operate.metrics": {"sinks": {"sinks.steps"}},
 }
 
 #: Libraries, and the only modules or folders that may import them.
@@ -78,6 +81,7 @@ EDGES = {
     "amqp": {"sinks.publishing"},
     "redis": {"sinks.publishing"},
     "rich": {"commands.screens"},
+    "prometheus_client": {"operate.metrics"},
 }
 
 

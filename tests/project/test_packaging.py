@@ -31,6 +31,8 @@ SHARED = {
     "proftpd/watchman.tmpfiles": "share/watchman/watchman.tmpfiles",
     "docs/share/systemd/watchman.service": "share/watchman/watchman.service",
     "docs/share/supervisor/watchman.supervisor": "share/watchman/watchman.supervisor",
+    "docs/share/prometheus/watchman.rules.yml": "share/watchman/prometheus/watchman.rules.yml",
+    "docs/share/grafana/watchman.json": "share/watchman/grafana/watchman.json",
     "README.rst": "share/doc/watchman/README.rst",
     "CHANGES.rst": "share/doc/watchman/CHANGES.rst",
     "CONTRIBUTING.rst": "share/doc/watchman/CONTRIBUTING.rst",
@@ -134,6 +136,7 @@ def test_the_wheel_says_what_it_needs(wheel: zipfile.ZipFile) -> None:
     always = [need for need in needs if "extra" not in str(need.marker)]
     assert {need.name: str(need.marker or "") for need in always} == {
         "celery": "",
+        "prometheus_client": "",
         "rich": "",
         "pyinotify": "",
         "pyasyncore": 'python_version >= "3.12"',

@@ -32,6 +32,7 @@ COMMANDS = {
     "explain": "what would happen to a path, and why",
     "status": "healthy or not and why: sources, watches, brokers, queue sizes",
     "queue": "uploads noticed, waiting, deferred (when tried again), failed (why)",
+    "tail": "uploads as they pass, live",
     "retry": "try failed and deferred uploads again now",
     "drop": "give uploads up: no task is sent for them",
     "pause": "let uploads of a watch or task, or for a broker, wait",

@@ -215,6 +215,9 @@ class _Ini:
             self._problem("token", what, section="proftpd")
         for name, values in tasks.items():
             self._check_task(f"task:{name}", values)
+        for values in self.sections["watchman"].values():
+            if on_failed := values.get("on_failed"):
+                self._check_broker("watchman", "on_failed", on_failed.broker)
         seen: dict[str, str] = {}
         for name, values in watches.items():
             if path := values.get("path"):
@@ -243,21 +246,24 @@ class _Ini:
         }
 
     def _check_task(self, section: str, values: dict[str, Any]) -> None:
-        brokers = self.sections["broker"]
-        broker = values.get("broker")
-        if broker is not None and broker not in brokers:
-            known = f"; there are {', '.join(brokers)}" if brokers else "; there is none yet"
-            what = f"there is no [broker:{broker}]{close_to(broker, brokers) or known}"
-            self._problem("broker", what, section=section, value=broker)
+        if "broker" in values:
+            self._check_broker(section, "broker", values["broker"])
         limit = values.get("time_limit")
         if limit is not None and values.get("soft_time_limit", limit) > limit:
             what = f"is beyond time_limit ({limit:g} s), so it would never take effect"
             self._problem("soft_time_limit", what, section=section)
 
+    def _check_broker(self, section: str, option: str, broker: str) -> None:
+        brokers = self.sections["broker"]
+        if broker not in brokers:
+            known = f"; there are {', '.join(brokers)}" if brokers else "; there is none yet"
+            what = f"there is no [broker:{broker}]{close_to(broker, brokers) or known}"
+            self._problem(option, what, section=section, value=broker)
+
     def _own_files(self) -> Iterator[tuple[str, str, str]]:
         """Yield section, option and path of all that the daemon writes, or ProFTPD for it."""
         for values in self.sections["watchman"].values():
-            for option in ("spool", "log_file"):
+            for option in ("spool", "log_file", "metrics"):
                 if path := values.get(option):
                     yield "watchman", option, path
         for values in self.sections["proftpd"].values():

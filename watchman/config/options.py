@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from watchman.config.rules import PLACEHOLDERS, faults
+from watchman.config.settings import OnFailed
 
 _TRUE = ("yes", "true", "on", "1")
 _FALSE = ("no", "false", "off", "0")
@@ -141,6 +142,16 @@ def path_or(name: str) -> Callable[[str, str], str]:
 
     read.__doc__ = f"A path, or `{name}`."
     return read
+
+
+def on_failed(value: str) -> OnFailed | None:
+    """A broker and a task, as in `main:ops.upload_failed`; none for none."""
+    if value == "none":
+        return None
+    broker, colon, task = word(value).partition(":")
+    if not (broker and colon and task):
+        raise ValueError("give BROKER:TASK, as in main:ops.upload_failed")
+    return OnFailed(broker, task)
 
 
 def socket_path(value: str, directory: str) -> str:

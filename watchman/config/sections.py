@@ -39,6 +39,8 @@ SECTIONS: dict[str, dict[str, Option]] = {
         "drain": Option(options.duration, 10.0),
         "history": Option(options.duration, 7 * 86400.0),
         "keep_failed": Option(options.duration, 30 * 86400.0),
+        "on_failed": Option(options.on_failed),
+        "metrics": Option(options.path_or("off"), "", relative=True),
     },
     "proftpd": {
         "transfer_log": Option(options.paths, relative=True),

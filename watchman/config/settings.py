@@ -91,6 +91,14 @@ class TaskSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class OnFailed:
+    """The option `on_failed`: which broker is sent which task for each upload that has failed."""
+
+    broker: str
+    task: str
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """The whole INI file. Names map to sections; `tasks` keep the file's order.
 
@@ -113,6 +121,8 @@ class Settings:
     tasks: tuple[TaskSettings, ...]
     proftpd: ProftpdSettings = ProftpdSettings()
     moves: Mapping[str, MoveSettings] = field(default_factory=dict)
+    metrics: str = ""
+    on_failed: OnFailed | None = None
     exposed: tuple[str, ...] = field(default=(), compare=False)
     doubts: tuple[str, ...] = field(default=(), compare=False)
 

@@ -133,6 +133,7 @@ class Decisions:
                 upload.task.name if upload.task else upload.move,
             )
             self.pipeline.wait(upload.at(position))
+            self.pipeline.steps.count(State.ACCEPTED, upload, upload.accepted)
             del self.pipeline.arriving[upload.id]
             answer(Answer(Outcome.OK, upload.id))
 

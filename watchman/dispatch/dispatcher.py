@@ -303,6 +303,7 @@ class Dispatcher:
         if not self.pipeline.waiting():
             self.pipeline.file_tracker.forget_renames()
         self.pipeline.failures.forget(self._clock() - self._settings.keep_failed)
+        self.pipeline.alarms.sound()
         self._checkpoints.renew()
 
     def _try_to_clear(self) -> None:

@@ -102,6 +102,7 @@ class Resubmitter:
 
         def durable(position: int) -> None:
             self.pipeline.wait(upload.at(position))
+            self.pipeline.steps.count(State.ACCEPTED, upload, upload.accepted)
             answer(Answer(Outcome.OK, upload.id))
 
         self.commit.stage(

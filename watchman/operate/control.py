@@ -12,13 +12,14 @@ from functools import partial
 from typing import Any
 
 from watchman.errors import ConfigError, WatchmanError
-from watchman.operate.forbidden import LOOKING
 from watchman.operate.history import tell
 from watchman.operate.interventions import Interventions
 from watchman.operate.overview import Health, status
 from watchman.operate.parts import Parts
 from watchman.operate.queue_groups import gather
 from watchman.operate.queue_view import ORDER, QueueView, Selection, known_and_open
+from watchman.operate.tails import follow
+from watchman.sinks.moving.forbidden import LOOKING
 from watchman.sinks.pauses import ALL, KINDS
 
 logger = logging.getLogger(__name__)
@@ -75,6 +76,8 @@ class Control:
             case "groups":
                 selection = Selection.of(fields)
                 return gather(self._queue_view, selection, self._noticed(fields, selection))
+            case "tail":
+                return follow(dispatcher.pipeline.steps, self._parts.settings, fields)
             case "explain":
                 return tell(
                     fields.get("path", ""),

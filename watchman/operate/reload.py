@@ -9,9 +9,9 @@ from watchman.config import inifile
 from watchman.config.differences import differences
 from watchman.config.settings import Settings
 from watchman.errors import WatchmanError
-from watchman.operate.forbidden import look_soon
 from watchman.operate.logs import log_to
 from watchman.operate.parts import Parts
+from watchman.sinks.moving.forbidden import look_soon
 from watchman.sinks.sinks import moves_of
 from watchman.sources.socket.listener import Listener
 from watchman.store.ledger import Ledger
@@ -67,6 +67,7 @@ def _go_over(parts: Parts, listener: Listener, new: Settings) -> None:
     parts.publishers.change(publishers)
     parts.movers.change(movers)
     listener.admit(new.admins)
+    parts.exporter.change(new.metrics)
     parts.settings, parts.ledgers = new, ledgers
     if look_anew:
         parts.finders.look(new, excluded=parts.dispatcher.rules.excluded, ledgers=ledgers)

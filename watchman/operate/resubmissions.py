@@ -116,7 +116,8 @@ def past_of(journal: Journal, paths: set[str]) -> dict[str, Past]:
     by_id: dict[str, Past] = {}
     ids: set[str] = set()
     for record in journal.records(paths, ids):
-        if record is None or "id" not in record:
+        # An alarm has the path of the upload that failed, and is none.
+        if record is None or "id" not in record or "alarm_of" in record:
             continue
         past = by_id.setdefault(record["id"], Past(record["id"], ""))
         past.event = record["event"]

@@ -304,6 +304,23 @@ class Backlog:
             return 0.0
         return max(0.0, self._clock() - self._moved)
 
+    def sizes(self) -> list[tuple[str, Lane, int, int]]:
+        """Return the lanes as `lanes` does, each with how many positions it has, and the oldest.
+
+        Those are not copied: there may be a million, and everybody would wait for that.
+        """
+        with self._changed:
+            sizes = []
+            for name, lane in self._lanes.items():
+                taken = () if name else tuple(self._taken)
+                heads = [share[0] for share in lane.shares.values()]
+                if heads or taken:
+                    copy = replace(lane, shares={})
+                    count = len(lane) + len(taken)
+                    known = "" if name == ASIDE else name
+                    sizes.append((known, copy, count, min((*heads, *taken))))
+            return sizes
+
     def lanes(self) -> list[tuple[str, Lane]]:
         """Return a copy of the lanes, to be shown.
 

@@ -76,6 +76,8 @@ class Ledgers(Mapping[str, Ledger]):
         """
         recorded = set()
         for upload in map(Upload.decode, journal.decisions()):
+            if upload.alarm_of:
+                continue
             if located := self._rules.locate(upload.source_path):
                 ledger, state = self[located[0].name], upload.source_state or upload.state
                 recorded.add(ledger.key(located[1], state))

@@ -28,16 +28,24 @@ TIMEOUT = 15.0
 def check(settings: Settings, *, connect: bool) -> Iterator[Finding]:
     """Look at brokers and tasks; `connect` asks the brokers about their tasks, and sends none."""
     routes = Routes(settings.brokers)
-    asked = set()
+    asked, tasks = set(), [*settings.tasks, *_on_failed(settings)]
+    used = {task.broker for task in tasks}
     for broker in settings.brokers.values():
         if (yield from _broker(broker, routes, connect=connect)):
             asked.add(broker.name)
-        if broker.name not in {task.broker for task in settings.tasks}:
+        if broker.name not in used:
             yield warn(f"broker:{broker.name}", "no task uses it")
-    for number, task in enumerate(settings.tasks):
+    for number, task in enumerate(tasks):
         broker = settings.brokers[task.broker]
         yield _task(task, broker, routes, ask=broker.name in asked)
-        yield from _hidden(task, settings.tasks[:number])
+        yield from _hidden(task, tasks[:number])
+
+
+def _on_failed(settings: Settings) -> Iterator[TaskSettings]:
+    """The task of the option `on_failed`, if there is one, as a section would have it."""
+    if found := settings.on_failed:
+        told = dict.fromkeys(("id", "path", "user", "client", "reason"), "example")
+        yield TaskSettings("on_failed", (), found.broker, found.task, args=[], kwargs=told)
 
 
 def _broker(
@@ -81,7 +89,7 @@ def _folders(subject: str, url: str) -> Iterator[Finding]:
 
 
 def _task(task: TaskSettings, broker: BrokerSettings, routes: Routes, *, ask: bool) -> Finding:
-    subject = f"task:{task.name}"
+    subject = f"task:{task.name}" if task.patterns else task.name
     try:
         app = routes.app(broker.name)
         message = compose(app, _example(task))

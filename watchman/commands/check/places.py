@@ -21,6 +21,8 @@ def check(settings: Settings) -> Iterator[Finding]:
     yield from _spool(settings)
     yield from _socket(settings.socket)
     yield _log_file(settings.log_file)
+    if settings.metrics:
+        yield _metrics(settings.metrics)
     yield from hard_links()
     for path in settings.proftpd.transfer_log:
         for place, rights in ((os.path.dirname(path), ENTER), (path, os.R_OK)):
@@ -71,6 +73,19 @@ def _log_file(path: str) -> Finding:
         return error("log_file", f"{path!r} is no file that {me()} may write")
     text = complaint(path, os.W_OK)
     return error("log_file", text) if text else ok("log_file", path)
+
+
+def _metrics(path: str) -> Finding:
+    above = os.path.dirname(path)
+    if not os.path.isdir(above):
+        text = f"{above!r} is not a directory; it is where node_exporter looks for textfiles, see"
+        return error("metrics", f"{text} its option --collector.textfile.directory")
+    # Not the file itself: it is replaced as a whole.
+    if text := complaint(above, WRITE):
+        return error("metrics", text)
+    if not path.endswith(".prom"):
+        return warn("metrics", f"node_exporter reads no {path!r}; its name must end in .prom")
+    return ok("metrics", path)
 
 
 def writable(subject: str, path: str, mode: str, rights: int = WRITE) -> Finding:

@@ -58,6 +58,22 @@ def request(
             yield json.loads(line)
 
 
+def follow(socket_path: str, event: str, fields: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    """Ask a query whose answer goes on, and yield each line as it comes; errors as `request`.
+
+    Only the first line is waited for with an end.
+    """
+    with _connection(socket_path, TIMEOUT) as connected:
+        connected.sendall(encode(event, fields))
+        with connected.makefile("rb") as answers:
+            while (text := _next(answers, socket_path)).startswith("{"):
+                connected.settimeout(None)
+                yield json.loads(text)
+    word, _, detail = text.partition(" ")
+    if word != "OK":
+        raise RequestRefused(detail or text)
+
+
 def _on_disk(found: io.BytesIO, inside: ExitStack) -> BinaryIO:
     """A temporary file with what was found so far; `inside` closes it."""
     from tempfile import TemporaryFile  # its import takes longer than most answers
@@ -105,13 +121,20 @@ def _answer(text: str) -> tuple[Outcome, str]:
 @contextmanager
 def _conversation(path: str, requests: bytes, timeout: float) -> Iterator[BinaryIO]:
     """Send `requests`, then read answers; whatever fails is SocketUnavailable."""
+    with _connection(path, timeout) as connected:
+        connected.sendall(requests)
+        with connected.makefile("rb") as answers:
+            yield answers
+
+
+@contextmanager
+def _connection(path: str, timeout: float) -> Iterator[socket.socket]:
+    """Connect to the daemon; whatever fails is SocketUnavailable."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connected:
         connected.settimeout(timeout)
         try:
             connected.connect(path)
-            connected.sendall(requests)
-            with connected.makefile("rb") as answers:
-                yield answers
+            yield connected
         except TimeoutError as error:
             raise SocketUnavailable(
                 f"the daemon on {path!r} did not answer within {timeout:g} seconds"

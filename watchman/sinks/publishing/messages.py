@@ -184,5 +184,6 @@ def header_of(upload: Upload) -> dict[str, Any]:
         "user": upload.user,
         "client": upload.client,
         "protocol": upload.protocol,
+        "alarm_of": upload.alarm_of,
     }
     return {name: value for name, value in header.items() if value != ""}

@@ -69,11 +69,14 @@ class Scanner:
         takes: Callable[[int], bool],
         excluded: Callable[[WatchSettings, str], object],
         ledgers: Mapping[str, Ledger],
+        ended: Callable[[str], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`ended` is called with the watch of which each scan of a whole watch was."""
         self._watches = {watch.name: watch for watch in watches}
         self._scan = partial(Scan, submit=submit, excluded=excluded)
         self._takes = takes
+        self._ended = ended
         self._ledgers = ledgers
         self._progress = {name: _Progress() for name in self._watches}
         #: By watch, device and inode of its root when a scan last saw files below it.
@@ -181,6 +184,7 @@ class Scanner:
             sweep.finish(complete=complete)
         if complete:
             progress.last_scan = time.time()
+        self._ended(request.watch)
         logger.info(
             "Scanned watch %s: %d files in %.1f seconds, %d of them new%s.",
             request.watch,

@@ -69,6 +69,7 @@ class Log:
             "refused": self._counts["refused"],
             "ambiguous": self._counts[AMBIGUOUS],
             "last": self._last,
+            "unread": self.files.unread(),
             "missing": isinstance(self.files.problem, FileNotFoundError),
             "lost_since": self.files.lost_since,
             "error": self._error(),

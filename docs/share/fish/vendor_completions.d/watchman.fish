@@ -50,8 +50,8 @@ function _shtab_watchman_using
   test "$_shtab_watchman_cmdpath" = "$argv"
 end
 
-set -g _shtab_watchman_commands run check explain status queue retry drop pause resume reload import-config
-set -g _shtab_watchman_opts_with_value --as --broker --celery --config --limit --path --proftpd --socket --wait -c
+set -g _shtab_watchman_commands run check explain status queue tail retry drop pause resume reload import-config
+set -g _shtab_watchman_opts_with_value --as --broker --celery --config --limit --path --proftpd --socket --task --user --wait --watch -c
 
 complete -c watchman -e
 complete -c watchman -f
@@ -95,6 +95,15 @@ complete -c watchman -n '_shtab_watchman_using queue' -l failed -d 'that have fa
 complete -c watchman -n '_shtab_watchman_using queue' -l deferred -d 'that are deferred'
 complete -c watchman -n '_shtab_watchman_using queue' -l broker -x -d 'for this broker'
 complete -c watchman -n '_shtab_watchman_using queue' -l path -x -d 'uploaded as, or lying at, a path that matches; patterns are as those of [task:...]'
+complete -c watchman -n '_shtab_watchman_using; and test $_shtab_watchman_npos -eq 0' -a tail -d 'Print a line for each step of each upload, as it happens, until Ctrl-C: accepted, moved, sent,'
+complete -c watchman -n '_shtab_watchman_using tail' -s h -l help -d 'show this help message and exit'
+complete -c watchman -n '_shtab_watchman_using tail' -s c -l config -xka "(__fish_complete_path (commandline -ct))" -d 'the INI file (else $WATCHMAN_CONFIG, else /etc/watchman/watchman.ini)'
+complete -c watchman -n '_shtab_watchman_using tail' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else $WATCHMAN_SOCKET, else the one that the INI file names)'
+complete -c watchman -n '_shtab_watchman_using tail' -l json -d 'print one JSON object per step'
+complete -c watchman -n '_shtab_watchman_using tail' -l path -x -d 'files uploaded as, or lying at, a path that matches'
+complete -c watchman -n '_shtab_watchman_using tail' -l watch -x -d 'files below this watch'
+complete -c watchman -n '_shtab_watchman_using tail' -l task -x -d 'files of this [task:NAME] section'
+complete -c watchman -n '_shtab_watchman_using tail' -l user -x -d 'files that this FTP user has uploaded'
 complete -c watchman -n '_shtab_watchman_using; and test $_shtab_watchman_npos -eq 0' -a retry -d 'Try uploads again now, under the ids they have. Deferred ones need not wait for their next try, nor'
 complete -c watchman -n '_shtab_watchman_using retry' -s h -l help -d 'show this help message and exit'
 complete -c watchman -n '_shtab_watchman_using retry' -s c -l config -xka "(__fish_complete_path (commandline -ct))" -d 'the INI file (else $WATCHMAN_CONFIG, else /etc/watchman/watchman.ini)'
