@@ -323,3 +323,7 @@ def test_status_waits_for_a_daemon_that_is_starting_and_not_for_longer(
     assert (done.returncode, done.stdout.partition(" since ")[0]) == (1, "NOT HEALTHY")
     incoming.with_name("away").rename(incoming)
     assert daemon.run("status", "--wait", "20").returncode == 0
+    for wrong in ("soon", "-1", "nan"):
+        done = daemon.run("status", f"--wait={wrong}")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert f"'{wrong}' is not a number of seconds" in done.stderr

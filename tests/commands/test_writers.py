@@ -70,7 +70,10 @@ def test_who_only_reads_a_file_is_none_of_its_writers(tmp_path: Path) -> None:
         assert writers([str(tmp_path)]) == {}
     (tmp_path / "link").symlink_to(tmp_path)
     with (tmp_path / "f").open("r+"):
-        assert list(writers([f"{tmp_path}/link", f"{tmp_path}x"])) == [f"{tmp_path}/link/f"]
+        assert list(writers([f"{tmp_path}/link/", f"{tmp_path}x"])) == [f"{tmp_path}/link/f"]
+        assert list(writers([f"{tmp_path}/f"])) == [f"{tmp_path}/f"]
+        (tmp_path / "f").unlink()
+        assert writers([str(tmp_path)]) == {}
 
 
 @pytest.mark.root

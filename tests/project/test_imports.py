@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "operate.metrics": {"sinks", "uploads", "config", "errors"},
     "operate": {
         "operate.metrics",
-        *("dispatch", "sinks", "sources", "sources.socket"),
+        *("dispatch", "sinks", "sinks.moving", "sources", "sources.socket"),
         *("store", "uploads", "config", "errors"),
     },
     "daemon": {
@@ -41,7 +41,8 @@ MAY_IMPORT = {
     },
     "commands.shared": {"sources.socket", "sinks.publishing", "uploads", "config", "errors"},
     "commands.check": {
-        *("commands.screens", "commands.shared", "sinks.publishing", "sources.transferlog"),
+        *("commands.screens", "commands.shared", "sinks.moving", "sinks.publishing"),
+        *("sources.transferlog",),
         *("uploads", "config", "errors"),
     },
     "commands.screens": {"commands.shared", "uploads"},
@@ -61,7 +62,11 @@ ONLY = {
     "sinks.publishing": {"sinks": {"sinks.sink"}},
     "commands.shared": {"sources.socket": {"sources.socket.wire"}},
     "commands.screens": {"commands.shared": {"commands.shared.phrases"}},
-    "commands.check": {"sources.transferlog": {"sources.transferlog.lines"}},
+    "commands.check": {
+        "sources.transferlog": {"sources.transferlog.lines"},
+        "sinks.moving": {"sinks.moving.rights"},
+    },
+    "operate": {"sinks.moving": {"sinks.moving.forbidden"}},
     "sources.transferlog": {"sources.inotify": {"sources.inotify.events"}},
     "worker": {"uploads": {"uploads.renaming"}},
     "operate.metrics": {"sinks": {"sinks.steps"}},

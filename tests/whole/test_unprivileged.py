@@ -11,7 +11,7 @@ import pytest
 from tests.servers.brokers import ROOT
 from tests.servers.daemon import Daemon, published
 from tests.support.deadline import eventually
-from tests.support.filesystems import unprivileged
+from tests.support.filesystems import mounted, unprivileged
 from tests.support.needs import need
 
 pytestmark = pytest.mark.root
@@ -215,6 +215,68 @@ def test_check_says_what_only_root_may_set(
         "nobody is not in its group; usermod -a -G games nobody",
         "mode of others' files takes CAP_FOWNER: leave it out, or run as root",
     ]
+
+
+def test_a_reload_says_what_check_says_of_moves_that_are_forbidden(
+    yard: Path, daemon: Daemon
+) -> None:
+    need("setfacl")
+    assert daemon.run("reload").stdout == "nothing changed\n"
+    make(yard / "moved/shared", 0o775, ALICE, 100)
+    make(yard / "moved/private", 0o700, ALICE, ALICE)
+    make(yard / "moved/dropbox", 0o1777)
+    # Not the move's to take files from, or no place for uploads.
+    make(yard / "moved/.hidden", 0o755, ALICE, ALICE)
+    make(yard / "moved/roots", 0o755)
+    make(yard / "plain/bobs", 0o755, BOB, BOB)
+    told = daemon.run("reload").stdout.splitlines()
+    assert told[0] == "nothing changed"
+    said = [line.removeprefix("warning: [move:m] ") for line in told[1:]]
+    assert said == [line.split("move:m", 1)[1].strip() for line in errors(daemon)]
+    assert len(said) == 3
+    for text in said:
+        assert daemon.log.count(f": [move:m] {text}.") == 1
+        subprocess.run(["sh", "-ec", text.split("; ", 1)[1]], check=True, timeout=10)
+    assert daemon.run("reload").stdout == "nothing changed\n"
+    (yard / "to").rmdir()
+    warning = f"[move:m] '{yard}/to' is not there yet; the daemon waits for it, never makes it"
+    [_, told] = daemon.run("reload").stdout.splitlines()
+    assert told == f"warning: {warning}; install -d -o nobody {yard}/to"
+
+
+def test_a_reload_says_which_files_cannot_be_copied_to_another_filesystem(
+    yard: Path, daemon: Daemon
+) -> None:
+    make(yard / "moved/alice/closed.csv", 0o600, ALICE, ALICE)
+    (yard / "to").rmdir()
+    with mounted(yard / "to") as disk:
+        os.chown(disk.path, 65534, 65534)
+        [_, told] = daemon.run("reload").stdout.splitlines()
+    assert f"files cannot be moved: nobody lacks r on '{yard}/moved/alice/closed.csv'; " in told
+
+
+def test_check_warns_of_a_move_from_where_nobody_may_upload_yet(
+    yard: Path, start_watchman: Callable[..., Daemon]
+) -> None:
+    (yard / "moved/alice").rmdir()
+    (yard / "to").rmdir()
+    prefix = unprivileged(yard / "own")
+    daemon = start_watchman(INI, directory=yard, prefix=prefix, started=False)
+    make(yard / "own/spool", 0o700, 65534)
+    told = daemon.run("check").stdout
+    assert f"'{yard}/to' is not there yet; the daemon waits for it, never makes it" in told
+    [line] = [line for line in told.splitlines() if "not there yet" in line]
+    assert line.endswith(f"; install -d -o nobody {yard}/to")
+    subprocess.run(line.split("; ")[-1], shell=True, check=True)
+    told = daemon.run("check").stdout
+    assert f"no user can upload below {yard}/moved yet; nobody needs rwx on each directory" in told
+    [line] = [line for line in told.splitlines() if "can upload" in line]
+    make_one = line.partition("as by ")[2].replace("NAME", "games")
+    assert make_one == f"install -d -o games -g nogroup -m 2770 {yard}/moved/games"
+    subprocess.run(make_one, shell=True, check=True)
+    told = daemon.run("check").stdout
+    assert "can upload" not in told
+    assert "0 errors" in told
 
 
 def test_check_by_root_looks_as_the_daemons_user_and_finds_the_same(

@@ -27,7 +27,7 @@ POLL = 0.2
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--wait",
-        type=float,
+        type=_seconds,
         default=0.0,
         metavar="SECONDS",
         help="wait for it to answer and to be healthy, for at most so long",
@@ -37,6 +37,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     form.add_argument("-q", "--quiet", action="store_true", help="print nothing: the exit code")
     form.add_argument("--watch", action="store_true", help="show it again and again, on a terminal")
     form.add_argument("--nagios", action="store_true", help="print the line of a monitoring plugin")
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not seconds >= 0:  # nor nan
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return seconds
 
 
 def main(arguments: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import logging
@@ -18,6 +19,7 @@ from watchman.operate.parts import Parts
 from watchman.operate.queue_groups import gather
 from watchman.operate.queue_view import ORDER, QueueView, Selection, known_and_open
 from watchman.operate.tails import follow
+from watchman.sinks.moving.forbidden import LOOKING
 from watchman.sinks.pauses import ALL, KINDS
 
 logger = logging.getLogger(__name__)
@@ -115,11 +117,19 @@ class Control:
         yield from filter(selection.matches_row, known)
 
     def _try_reload(self) -> dict[str, Any]:
-        """Reload the INI file. Return what changed, or everything that is wrong with it."""
+        """Reload the INI file. Return what changed, or everything that is wrong with it.
+
+        Also what moves the daemon has not the rights for, unless a filesystem hangs.
+        """
         try:
-            return {"changed": self._reload()}
+            changed = self._reload()
         except ConfigError as error:
             return {"problems": error.problems}
+        found: list[str] = []
+        with contextlib.suppress(OSError):
+            if self._parts.forbidden is not None:
+                found = self._parts.forbidden.result(LOOKING * 2)
+        return {"changed": changed, "forbidden": found}
 
     def _intervene(
         self, act: Callable[[Mapping[str, str]], Rows], fields: Mapping[str, str]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +29,8 @@ class Parts:
     publishers: Publishers
     movers: Movers
     finders: Finders
+    #: What the look at moves has found that the last reload began.
+    forbidden: Future[list[str]] | None = None
     exporter: Exporter = field(init=False)
 
     def sinks(self) -> dict[str, dict[str, dict[str, Any]]]:

@@ -11,6 +11,7 @@ from watchman.config.settings import Settings
 from watchman.errors import WatchmanError
 from watchman.operate.logs import log_to
 from watchman.operate.parts import Parts
+from watchman.sinks.moving.forbidden import look_soon
 from watchman.sinks.sinks import moves_of
 from watchman.sources.socket.listener import Listener
 from watchman.store.ledger import Ledger
@@ -41,6 +42,7 @@ def reload(parts: Parts, listener: Listener) -> list[str]:
     changed = list(differences(parts.settings, new))
     if changed:
         _go_over(parts, listener, new)
+    parts.forbidden = look_soon(new)
     logger.info("Reloaded %r: %s.", new.file, ", ".join(changed) or "nothing changed")
     return changed
 

@@ -29,7 +29,10 @@ def lock(spool: str) -> int:
     except BlockingIOError as e:
         holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
         os.close(fd)
-        raise SpoolLocked(f"the daemon with pid {holder or '?'} holds the spool {spool}") from e
+        raise SpoolLocked(
+            f"the daemon with pid {holder or '?'} holds the spool {spool}: it runs already, and"
+            " `watchman status` tells how it does"
+        ) from e
     # Our pid is for the message above. If the disk is full we start without writing it.
     with contextlib.suppress(OSError):
         os.ftruncate(fd, 0)

@@ -10,7 +10,6 @@ from typing import Any
 
 from watchman.commands.check import places
 from watchman.commands.check.findings import Finding, Level, error, ok, warn
-from watchman.commands.check.rights import WRITE
 from watchman.commands.shared.routes import Routes
 from watchman.config.rules import fill
 from watchman.config.settings import BrokerSettings, Settings, TaskSettings
@@ -19,6 +18,7 @@ from watchman.sinks.publishing import rehearsal, tls
 from watchman.sinks.publishing.celeryapp import embedded_folders
 from watchman.sinks.publishing.messages import Message, compose
 from watchman.sinks.publishing.sender import Sent, explain
+from watchman.uploads.rights import WRITE
 from watchman.uploads.upload import FileState, Source, State, Upload
 
 #: Seconds to wait for a broker, all hosts of its url together.

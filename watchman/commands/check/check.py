@@ -16,13 +16,13 @@ from collections.abc import Iterator
 
 from watchman.commands.check import brokers, places, proftpd, trees
 from watchman.commands.check.findings import Finding, Level, error, ok, warn
-from watchman.commands.check.rights import complaint, me
 from watchman.commands.check.user import become, user_of
 from watchman.commands.screens import check, screen
 from watchman.commands.shared import shell
 from watchman.commands.shared.phrases import count
 from watchman.config import inifile, locations
 from watchman.config.settings import Settings
+from watchman.uploads.rights import complaint, me
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

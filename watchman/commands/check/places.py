@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from watchman.commands.check.findings import Finding, error, ok, warn
-from watchman.commands.check.rights import ENTER, WRITE, closed, complaint, directory, me
+from watchman.commands.check.rights import closed, directory
 from watchman.commands.check.spool import strays
-from watchman.commands.shared.filesystems import NETWORK, VOLATILE, may, type_of, user_name
+from watchman.commands.shared.filesystems import NETWORK, VOLATILE, type_of
 from watchman.config.settings import Settings
+from watchman.uploads.rights import ENTER, WRITE, complaint, may, me, user_name
 
 #: Bytes that should be free for the journal.
 FREE = 100 * 2**20

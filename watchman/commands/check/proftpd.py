@@ -12,12 +12,12 @@ from pathlib import Path
 from watchman.commands.check import findings
 from watchman.commands.check.findings import Finding
 from watchman.commands.check.proftpd_file import Configuration, Directive, Server, hidden_name
-from watchman.commands.check.rights import closed, complaint
-from watchman.commands.shared.filesystems import group_name, may
+from watchman.commands.check.rights import closed
 from watchman.commands.shared.phrases import count
 from watchman.config.rules import Rules
 from watchman.config.settings import Settings
 from watchman.sources.transferlog.lines import LOG_FORMAT
+from watchman.uploads.rights import complaint, group_name, may
 
 #: Where a hook speaks to, unless --socket says otherwise.
 SOCKET = "/run/watchman/watchman.sock"

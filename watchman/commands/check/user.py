@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import grp
 import os
 import pwd
 from dataclasses import dataclass, replace
@@ -54,13 +53,15 @@ def user_of(settings: Settings, name: str | None) -> User | None:
 def become(user: User) -> None:
     """Have the rights of a user from now on, in this process. Only root may."""
     libc = ctypes.CDLL(None, use_errno=True)
+    # Nobody can have more than he has, and in a container root has not all.
+    capabilities = user.capabilities & _running("self").capabilities
     _succeed(libc.prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0))
     os.setgroups(sorted(user.groups))
     os.setresgid(user.gid, user.gid, user.gid)
     os.setresuid(user.uid, user.uid, user.uid)
     header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
     # Effective, permitted and inheritable: the lower 32 of each, then the upper.
-    halves = (user.capabilities & 0xFFFFFFFF, user.capabilities >> 32)
+    halves = (capabilities & 0xFFFFFFFF, capabilities >> 32)
     sets = [bits for half in halves for bits in (half, half, 0)]
     _succeed(libc.capset(header, (ctypes.c_uint32 * 6)(*sets)))
 
@@ -84,8 +85,7 @@ def _at_login(uid: int) -> User:
         entry = pwd.getpwuid(uid)
     except KeyError:
         return User(uid, uid, frozenset())
-    groups = {group.gr_gid for group in grp.getgrall() if entry.pw_name in group.gr_mem}
-    return User(uid, entry.pw_gid, frozenset({entry.pw_gid, *groups}))
+    return User(uid, entry.pw_gid, frozenset(os.getgrouplist(entry.pw_name, entry.pw_gid)))
 
 
 def _daemon(spool: str) -> User | None:

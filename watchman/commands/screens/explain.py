@@ -128,7 +128,7 @@ def _plan(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         size = count(file["size"], "byte")
         file = f"{size}, modified {clock(modified)} ({ago(modified)} ago)"
     yield "file", file
-    if found["writers"]:
+    if found.get("writers"):
         yield "", f"open for writing by {programs(found['writers'])}"
     yield "whole by", found["wholeness"]
     yield "excluded", f"by {found['excluded']}" if found["excluded"] else "no"

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from watchman.commands.shared.filesystems import grants_leases, may_lease_any_file, user_name
+from watchman.commands.shared.filesystems import grants_leases, may_lease_any_file
 from watchman.commands.shared.routes import Routes
 from watchman.commands.shared.writers import writers
 from watchman.config import places
@@ -14,6 +14,7 @@ from watchman.config.rules import Rules, fill
 from watchman.config.settings import Settings, TaskSettings, WatchSettings
 from watchman.errors import NotBelowWatch, WatchmanError
 from watchman.uploads import beneath
+from watchman.uploads.rights import user_name
 from watchman.uploads.upload import FileState
 
 

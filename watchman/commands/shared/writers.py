@@ -18,7 +18,10 @@ def writers(places: Iterable[str]) -> dict[str, list[Writer]]:
         with contextlib.suppress(OSError):  # it has ended, or is not ours to look at
             for path in set(_opened_by(pid, real)):
                 place = _place_of(path, real) or ""
-                found.setdefault(real[place] + path[len(place) :], []).append(_writer(pid))
+                below = path[len(place) :].lstrip("/")
+                # As the daemon spells it, who may know the place by way of a symlink.
+                name = os.path.join(real[place], below) if below else real[place]
+                found.setdefault(name, []).append(_writer(pid))
     return found
 
 
@@ -27,7 +30,8 @@ def _opened_by(pid: str, places: Iterable[str]) -> Iterator[str]:
     for fd in os.listdir(f"/proc/{pid}/fd"):
         with contextlib.suppress(FileNotFoundError):  # closed meanwhile
             path = os.readlink(f"/proc/{pid}/fd/{fd}")
-            if _place_of(path, places) is not None:
+            # Of a file that was deleted the link names another one, see proc(5).
+            if _place_of(path, places) is not None and os.path.lexists(path):
                 flags = int(_fields(f"/proc/{pid}/fdinfo/{fd}")["flags"], 8)
                 if flags & os.O_ACCMODE != os.O_RDONLY:
                     yield path
