@@ -1,5 +1,6 @@
 """Packaging: the distribution `watchman-ftp`, the package `watchman`."""
 
+import os
 import re
 from pathlib import Path
 
@@ -10,7 +11,23 @@ HERE = Path(__file__).parent
 version = re.search(r'^__version__ = "(.+)"$', (HERE / "watchman/__init__.py").read_text(), re.M)
 assert version, "no __version__ in watchman/__init__.py"
 
+
+def shared(*directories: str) -> list[tuple[str, list[str]]]:
+    """What docs/share/ has there, for the same place in share/ below sys.prefix."""
+    return [
+        (
+            f"share/{name}",
+            sorted(f"docs/share/{name}/{file}" for file in os.listdir(HERE / "docs/share" / name)),
+        )
+        for name in directories
+    ]
+
+
+DOCS = ["sphinx >= 8.2"]
+
 TEST = [
+    *DOCS,
+    "argparse-manpage == 4.8",
     "build >= 1.2",
     "docutils >= 0.21",
     "hypothesis >= 6.100",
@@ -20,8 +37,12 @@ TEST = [
     "pytest-timeout >= 2.4",
     "pytest-xdist >= 3.8",
     "ruff == 0.17.*",
+    # What it writes is compared with share/.
+    "shtab == 1.13.*",
     "supervisor >= 4.3",
 ]
+
+PAGES = sorted(str(page.relative_to(HERE)) for page in (HERE / "docs").glob("*.rst"))
 
 setup(
     name="watchman-ftp",
@@ -31,25 +52,34 @@ setup(
     long_description_content_type="text/x-rst",
     license="BSD-3-Clause",
     packages=find_packages(include=["watchman", "watchman.*"]),
-    # Below sys.prefix. What an operator copies to its place from there, as README.rst says.
+    # Below sys.prefix. What an operator copies to its place from there, as README.rst says. And
+    # README.rst with the pages that it links to.
     data_files=[
         (
             "share/watchman",
             [
                 "watchman.ini.example",
                 "supervisord.conf",
+                "docs/share/supervisor/watchman.supervisor",
+                "docs/share/systemd/watchman.service",
                 "proftpd/watchman-hook",
                 "proftpd/watchman.conf",
                 "proftpd/watchman.logrotate",
                 "proftpd/watchman.tmpfiles",
             ],
         ),
-        ("share/doc/watchman", ["README.rst", "CHANGES.rst", "LICENSE"]),
+        ("share/watchman/prometheus", ["docs/share/prometheus/watchman.rules.yml"]),
+        ("share/watchman/grafana", ["docs/share/grafana/watchman.json"]),
+        *shared("man/man1", "bash-completion/completions"),
+        *shared("zsh/site-functions", "fish/vendor_completions.d"),
+        ("share/doc/watchman", ["README.rst", "CHANGES.rst", "CONTRIBUTING.rst", "LICENSE"]),
+        ("share/doc/watchman/docs", ["docs/bench.svg", *PAGES]),
     ],
     python_requires=">=3.11",
     install_requires=[
         # The publisher uses Celery's and kombu's lower layers: a next major may change them.
         "celery[redis] >= 5.7, < 6",
+        "prometheus_client >= 0.20",
         "pyinotify >= 0.9.6",
         # pyinotify imports asyncore, which Python 3.12 removed.
         "pyasyncore; python_version >= '3.12'",
@@ -59,6 +89,7 @@ setup(
     extras_require={
         # Keeps the daemon running on a server; never imported, so Debian's does as well.
         "supervisor": ["supervisor >= 4.3"],
+        "docs": DOCS,
         "test": TEST,
         # What is measured beside watchman, and the picture of it.
         "bench": [*TEST, "matplotlib >= 3.10", "watchdog >= 6", "watchfiles >= 1"],

@@ -1,4 +1,4 @@
-"""The daemon: who knows whom, in what order they start and stop, and signals."""
+"""The daemon: makes all parts, starts and stops them in order, and handles signals."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Iterable
 from concurrent.futures import Future
 from functools import partial
 from typing import Protocol
@@ -23,11 +24,13 @@ from watchman.dispatch.dispatcher import Dispatcher
 from watchman.errors import ConfigError, InotifyUnavailable, WatchmanError
 from watchman.operate.control import Control
 from watchman.operate.logs import log_to
+from watchman.operate.metrics.exporter import Exporter
 from watchman.operate.parts import Parts
 from watchman.operate.queue_view import DOWN
 from watchman.operate.reload import reload
 from watchman.operate.resubmissions import Resubmissions
-from watchman.operate.watchdog import Watchdog
+from watchman.operate.systemd import Systemd
+from watchman.operate.watchdog import GRACE, Watchdog
 from watchman.sinks.moving.mover import Mover
 from watchman.sinks.pauses import Pauses
 from watchman.sinks.pipeline import Pipeline
@@ -44,43 +47,46 @@ logger = logging.getLogger(__name__)
 #: Seconds between two looks at whether the work in hand is done.
 DRAIN_POLL = 0.05
 
-#: Seconds after a stop that a source is waited for: it may hang on a filesystem.
+#: Seconds for which a stop waits for a source, because that may hang on a filesystem.
 HUNG = 5.0
 
-#: Seconds between two searches of all memory for what nobody refers to. Nothing else can run
-#: meanwhile: some 300 ms with 100,000 uploads in memory, and Python would do it at every quarter
-#: that it grows.
+#: Seconds between two full runs of the garbage collector. Nothing else can run meanwhile: one takes
+#: some 300 ms with 100,000 uploads in memory. By itself Python would begin one whenever the number
+#: of objects has grown by a quarter.
 COLLECT = 600.0
 
-#: Objects made until those are searched that are young, some fifty for each upload; and the highest
-#: threshold of the module gc, a C int.
+#: Thresholds of the module gc. Young objects are searched after YOUNG new ones; an upload makes
+#: some fifty. NEVER is the highest threshold, a C int.
 YOUNG, NEVER = 10_000, 2**31 - 1
 
-#: Seconds between two looks of who waits for a reload at whether it will come at all.
+#: Seconds after which a thread that waits for a reload looks whether the daemon is stopping.
 RELOAD_POLL = 0.5
 
 
 class Daemon:
-    """Everything that runs, for one INI file."""
+    """Everything that runs for one INI file."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._signals, self._wakeup = socket.socketpair()
         self._stopping = False
         self._watchdog = Watchdog(lambda: self._settings.drain)
-        #: Of those who want a reload: on the socket, or by a signal that waits for no result.
+        self._systemd = Systemd()
+        #: The requests to reload: from the socket, or from a signal, which waits for no result.
         self._wishes: queue.SimpleQueue[Future[list[str]]] = queue.SimpleQueue()
 
     def run(self) -> None:
-        """Start all, reload at every SIGHUP, stop all at SIGTERM or SIGINT.
+        """Start all parts, reload at each SIGHUP, and stop at SIGTERM or SIGINT; then return.
 
-        Raises SpoolLocked, SocketUnavailable, ConfigError for what Celery cannot use, or OSError
-        where the spool cannot be made or the journal not be read.
+        Only the main thread can handle signals, so call it there. Raises SpoolLocked,
+        SocketUnavailable, InotifyUnavailable, JournalTooNew, ConfigError for what Celery cannot
+        use, or OSError if the spool cannot be made or the journal cannot be read.
         """
         settings = self._settings
         limit_umask()
         log_to(settings)
         self._watchdog.start()
+        self._systemd.starting()
         self._catch_signals()
         collect_young()
         with contextlib.ExitStack() as inside:
@@ -88,6 +94,12 @@ class Daemon:
             pipeline = parts.dispatcher.pipeline
             resubmissions = Resubmissions(journal=parts.journal, dispatcher=parts.dispatcher)
             control = Control(parts, reload=self._ask_for_reload)
+            parts.exporter = Exporter(
+                settings.metrics,
+                spool=settings.spool,
+                steps=pipeline.steps,
+                status=control.status,
+            )
             listener = Listener(
                 settings.socket,
                 submit=resubmissions.submit,
@@ -95,29 +107,40 @@ class Daemon:
                 admins=settings.admins,
             )
             # What is started last is stopped first: sources, then sinks, then what they share.
+            _start(inside, parts.exporter, patience=HUNG)
             for part in (parts.dispatcher, parts.publishers, parts.movers):
                 _start(inside, part)
-            # They are told together: who hangs does so while the others end.
+            # All sinks are told to stop before any is waited for. So while one hangs, the others
+            # end.
             inside.callback(parts.publishers.stop)
             inside.callback(pipeline.close)
             with contextlib.ExitStack() as sources:
                 for source in (resubmissions, listener, parts.finders):
                     _start(sources, source, patience=HUNG)
-                if settings.exposed:
-                    logger.warning("%s.", settings.warning())
+                for warning in settings.warnings():
+                    logger.warning("%s.", warning)
+                parts.exporter.begin()
                 logger.info("Started watchman %s with %r.", __version__, settings.file)
-                collect, look = time.monotonic() + COLLECT, time.monotonic()
-                while not self._stopping:
-                    self._wait(max(0.0, min(collect, look) - time.monotonic()))
-                    if time.monotonic() >= collect:
-                        gc.collect()
-                        collect = time.monotonic() + COLLECT
-                    if time.monotonic() >= look:
-                        look = time.monotonic() + control.look()
-                    self._reload(parts, listener)
+                running = (parts.dispatcher, parts.publishers, parts.movers, parts.finders)
+                dead = partial(_dead, (*running, listener, resubmissions))
+                self._systemd.ready(dead, control.status)
+                self._attend(parts, listener, control)
                 logger.info("Stopping.")
+                self._systemd.stopping(self._settings.drain + GRACE)
             self._drain(parts)
         logger.info("Stopped. %d uploads wait in the journal.", pipeline.waiting())
+
+    def _attend(self, parts: Parts, listener: Listener, control: Control) -> None:
+        """Reload when somebody asks for it, until a stop begins."""
+        collect, look = time.monotonic() + COLLECT, time.monotonic()
+        while not self._stopping:
+            self._wait(max(0.0, min(collect, look) - time.monotonic()))
+            if time.monotonic() >= collect:
+                gc.collect()
+                collect = time.monotonic() + COLLECT
+            if time.monotonic() >= look:
+                look = time.monotonic() + control.look()
+            self._reload(parts, listener)
 
     def _catch_signals(self) -> None:
         self._signals.setblocking(False)
@@ -125,9 +148,11 @@ class Daemon:
         signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_stop)
-        # SimpleQueue.put may interrupt a get of the same thread, see there.
+        # The handler may interrupt a `get` in this thread. SimpleQueue allows that, see its `put`
+        # in Python's documentation.
         signal.signal(signal.SIGHUP, lambda *_: self._wishes.put(Future()))
-        # Sent to a holder of a lease when another opens the file; its default action is to end us.
+        # The kernel sends SIGIO to the holder of a lease when the file is opened, see fcntl(2).
+        # Its default action is to end the process.
         signal.signal(signal.SIGIO, signal.SIG_IGN)
 
     def _on_stop(self, *_: object) -> None:
@@ -135,16 +160,19 @@ class Daemon:
         self._watchdog.arm()
 
     def _wait(self, timeout: float) -> None:
-        """Wait for a signal, or for someone who asks for a reload."""
+        """Wait at most `timeout` seconds for a signal or a request to reload."""
         readable, _, _ = select.select([self._signals], [], [], timeout)
         if readable:
             self._signals.recv(4096)
 
     def _ask_for_reload(self) -> list[str]:
-        """Any other thread: have the INI file read again; return what changed, or raise."""
+        """Have the main thread reload; return what changed. Called by other threads.
+
+        Raises WatchmanError if the reload is refused, or if the daemon is stopping.
+        """
         wish: Future[list[str]] = Future()
         self._wishes.put(wish)
-        with contextlib.suppress(BlockingIOError):  # so full that it wakes us anyhow
+        with contextlib.suppress(BlockingIOError):  # it is full, so it wakes the thread anyway
             self._wakeup.send(b"\0")
         while not self._stopping:
             with contextlib.suppress(TimeoutError):
@@ -152,16 +180,17 @@ class Daemon:
         raise WatchmanError("watchman is stopping")
 
     def _reload(self, parts: Parts, listener: Listener) -> None:
-        """Reload if anyone wants it, and tell those who asked."""
+        """Reload if that was requested, and give the result to those who wait for it."""
         wishes = []
         while not self._wishes.empty():
             wishes.append(self._wishes.get())
         if not wishes:
             return
+        self._systemd.reloading()
         try:
             changed = reload(parts, listener)
         except InotifyUnavailable:
-            raise  # nothing is watched any more: better to end, and be started again
+            raise  # nothing is watched any more, so end, to be started again
         except (WatchmanError, OSError) as e:
             for problem in e.problems if isinstance(e, ConfigError) else [str(e)]:
                 logger.error("Reload refused, everything stays as it was: %s.", problem)
@@ -171,11 +200,12 @@ class Daemon:
             self._settings = parts.settings
             for wish in wishes:
                 wish.set_result(changed)
+        self._systemd.reloaded()
 
     def _drain(self, parts: Parts) -> None:
-        """Let publishers that get through finish what waits, for as long as the INI file says.
+        """Wait until the sinks that work have nothing in hand, at most `drain` seconds.
 
-        A second signal ends it.
+        A second signal ends the wait.
         """
         self._stopping = False
         deadline = time.monotonic() + self._settings.drain
@@ -192,8 +222,10 @@ class Daemon:
 
 
 def collect_young() -> None:
-    """Have Python look by itself at young objects only, where nearly all cycles end: see the
-    generations of the module gc.
+    """Have Python's garbage collector search only young objects by itself.
+
+    Nearly all garbage is young, see the generations in the documentation of the module gc. Objects
+    that exist when this is called, such as modules, are not searched any more.
     """
     gc.freeze()
     _, middle, _ = gc.get_threshold()
@@ -201,7 +233,7 @@ def collect_young() -> None:
 
 
 def _make_parts(settings: Settings, inside: contextlib.ExitStack) -> Parts:
-    """Make what runs, and start nothing yet; `inside` closes what has to be closed."""
+    """Make all parts, but start none; `inside` closes what has to be closed in the end."""
     inside.callback(os.close, lock(settings.spool))
     pauses = Pauses(os.path.join(settings.spool, "paused.json"))
     ledgers = {name: open_ledger(settings, watch) for name, watch in settings.watches.items()}
@@ -260,6 +292,7 @@ class Part(Protocol):
     def start(self) -> None: ...
     def stop(self) -> None: ...
     def join(self) -> None: ...
+    def is_alive(self) -> bool: ...
 
 
 def _start(
@@ -271,7 +304,18 @@ def _start(
     stack.callback(part.stop)
 
 
+def _dead(parts: Iterable[Part]) -> list[str]:
+    """Return the names of the parts of which a thread has ended."""
+    return [_name(part) for part in parts if not part.is_alive()]
+
+
+def _name(part: Part) -> str:
+    return type(part).__name__.lower()
+
+
 def _join(part: Part, patience: float) -> None:
+    """Wait for the end of a part for at most `patience` seconds, then go on without it."""
+    # In a thread, because a part's `join` knows no such limit.
     thread = threading.Thread(target=part.join, name="join", daemon=True)
     thread.start()
     thread.join(patience)
@@ -279,6 +323,6 @@ def _join(part: Part, patience: float) -> None:
         logger.error(
             "The %s has not ended after %.0f seconds, as on a filesystem that hangs. Going on with"
             " the stop without it.",
-            type(part).__name__.lower(),
+            _name(part),
             patience,
         )

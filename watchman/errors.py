@@ -8,7 +8,7 @@ class WatchmanError(Exception):
 
 
 class ConfigError(WatchmanError):
-    """The INI file is wrong; `problems` holds one line for everything that is."""
+    """The INI file is wrong. `problems` has one line for each thing that is."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("\n".join(problems))
@@ -24,7 +24,7 @@ class JournalTooNew(WatchmanError):
 
 
 class JournalUnwritable(WatchmanError):
-    """A batch of records could not be made durable; nothing of it counts."""
+    """A batch of records could not be made durable. None of them counts."""
 
 
 class SpoolLocked(WatchmanError):
@@ -44,7 +44,7 @@ class BrokerUnavailable(WatchmanError):
 
 
 class TaskRefused(WatchmanError):
-    """A task that no retry can publish, as arguments that cannot be serialized."""
+    """A task that no retry can publish, such as one whose arguments cannot be serialized."""
 
 
 class NotBelowWatch(WatchmanError):
@@ -60,15 +60,15 @@ class InotifyUnavailable(WatchmanError):
 
 
 class ForeignRecord(WatchmanError):
-    """A line of a transfer log that ProFTPD did not write in our LogFormat, or not whole."""
+    """A line of a transfer log is not whole, or ProFTPD did not write it in our LogFormat."""
 
 
 class Obstructed(WatchmanError):
-    """A file cannot be moved as things are: somebody has to change them."""
+    """A file cannot be moved until somebody changes something, such as a file in its way."""
 
 
 class BeingWritten(WatchmanError):
-    """A file cannot be moved now, for somebody has opened it for writing."""
+    """A file cannot be moved now, because somebody has opened it for writing."""
 
 
 class Superseded(WatchmanError):
@@ -76,16 +76,16 @@ class Superseded(WatchmanError):
 
 
 class PausesUnwritable(WatchmanError):
-    """What is to be paused cannot be written down, so that nothing changes."""
+    """The list of pauses cannot be written to disk, so it stays as it was."""
 
 
 class Stopped(WatchmanError):
-    """The daemon stops, and what takes long is given up."""
+    """The daemon stops, so work that takes long was given up."""
 
 
 class TakesLong(WatchmanError):
-    """A file is so large that others would wait for its copy."""
+    """A file is so large that other uploads would wait while it is copied."""
 
 
 class Refused(WatchmanError):
-    """A file is somebody else's, and only linked to where it was found."""
+    """A file belongs to somebody else, and is only a hard link where it was found."""

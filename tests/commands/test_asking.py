@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.servers.daemon import Daemon
+from tests.support.deadline import eventually
 from tests.support.filesystems import unprivileged
 from tests.support.inis import WATCH, csv_tasks
 from watchman.commands import main
@@ -302,6 +303,27 @@ def test_the_help_says_of_each_command_what_its_module_does(tmp_path: Path) -> N
         title = f"`watchman {name}`: {purpose}."
         assert (main.module(name).__doc__ or "").startswith(f"{title}\n\n")
     shown = Daemon(tmp_path, INI).run("--help").stdout
-    listed = re.findall(r"^    (\w+) ", shown, re.MULTILINE)
+    listed = re.findall(r"^    ([\w-]+) ", shown, re.MULTILINE)
     assert listed == list(main.COMMANDS)
     assert max(map(len, shown.partition("examples:")[0].splitlines())) <= 80
+
+
+def test_status_waits_for_a_daemon_that_is_starting_and_not_for_longer(
+    incoming: Path, start_watchman: Start
+) -> None:
+    daemon = start_watchman(INI, started=False)
+    done = daemon.run("status", "--wait", "0.5")
+    assert (done.returncode, done.stdout) == (3, "")
+    daemon.begin()
+    done = daemon.run("status", "--wait", "20")
+    assert (done.returncode, done.stdout.partition(" since ")[0]) == (0, "healthy")
+    incoming.rename(incoming.with_name("away"))
+    eventually(lambda: daemon.run("status").returncode)
+    done = daemon.run("status", "--wait", "0.5")
+    assert (done.returncode, done.stdout.partition(" since ")[0]) == (1, "NOT HEALTHY")
+    incoming.with_name("away").rename(incoming)
+    assert daemon.run("status", "--wait", "20").returncode == 0
+    for wrong in ("soon", "-1", "nan"):
+        done = daemon.run("status", f"--wait={wrong}")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert f"'{wrong}' is not a number of seconds" in done.stderr

@@ -107,7 +107,7 @@ RABBIT = {
     "missing": Case(note="first task makes exchange 'check-missing' and queue 'check-missing'"),
     "alike-not-ours": Case(declare=False, user="check-writer:secret"),
     "other-priority": Case("PRECONDITION_FAILED - inequivalent arg 'x-max-priority'"),
-    "other-length": Case("have task_queues say what it is like there, or declare = no"),
+    "other-length": Case("describe the queue in task_queues as it is there, or set declare = no"),
     "not-durable": Case("PRECONDITION_FAILED - inequivalent arg 'durable'"),
     "other-exchange": Case("PRECONDITION_FAILED - inequivalent arg 'type'"),
     "no-such-kind": Case("PRECONDITION_FAILED", celery={"task_queue_max_priority": 300}),
@@ -116,7 +116,7 @@ RABBIT = {
     "unreadable": Case("Queue.bind: (403) ACCESS_REFUSED", user="check-blind:secret"),
     "unwritable": Case("Queue.bind: (403) ACCESS_REFUSED", user="check-reader:secret"),
     "bound": Case(
-        note="; whether a queue is bound to it only a task can tell",
+        note="; only a task can tell whether a queue is bound to it",
         options={"exchange": "check-theirs", "routing_key": "key"},
     ),
     "nowhere": Case(

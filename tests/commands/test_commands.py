@@ -462,6 +462,7 @@ def test_explain_tells_all_from_the_ini_file_alone_and_touches_nothing(place):
         "path": f"{place}/ftp/events/a.csv",
         "watch": "ftp",
         "watch_path": f"{place}/ftp",
+        "writers": [],
         "excluded": None,
         "section": "events",
         "patterns": ["*/events/*.csv"],

@@ -56,6 +56,7 @@ WHOLE = {
     "cures",
     "warnings",
     "changed",
+    "forbidden",
 }
 
 #: Lists of objects that are told of elsewhere.
@@ -104,7 +105,7 @@ def test_the_documented_fields_are_those_that_come_out(
     eventually(lambda: daemon.status()["uploads"]["done"] == 2)
     eventually(lambda: daemon.status()["uploads"]["deferred"] == 2)
     (tmp_path / "store").rename(tmp_path / "elsewhere")
-    (tmp_path / "in/moved/late.csv").write_text("1")
+    (tmp_path / "in/moved/late.nc").write_text("1")
     eventually(lambda: daemon.status()["moves"]["store"]["held_up"])
     with (tmp_path / "in/open.csv").open("w") as writing:
         writing.flush()
@@ -113,7 +114,9 @@ def test_the_documented_fields_are_those_that_come_out(
         assert printed(daemon, "status") == documented("status")
         assert printed(daemon, "queue") == documented("queue")
         moved, there, unsent, nowhere = ("in/moved/a.csv", "in/d.csv", "in/b.nc", "none")
-        explained = printed(daemon, "explain", *(f"{tmp_path}/{n}" for n in (moved, there, unsent)))
+        explained = printed(
+            daemon, "explain", *(f"{tmp_path}/{n}" for n in (moved, there, unsent, "in/open.csv"))
+        )
         [nc] = [row["id"] for row in daemon.queue() if row["path"].endswith("b.nc")]
         explained |= printed(daemon, "explain", nc, f"{tmp_path}/{nowhere}")
         told = documented("explain")

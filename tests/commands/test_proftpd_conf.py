@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -341,12 +342,12 @@ WRONG: dict[str, tuple[Setup, str]] = {
     ),
     "all locked in": (
         more("DefaultRoot ~"),
-        "ERROR proftpd.conf:<DefaultRoot>: DefaultRoot: no hook runs for whom it locks in; use the"
-        " transfer log",
+        "ERROR proftpd.conf:<DefaultRoot>: DefaultRoot: no hook runs for users whom it locks in;"
+        " use the transfer log",
     ),
     "some locked in": (
         more("DefaultRoot ~ !staff"),
-        "WARN proftpd.conf:<DefaultRoot>: DefaultRoot: no hook runs for whom it locks in",
+        "WARN proftpd.conf:<DefaultRoot>: DefaultRoot: no hook runs for users whom it locks in",
     ),
     "no hook in a directory": (
         more("<Directory /srv>\nExecEnable off\n</Directory>"),
@@ -355,7 +356,7 @@ WRONG: dict[str, tuple[Setup, str]] = {
     "mod_vroot and hooks": (
         more("VRootEngine on\nDefaultRoot ~"),
         "ERROR proftpd.conf:<VRootEngine>: VRootEngine: hooks name renames, STOU and all of SFTP by"
-        " paths below its root, which lead nowhere; use the transfer log",
+        " paths below its root, which are not there; use the transfer log",
     ),
     "mod_vroot and the log": (
         more("<Global>\nVRootEngine on\nDefaultRoot ~\n</Global>", log_only),
@@ -363,16 +364,16 @@ WRONG: dict[str, tuple[Setup, str]] = {
     ),
     "an alias of mod_vroot": (
         more("VRootEngine on\nVRootAlias /srv/all ~/all", both),
-        "ERROR proftpd.conf:<VRootAlias>: VRootAlias: what is uploaded through it is told of by a"
-        " path that is not there; use mount --bind",
+        "ERROR proftpd.conf:<VRootAlias>: VRootAlias: ProFTPD tells of what is uploaded through it"
+        " by a path that is not there; use mount --bind",
     ),
     "a root of mod_vroot for a server": (
         more(VHOST.format("VRootEngine on\nVRootServerRoot /srv"), both),
-        "ERROR proftpd.conf:<VRootServerRoot>: VRootServerRoot: no hook runs, and renames are told",
+        "ERROR proftpd.conf:<VRootServerRoot>: VRootServerRoot: no hook runs, and ProFTPD",
     ),
     "all locked in and a root for the server": (
         more("VRootEngine on\nVRootServerRoot /srv\nDefaultRoot ~"),
-        "ERROR proftpd.conf:<DefaultRoot>: DefaultRoot: no hook runs for whom it locks in",
+        "ERROR proftpd.conf:<DefaultRoot>: DefaultRoot: no hook runs for users whom it locks in",
     ),
     "no filter": (
         but("PathDenyFilter", "#"),
@@ -385,8 +386,8 @@ WRONG: dict[str, tuple[Setup, str]] = {
     ),
     "files of another": (
         more("<Directory /srv>\nUserOwner shared\n</Directory>"),
-        "WARN proftpd.conf:<UserOwner>: UserOwner: files are not their session's user's, whose word"
-        " on them is refused; use the transfer log as well",
+        "WARN proftpd.conf:<UserOwner>: UserOwner: files belong to another user than that of the"
+        " session, so his word is refused; use the transfer log as well",
     ),
     "hidden names that are none": (
         watch(more("HiddenStores on"), exclude_defaults=False),
@@ -571,12 +572,24 @@ def test_an_included_directory_is_read_whole_and_in_order(place: Place) -> None:
     assert names == ['an "FTP" server', ".hidden", "a.conf", "b.conf~"]
 
 
-def test_the_command_says_it_all(place: Place) -> None:
-    more("DefaultRoot ~")(place)
-    (place.directory / "watchman.ini").write_text(
-        "[watchman]\nspool = spool\n[watch:ftp]\npath = ftp\nproftpd = yes\n"
-        "[broker:b]\nurl = filesystem://broker\n[task:csv]\npattern = *\nbroker = b\ntask = t\n"
-    )
+INI = """\
+[watchman]
+spool = spool
+[watch:ftp]
+path = {directory}/ftp
+proftpd = yes
+[broker:b]
+url = filesystem://broker
+[task:csv]
+pattern = *
+broker = b
+task = t
+"""
+
+
+def told_by_the_command(place: Place, ini: str) -> list[dict[str, str]]:
+    """What `check --proftpd` finds of ProFTPD that is not right."""
+    (place.directory / "watchman.ini").write_text(ini.format(directory=place.directory))
     done = subprocess.run(
         [
             *(sys.executable, "-m", "watchman", "-c", "watchman.ini"),
@@ -589,10 +602,38 @@ def test_the_command_says_it_all(place: Place) -> None:
         timeout=60,
         check=False,
     )
-    assert done.returncode == 1
+    assert done.stderr == ""
     found = [json.loads(line) for line in done.stdout.splitlines()]
-    (wrong,) = [one for one in found if one["subject"] == "proftpd" and one["level"] == "ERROR"]
+    assert done.returncode == any(one["level"] == "ERROR" for one in found)
+    return [one for one in found if one["subject"] == "proftpd" and one["level"] != "OK"]
+
+
+def test_the_command_says_it_all(place: Place) -> None:
+    more("DefaultRoot ~")(place)
+    found = told_by_the_command(place, INI)
+    (wrong,) = [one for one in found if one["level"] == "ERROR"]
     assert wrong["text"].startswith(f"{place.directory}/proftpd.conf:2: DefaultRoot: no hook runs")
+
+
+@pytest.mark.root
+def test_the_command_reads_what_is_roots_and_looks_at_the_log_as_the_daemons_user(
+    place: Place,
+) -> None:
+    both(place)
+    (place.directory / "spool").mkdir()
+    os.chown(place.directory / "spool", 65534, 65534)
+    logs = place.directory / "log"
+    os.chown(logs, 0, 65534)
+    logs.chmod(0o750)
+    (logs / "uploads.log").touch(mode=0o644)
+    for file in (place.main, place.hooks, place.log):
+        file.chmod(0o600)
+    place.hooks.parent.chmod(0o700)
+    ini = INI + f"[proftpd]\ntransfer_log = {logs}/uploads.log\ntoken = {TOKEN}\n"
+    assert told_by_the_command(place, ini) == []
+    logs.chmod(0o700)
+    (wrong,) = told_by_the_command(place, ini)
+    assert wrong["text"] == f"{logs}/uploads.log: nobody lacks x on '{logs}'; chmod g+x {logs}"
 
 
 def test_a_file_that_is_not_there_is_said(place: Place) -> None:

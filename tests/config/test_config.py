@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from watchman.config import inifile, locations, options
+from watchman.config.differences import differences
 from watchman.config.sections import SECTIONS
 from watchman.config.settings import (
     BrokerSettings,
@@ -296,7 +297,7 @@ def test_the_example_shows_the_defaults(write: Write) -> None:
     write("CELERY_ROUTES = {}", "celeryconfig.py")
     text = EXAMPLE.read_text()
     plain, full = (
-        inifile.load(write(t)) for t in (text, re.sub(r"^;", "", text, flags=re.MULTILINE))
+        inifile.load(write(t)) for t in (text, re.sub(r"^;(?!\w+_file)", "", text, flags=re.M))
     )
     assert full.watches == plain.watches
     [move] = full.moves.values()
@@ -438,7 +439,7 @@ def test_an_empty_file_says_what_is_needed(write: Write) -> None:
     assert problems(write("")) == [
         "[watchman] spool: missing",
         "no [watch:NAME] section: no upload would ever be seen",
-        "no [task:NAME] or [move:NAME] section: nothing would ever become of an upload",
+        "no [task:NAME] or [move:NAME] section: watchman would do nothing with an upload",
     ]
 
 
@@ -622,7 +623,7 @@ def test_a_url_takes_from_the_environment(write: Write, monkeypatch: pytest.Monk
         ("redis://${NOT CLOSED", "not set in the environment: NOT CLOSED"),
         ("redis://host name/0", "holds a space"),
         ("rediss://h/0?ssl_cert_reqs=requird", "is one of required, optional, none"),
-        ("redis://h:1/0?port=2", "says again what stands before it"),
+        ("redis://h:1/0?port=2", "an option after ? repeats a part of the url"),
     ],
 )
 def test_a_url_that_is_wrong_says_what_would_be_right(write: Write, url: str, problem: str) -> None:
@@ -642,6 +643,85 @@ def test_a_problem_does_not_tell_secrets(write: Write, line: str) -> None:
     problem = problem_with(write, "broker:demo", line)
     assert "hush" not in problem
     assert "***" in problem
+
+
+# Secrets in files, as systemd's credentials are.
+
+BROKER_FILE = MINIMAL.replace("url = redis://", "url_file = ${CREDENTIALS}/broker")
+
+
+@pytest.fixture
+def credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    directory = tmp_path / "credentials"
+    directory.mkdir(mode=0o500)
+    monkeypatch.setenv("CREDENTIALS", str(directory))
+    return directory
+
+
+def put(file: Path, content: bytes, mode: int = 0o400) -> None:
+    file.write_bytes(content)
+    file.chmod(mode)
+
+
+@pytest.mark.parametrize("end", [b"", b"\n", b"\r\n"])
+def test_a_broker_and_a_token_may_stand_in_files(
+    write: Write, credentials: Path, end: bytes
+) -> None:
+    put(credentials / "broker", b"amqp://me:hu${sh}@a/;amqp://me:hush@b/" + end)
+    put(credentials / "token", b"0a4a5ab3e3ce" + end)
+    path = write(f"{BROKER_FILE}[proftpd]\ntransfer_log = log\ntoken_file = credentials/token\n")
+    found = inifile.load(path)
+    assert found.brokers["demo"].url == "amqp://me:hu${sh}@a/;amqp://me:hush@b/"
+    assert found.proftpd.token == "0a4a5ab3e3ce"
+    Path(path).chmod(0o644)
+    assert inifile.load(path).exposed == ()
+
+
+@pytest.mark.parametrize(
+    ("content", "mode", "problem"),
+    [
+        (b"redis://:hush@a/", 0o444, "{file} may be read by everyone; chmod o= it"),
+        (b"redis://:hush@a/", 0o402, "{file} may be written by everyone; chmod o-w it"),
+        (b"hush", 0o400, "give a url, as amqp://"),
+        (b"me:hush@a://b", 0o400, "give a url, as amqp://"),
+        (b"redis://:hush\n@a/", 0o400, "give one line"),
+        (b"redis://:hush@a:hush/", 0o400, "host and port cannot be read"),
+        (b"redis://:hush\xff@a/", 0o400, "{file} is not UTF-8"),
+        (b"", 0o400, "is empty"),
+        (None, 0, "{file}: No such file or directory"),
+    ],
+)
+def test_a_file_that_holds_no_secret_says_so_and_does_not_tell_it(
+    write: Write, credentials: Path, content: bytes | None, mode: int, problem: str
+) -> None:
+    file = credentials / "broker"
+    if content is not None:
+        put(file, content, mode)
+    [found] = problems(write(BROKER_FILE))
+    right = problem.format(file=file)
+    assert found.startswith(f"[broker:demo] url_file = ${{CREDENTIALS}}/broker: {right}")
+    assert "hush" not in found
+
+
+def test_a_secret_stands_in_one_place(write: Write, credentials: Path) -> None:
+    put(credentials / "broker", b"redis://a/")
+    both = BROKER_FILE.replace("url_file", "url = redis://b/\nurl_file")
+    assert problems(write(both)) == [
+        "[broker:demo] url_file: url is set as well; keep one",
+    ]
+
+
+def test_a_missing_url_is_still_missed(write: Write) -> None:
+    neither = "".join(line for line in BROKER_FILE.splitlines(True) if "url" not in line)
+    assert problems(write(neither)) == ["[broker:demo] url: missing"]
+
+
+def test_another_content_of_a_file_is_a_change(write: Write, credentials: Path) -> None:
+    put(credentials / "broker", b"redis://a/")
+    before = inifile.load(path := write(BROKER_FILE))
+    (credentials / "broker").unlink()
+    put(credentials / "broker", b"redis://b/")
+    assert list(differences(before, inifile.load(path))) == ["broker:demo changed"]
 
 
 # Celery's settings.

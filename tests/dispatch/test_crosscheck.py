@@ -143,7 +143,11 @@ def test_hooks_are_missed_too_where_what_they_do_not_confirm_fails(tmp_path: Pat
     ("sources", "log", "why"),
     [
         ([Source.HOOK], {"refused": 0, "missing": False}, "ExtendedLog may be missing"),
-        ([Source.INOTIFY], {"refused": 3, "missing": False}, "3 lines are not ours, so LogFormat"),
+        (
+            [Source.INOTIFY],
+            {"refused": 3, "missing": False},
+            "3 lines are not as watchman.conf has them",
+        ),
         (
             [Source.INOTIFY, Source.HOOK],
             {"refused": 0, "missing": True},
@@ -168,7 +172,7 @@ def test_hooks_that_the_log_does_not_bear_out_are_known_at_once(house: Hearing) 
     house.uploads(1, Source.LOG)
     house.uploads(NEVER, Source.HOOK, started=True)
     (warning,) = house.warnings()
-    assert warning.endswith("watchman check --proftpd FILE tells")
+    assert warning.endswith("watchman check --proftpd FILE says which")
 
 
 def test_sessions_without_hooks_are_told_of_where_the_log_shows_them(house: Hearing) -> None:
@@ -178,7 +182,7 @@ def test_sessions_without_hooks_are_told_of_where_the_log_shows_them(house: Hear
     assert house.warnings() == [], "sessions may be older than the daemon"
     house.uploads(1, Source.LOG)
     (warning,) = house.warnings()
-    assert warning.startswith(f"the transfer log has told of {UNSTARTED} uploads that no hook said")
+    assert warning.startswith(f"the transfer log has told of {UNSTARTED} uploads, and no hook")
 
 
 def test_the_log_alone_is_enough(house: Hearing) -> None:
@@ -187,7 +191,7 @@ def test_the_log_alone_is_enough(house: Hearing) -> None:
     assert house.warnings() == []
     house.tell(Kind.ENDED)
     (warning,) = house.warnings()
-    assert "no hook said had started" in warning
+    assert "no hook said that they had started" in warning
 
 
 @pytest.mark.parametrize("source", [Source.HOOK, Source.LOG])

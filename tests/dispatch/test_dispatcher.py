@@ -872,7 +872,10 @@ def test_what_is_dropped_survives_the_retirement_of_its_segment(tmp_path: Path) 
         house.close()
 
 
-def test_a_replay_keeps_few_decisions_in_memory(tmp_path: Path) -> None:
+def test_a_replay_keeps_few_decisions_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_module, "DELTA", 200)
     house = House(tmp_path)
     numbers = range(ledger_module.DELTA + 1)
     paths = bulk.create(tmp_path / "ftp", numbers)

@@ -283,7 +283,7 @@ class Interleavings(RuleBasedStateMachine):
         write = self.files.at[path]
         write.touched = True
         if write.crossed:
-            # README, too; nobody may have looked in between.
+            # docs/promises.rst, too; nobody may have looked in between.
             write.may_be_new()
 
     @precondition(closed)
@@ -331,7 +331,7 @@ class Interleavings(RuleBasedStateMachine):
         self.files.is_stamped(target)
         write.told.clear()
         write.whole = False
-        # README: "another upload, and so is a file that was one and that OpenSSH's server renames".
+        # docs/promises.rst: "a file becomes a second upload when OpenSSH's server renames it".
         write.may_be_new()
         self.happen(Kind.COMPLETED, target, write, prompt, appeared=True)
 
@@ -354,10 +354,10 @@ class Interleavings(RuleBasedStateMachine):
         write.told.clear()
         write.whole = False
         if old.suffix != ".csv" or new.suffix != ".csv":
-            # README: "such names are excluded, and the rename is what is noticed"
+            # docs/moving.rst: "Such names are excluded, and watchman notices the rename."
             write.may_be_new()
         if not self.is_up:
-            # README: "A file that was renamed [...] while watchman was not running is a new upload"
+            # docs/promises.rst: "A file that was renamed while watchman was not running"
             write.may_be_new()
 
     @rule(old=st.sampled_from(DIRECTORIES), new=st.sampled_from(DIRECTORIES), prompt=prompt)
@@ -372,12 +372,12 @@ class Interleavings(RuleBasedStateMachine):
         for write in inside:
             write.told.clear()
             if write.in_doubt and not self.is_up:
-                # README: not settled and not found in its place, it "is an upload then".
+                # docs/promises.rst: not settled and not found in its place, it "is an upload then".
                 write.may_be_new()
             if ("other" in old) != ("other" in new):
                 write.crossed = True
                 if write.touched:
-                    # README: "or comes into another watch with its directory"
+                    # docs/promises.rst: "or comes into another watch with its directory"
                     write.may_be_new()
         self.happen(Kind.RENAMED, target, None, prompt, source)
 
@@ -516,7 +516,7 @@ class Interleavings(RuleBasedStateMachine):
             self.let_it_work(blind=blind)
         self.note(f"{notification.source} {notification.kind} {path} -> {answer}")
         if write is None or blind or (answer and answer.outcome is Outcome.ERROR):
-            # README: "kept in mind for as long as watchman runs", and that may be short.
+            # docs/promises.rst: it remembers them "for as long as it runs", and that may be short.
             return
         if answer and answer.outcome is Outcome.OK and answer.detail:
             write.told.add(answer.detail)
@@ -552,8 +552,8 @@ class Interleavings(RuleBasedStateMachine):
         if notification.kind is Kind.FAILED:
             write.may_fail = True
         elif write.touched and notification.source is not Source.SCAN:
-            # README: "when its mode or times were changed after its task was sent, and it is then
-            # opened for writing and closed without a word"
+            # docs/promises.rst: "when somebody changes the file's times, and the file is then
+            # opened for writing and closed"
             write.may_be_new()
             write.told.clear()
 
@@ -846,7 +846,7 @@ class Interleavings(RuleBasedStateMachine):
         assert write.may_fail or not write.whole, ("was whole", path, write)
         may_fail = write.failed or write.listed or write.may_fail or self.is_unconfirmed(write)
         assert may_fail, (path, write)
-        # README: "until its path is written again", which may be another file by then.
+        # docs/operating.rst: "until its path is written again", which may be another file by then.
         listed = write.known & failed or str(path) in failed
         assert listed or write.listed not in (None, path), ("not even listed", path, write)
 

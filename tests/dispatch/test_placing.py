@@ -85,7 +85,9 @@ def test_below_mod_vroot_the_log_tells_of_all(public_path: Path, mode: str) -> N
     with server(public_path, mode, vroot=True, max_store_file_size="100 Kb") as s:
         is_told_of(s)
         status = s.daemon.status()
-        assert (status["healthy"], status["sources"]["log"]["unplaced"]) == (True, 0)
+        assert (status["untold"], status["sources"]["log"]["unplaced"]) == (3, 0)
+        [failed] = status["problems"]
+        assert failed.startswith("3 uploads have failed")
 
 
 @pytest.mark.root
@@ -94,6 +96,7 @@ def test_below_mod_vroot_what_hooks_alone_cannot_tell_is_a_problem(public_path: 
         s.store("good.csv")
         cut_off(s, "STOR reset.csv")
         eventually(lambda: s.failed() and s.sent() == {"good.csv": 1})
+        s.daemon.run("drop", "--failed")
         assert s.daemon.status()["healthy"]
         with sftp(s) as session:
             session.begin("sftp.csv").close()

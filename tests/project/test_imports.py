@@ -29,25 +29,30 @@ MAY_IMPORT = {
     "sinks.moving": {"sinks", "uploads", "config", "errors"},
     "sinks.publishing": {"sinks", "uploads", "config", "errors"},
     "dispatch": {"sinks", "store", "uploads", "config", "errors"},
+    "operate.metrics": {"sinks", "uploads", "config", "errors"},
     "operate": {
-        *("dispatch", "sinks", "sources", "sources.socket"),
+        "operate.metrics",
+        *("dispatch", "sinks", "sinks.moving", "sources", "sources.socket"),
         *("store", "uploads", "config", "errors"),
     },
     "daemon": {
-        *("operate", "dispatch", "sinks", "sinks.moving", "sinks.publishing"),
+        *("operate", "operate.metrics", "dispatch", "sinks", "sinks.moving", "sinks.publishing"),
         *("sources", "sources.socket", "store", "uploads", "config", "errors"),
     },
     "commands.shared": {"sources.socket", "sinks.publishing", "uploads", "config", "errors"},
     "commands.check": {
-        *("commands.screens", "commands.shared", "sinks.publishing", "sources.transferlog"),
+        *("commands.screens", "commands.shared", "sinks.moving", "sinks.publishing"),
+        *("sources.transferlog",),
         *("uploads", "config", "errors"),
     },
     "commands.screens": {"commands.shared", "uploads"},
     "commands": {
-        *("commands.check", "commands.screens", "commands.shared", "daemon"),
-        *("uploads", "config", "errors"),
+        *("commands.check", "commands.importing", "commands.screens", "commands.shared"),
+        *("daemon", "uploads", "config", "errors"),
     },
+    "commands.importing": {"commands.shared", "uploads", "config", "errors"},
     "demo": {"config", "errors"},
+    "worker": {"uploads"},
     "__main__": {"commands"},
 }
 
@@ -57,19 +62,26 @@ ONLY = {
     "sinks.publishing": {"sinks": {"sinks.sink"}},
     "commands.shared": {"sources.socket": {"sources.socket.wire"}},
     "commands.screens": {"commands.shared": {"commands.shared.phrases"}},
-    "commands.check": {"sources.transferlog": {"sources.transferlog.lines"}},
+    "commands.check": {
+        "sources.transferlog": {"sources.transferlog.lines"},
+        "sinks.moving": {"sinks.moving.rights"},
+    },
+    "operate": {"sinks.moving": {"sinks.moving.forbidden"}},
     "sources.transferlog": {"sources.inotify": {"sources.inotify.events"}},
+    "worker": {"uploads": {"uploads.renaming"}},
+    "operate.metrics": {"sinks": {"sinks.steps"}},
 }
 
 #: Libraries, and the only modules or folders that may import them.
 EDGES = {
     "pyinotify": {"sources.inotify"},
     "configparser": {"config"},
-    "celery": {"sinks.publishing", "config.celery_settings", "demo"},
+    "celery": {"sinks.publishing", "config.celery_settings", "demo", "worker"},
     "kombu": {"sinks.publishing", "config.celery_settings"},
     "amqp": {"sinks.publishing"},
     "redis": {"sinks.publishing"},
     "rich": {"commands.screens"},
+    "prometheus_client": {"operate.metrics"},
 }
 
 
@@ -169,7 +181,9 @@ def test_no_command_but_run_waits_for_the_daemon_to_be_imported() -> None:
 
 
 def test_no_command_waits_for_another_to_be_imported() -> None:
-    commands = {m for m in MODULES if folder(m) in {"commands", "commands.check"}}
+    commands = {
+        m for m in MODULES if folder(m) in {"commands", "commands.check", "commands.importing"}
+    }
     for module in ("commands.main", "commands.send"):
         assert below(module) & commands == {module}
 

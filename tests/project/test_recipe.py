@@ -1,4 +1,4 @@
-"""README's recipe, word for word but for places: real brokers, real workers, the whole way."""
+"""The recipe in docs/, word for word but for places: real brokers, real workers, the whole way."""
 
 import re
 from collections.abc import Callable

@@ -1,6 +1,7 @@
 """Uploads are taken in order of arrival, past those that are held up."""
 
 import threading
+import time
 
 from tests.support.deadline import eventually
 from watchman.sinks.backlog import ASIDE, Backlog
@@ -234,3 +235,19 @@ def test_no_more_are_out_than_may_be_until_some_are_settled() -> None:
     backlog.offer()
     thread.join(10)
     assert got == [[3, 4]]
+
+
+def test_who_waits_while_enough_are_out_does_not_ask_again_and_again() -> None:
+    asked = []
+
+    def clock() -> float:
+        asked.append(time.monotonic())
+        return asked[-1]
+
+    backlog = Backlog(clock)
+    for position in range(2):
+        backlog.add(position)
+    assert backlog.take(1, 0, most=1) == [0]
+    asked.clear()
+    assert backlog.take(1, 0.3, most=1) == []
+    assert len(asked) < 10

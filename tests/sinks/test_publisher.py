@@ -42,8 +42,10 @@ def test_a_stock_worker_on_redis_receives_arguments_id_and_header(
     assert received["headers"]["timelimit"] == [9, None]
     assert received["watchman"] == {
         "id": "id-a.csv",
+        "path": "/srv/ftp/a.csv",
         "original": "/srv/ftp/a.csv",
         "size": 1234,
+        "inode": 2,
         "source": "hook",
         "user": "alice",
         "client": "192.0.2.7",

@@ -205,7 +205,7 @@ def test_old_lines_are_not_heard_again_where_their_file_is_not_known_again(
     # One of the same second as the last may be another; to hear it again does no harm.
     reader.hears("/a", "/a", "/b")
     assert "Lines may be missing" in caplog.text
-    assert "no file holds what it had after" in reader.status()["error"]
+    assert "no file holds the lines that came after" in reader.status()["error"]
 
 
 def test_what_says_nothing_is_not_written_down_each_time(reader: Reader, log: Path) -> None:
@@ -685,6 +685,6 @@ def test_a_log_that_is_nowhere_any_more_is_a_problem(reader: Reader, log: Path) 
     append(log, line("/b"))
     reader.start()
     reader.hears("/a", "/b")
-    assert "no file holds what it had after" in reader.status()["error"]
+    assert "no file holds the lines that came after" in reader.status()["error"]
     reader.restart()
     assert reader.status()["error"] is None

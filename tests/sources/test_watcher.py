@@ -616,6 +616,8 @@ def test_an_unreadable_directory_is_reported_and_the_others_are_watched(root: Pa
         logging.basicConfig(level="ERROR")
         watching = Watching([WatchSettings("in", sys.argv[1])]).start()
         eventually(lambda: watching.ledgers["in"].sweeps == [False])
+        assert watching.state() == "starting"
+        eventually(lambda: watching.state() == "incomplete")
         open(sys.argv[1] + "/open/f", "w").close()
         eventually(watching.paths)
         print(json.dumps([watching.watcher.status()["in"], sorted(watching.paths())]))

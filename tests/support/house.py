@@ -10,6 +10,7 @@ from tests.support.deadline import eventually
 from watchman.config.settings import (
     BrokerSettings,
     MoveSettings,
+    OnFailed,
     ProftpdSettings,
     Settings,
     TaskSettings,
@@ -68,6 +69,7 @@ class Inside:
     watches: tuple[WatchSettings, ...] = ()
     tasks: tuple[TaskSettings, ...] = TASKS
     moves: dict[str, MoveSettings] = field(default_factory=dict)
+    on_failed: OnFailed | None = None
     proftpd: ProftpdSettings = field(default_factory=ProftpdSettings)
     #: Whether the transfer log, which is what tests say of it, is not read to its end when asked.
     log_lags: bool = False
@@ -96,6 +98,7 @@ class Inside:
             tasks=self.tasks,
             proftpd=self.proftpd,
             moves=self.moves,
+            on_failed=self.on_failed,
         )
         self.ledgers = {}
         for name, watch in self.settings.watches.items():

@@ -2,7 +2,7 @@
 
 A *write* is a change of content that the model makes; its number is what the file then holds, so a
 file tells which write it is of. Everything that the model lets watchman do twice, or not at all, is
-a flag of the write, and a comment says which sentence of the README allows it.
+a flag of the write, and a comment says which sentence in docs/ allows it.
 """
 
 from __future__ import annotations

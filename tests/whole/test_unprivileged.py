@@ -11,7 +11,7 @@ import pytest
 from tests.servers.brokers import ROOT
 from tests.servers.daemon import Daemon, published
 from tests.support.deadline import eventually
-from tests.support.filesystems import unprivileged
+from tests.support.filesystems import mounted, unprivileged
 from tests.support.needs import need
 
 pytestmark = pytest.mark.root
@@ -217,11 +217,131 @@ def test_check_says_what_only_root_may_set(
     ]
 
 
-def test_check_as_root_says_that_the_daemons_rights_are_others(
+def test_a_reload_says_what_check_says_of_moves_that_are_forbidden(
+    yard: Path, daemon: Daemon
+) -> None:
+    need("setfacl")
+    assert daemon.run("reload").stdout == "nothing changed\n"
+    make(yard / "moved/shared", 0o775, ALICE, 100)
+    make(yard / "moved/private", 0o700, ALICE, ALICE)
+    make(yard / "moved/dropbox", 0o1777)
+    # Not the move's to take files from, or no place for uploads.
+    make(yard / "moved/.hidden", 0o755, ALICE, ALICE)
+    make(yard / "moved/roots", 0o755)
+    make(yard / "plain/bobs", 0o755, BOB, BOB)
+    told = daemon.run("reload").stdout.splitlines()
+    assert told[0] == "nothing changed"
+    said = [line.removeprefix("warning: [move:m] ") for line in told[1:]]
+    assert said == [line.split("move:m", 1)[1].strip() for line in errors(daemon)]
+    assert len(said) == 3
+    for text in said:
+        assert daemon.log.count(f": [move:m] {text}.") == 1
+        subprocess.run(["sh", "-ec", text.split("; ", 1)[1]], check=True, timeout=10)
+    assert daemon.run("reload").stdout == "nothing changed\n"
+    (yard / "to").rmdir()
+    warning = f"[move:m] '{yard}/to' is not there yet; the daemon waits for it, never makes it"
+    [_, told] = daemon.run("reload").stdout.splitlines()
+    assert told == f"warning: {warning}; install -d -o nobody {yard}/to"
+
+
+def test_a_reload_says_which_files_cannot_be_copied_to_another_filesystem(
+    yard: Path, daemon: Daemon
+) -> None:
+    make(yard / "moved/alice/closed.csv", 0o600, ALICE, ALICE)
+    (yard / "to").rmdir()
+    with mounted(yard / "to") as disk:
+        os.chown(disk.path, 65534, 65534)
+        [_, told] = daemon.run("reload").stdout.splitlines()
+    assert f"files cannot be moved: nobody lacks r on '{yard}/moved/alice/closed.csv'; " in told
+
+
+def test_check_warns_of_a_move_from_where_nobody_may_upload_yet(
+    yard: Path, start_watchman: Callable[..., Daemon]
+) -> None:
+    (yard / "moved/alice").rmdir()
+    (yard / "to").rmdir()
+    prefix = unprivileged(yard / "own")
+    daemon = start_watchman(INI, directory=yard, prefix=prefix, started=False)
+    make(yard / "own/spool", 0o700, 65534)
+    told = daemon.run("check").stdout
+    assert f"'{yard}/to' is not there yet; the daemon waits for it, never makes it" in told
+    [line] = [line for line in told.splitlines() if "not there yet" in line]
+    assert line.endswith(f"; install -d -o nobody {yard}/to")
+    subprocess.run(line.split("; ")[-1], shell=True, check=True)
+    told = daemon.run("check").stdout
+    assert f"no user can upload below {yard}/moved yet; nobody needs rwx on each directory" in told
+    [line] = [line for line in told.splitlines() if "can upload" in line]
+    make_one = line.partition("as by ")[2].replace("NAME", "games")
+    assert make_one == f"install -d -o games -g nogroup -m 2770 {yard}/moved/games"
+    subprocess.run(make_one, shell=True, check=True)
+    told = daemon.run("check").stdout
+    assert "can upload" not in told
+    assert "0 errors" in told
+
+
+def test_check_by_root_looks_as_the_daemons_user_and_finds_the_same(
+    yard: Path, start_watchman: Callable[..., Daemon]
+) -> None:
+    make(yard / "own/spool", 0o700, 65534)
+    make(yard / "moved/alice/a.csv", 0o600, ALICE, ALICE)
+    make(yard / "moved/alices", 0o755, ALICE, ALICE)
+    prefix = unprivileged(yard / "own")
+    daemon = start_watchman(INI, directory=yard, prefix=prefix, started=False)
+    [line] = errors(daemon)
+    assert f"nobody lacks w on '{yard}/moved/alices'" in line
+    by_root = daemon.run("check").stdout
+    assert ", checked as nobody, without capabilities, as no daemon runs" in by_root
+    assert [one for one in by_root.splitlines() if one.startswith("ERROR")] == [line]
+    assert "leases tell who still writes nobody's own files" in by_root
+    as_root = daemon.run("check", "--as", "root").stdout
+    assert "the spool is nobody's, and it is root's rights that are looked at" in as_root
+    assert "leases tell who still writes, for every file" in as_root
+
+
+def test_check_by_root_counts_the_capabilities_of_the_daemon_that_runs(
+    yard: Path, start_watchman: Callable[..., Daemon]
+) -> None:
+    more = ["--inh-caps=-all,+lease", "--ambient-caps=-all,+lease"]
+    prefix = [*unprivileged(yard / "own"), *more]
+    daemon = start_watchman(INI, directory=yard, prefix=prefix)
+    told = daemon.run("check", "--as", "nobody").stdout
+    assert daemon.process is not None
+    pid = daemon.process.pid
+    assert f", checked as nobody, with the rights of the daemon, pid {pid}\n" in told
+    assert "watch:plain     leases tell who still writes, for every file (CAP_LEASE)\n" in told
+    # It is no right to write, though.
+    assert not errors(daemon)
+    (yard / "to").chmod(0o555)
+    os.chown(yard / "to", 0, 0)
+    assert f"nobody lacks w on '{yard}/to'" in daemon.run("check").stdout
+
+
+def test_check_by_root_says_that_the_daemon_may_not_read_the_ini_file(
     yard: Path, start_watchman: Callable[..., Daemon]
 ) -> None:
     make(yard / "own/spool", 0o700, 65534)
     daemon = start_watchman(INI, directory=yard, started=False)
-    told = daemon.run("check").stdout.splitlines()[1]
-    assert told.startswith("WARN   config          the spool is nobody's, and it is root's rights")
-    assert told.endswith(f"; runuser -u nobody -- watchman -c {daemon.ini} check")
+    daemon.ini.chmod(0o600)
+    told = daemon.run("check").stdout
+    assert f"nobody lacks r on '{daemon.ini}'; chgrp nogroup {daemon.ini} && chmod g+r" in told
+
+
+def test_nobody_but_root_checks_as_another_user(
+    yard: Path, start_watchman: Callable[..., Daemon]
+) -> None:
+    prefix = unprivileged(yard / "own")
+    daemon = start_watchman(INI, directory=yard, prefix=prefix, started=False)
+    for user, code, said in (
+        ("root", 2, "watchman: --as: only root may check as another user\n"),
+        ("none-such", 2, "watchman: --as: there is no user none-such\n"),
+        ("nobody", 0, ""),
+    ):
+        done = subprocess.run(
+            [*daemon.prefix, *daemon.watchman("check", "--as", user)],
+            env=daemon.environment(),
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (code, said)

@@ -8,10 +8,12 @@ task is being sent at this moment is waited for, and refused if it could be sent
 
 import argparse
 
+from watchman.commands.screens import progress
 from watchman.commands.shared import selection
 
 add_arguments = selection.add_arguments
 
 
 def main(arguments: argparse.Namespace) -> int:
-    return selection.carry_out("drop", "dropped", arguments)
+    shown = progress.progress("drop", selection.total(arguments) if progress.is_seen() else None)
+    return selection.carry_out("drop", "dropped", arguments, shown)

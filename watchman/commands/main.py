@@ -32,11 +32,13 @@ COMMANDS = {
     "explain": "what would happen to a path, and why",
     "status": "healthy or not and why: sources, watches, brokers, queue sizes",
     "queue": "uploads noticed, waiting, deferred (when tried again), failed (why)",
+    "tail": "uploads as they pass, live",
     "retry": "try failed and deferred uploads again now",
     "drop": "give uploads up: no task is sent for them",
     "pause": "let uploads of a watch or task, or for a broker, wait",
     "resume": "end a pause, or all",
     "reload": "have the daemon read the INI file again",
+    "import-config": "the first version's config.py as an INI file",
 }
 
 #: Objects made until Python looks for garbage. What is imported is none, and to look through it
@@ -44,14 +46,20 @@ COMMANDS = {
 OBJECTS = 100_000
 
 #: Those that ask no daemon.
-ALONE = ("run", "check")
+ALONE = ("run", "check", "import-config")
+
+#: Those that read no INI file.
+NO_INI = ("import-config",)
+
+#: Commands that have a folder of their own.
+FOLDERS = {"check": "check.check", "import-config": "importing.import_config"}
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     utf8.insist()
     gc.set_threshold(OBJECTS)
     arguments = sys.argv[1:] if arguments is None else arguments
-    parser = _parser(arguments)
+    parser = parser_for(arguments)
     try:
         given = parser.parse_args(arguments)
     except SystemExit as end:
@@ -68,11 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def module(command: str) -> Any:
-    folder = "watchman.commands.check" if command == "check" else "watchman.commands"
-    return importlib.import_module(f"{folder}.{command}")
+    return importlib.import_module(f"watchman.commands.{FOLDERS.get(command, command)}")
 
 
-def _parser(arguments: Sequence[str]) -> shell.Parser:
+def parser_for(arguments: Sequence[str]) -> shell.Parser:
     """The parser of a command line, which knows the options of that command alone."""
     parser = shell.program("watchman", __doc__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -81,7 +88,8 @@ def _parser(arguments: Sequence[str]) -> shell.Parser:
         if name in arguments:
             one.description = shell.description(module(name).__doc__)
             # Also after the command, where many will write it.
-            shell.add_config(one, default=argparse.SUPPRESS)
+            if name not in NO_INI:
+                shell.add_config(one, default=argparse.SUPPRESS)
             if name not in ALONE:
                 shell.add_socket(one, default=argparse.SUPPRESS)
             module(name).add_arguments(one)

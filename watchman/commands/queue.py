@@ -3,14 +3,20 @@
 Show the uploads that are not done, in groups of what has the same state, place and reason: failed
 ones first, for they need you, then deferred ones, which are tried again, then what waits for its
 broker, then what is not known to be whole yet. Of each group the first and the last upload are
-shown, and with --all every one. Counts are of all, whatever is shown.
+shown, and with --all every one. Counts are of all, whatever is shown. Of a file that is being
+written it says by which program, where you may see that: root sees all.
 """
 
 import argparse
-from collections.abc import Iterator
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from watchman.commands.shared import client, selection, shell
+from watchman.commands.shared.writers import Writer, writers
+
+#: Characters of a request that may name files; it has 64 KiB.
+ROOM = 60_000
 
 #: Seconds to wait for the next line.
 TIMEOUT = 60.0
@@ -37,10 +43,13 @@ def main(arguments: argparse.Namespace) -> int:
     if len(arguments.ids) > selection.IDS:
         raise shell.Misused(f"these are more than {selection.IDS} ids; leave them out for all")
     fields = filters or next(selection.requests_of(arguments.ids), {})
+    open_files = _open_files(arguments.socket)
+    fields |= {"open": json.dumps(list(_few(open_files)))} if open_files else {}
 
     def uploads() -> Iterator[dict[str, Any]]:
         limit = {} if arguments.limit is None else {"limit": str(arguments.limit)}
-        return client.request(arguments.socket, "queue", fields | limit, TIMEOUT)
+        for upload in client.request(arguments.socket, "queue", fields | limit, TIMEOUT):
+            yield _with_writers(upload, open_files)
 
     if arguments.json:
         for upload in uploads():
@@ -48,10 +57,38 @@ def main(arguments: argparse.Namespace) -> int:
         return shell.DONE
     from watchman.commands.screens import queue, screen  # rich: --json need not wait for it
 
-    groups = list(client.request(arguments.socket, "groups", fields, TIMEOUT))
+    groups = [
+        {**group, **{end: _with_writers(group[end], open_files) for end in ("first", "last")}}
+        for group in client.request(arguments.socket, "groups", fields, TIMEOUT)
+    ]
     if groups and (arguments.all or arguments.limit):
         queue.show_all(uploads())
         screen.show(queue.counts(groups))
     else:
         screen.show(*queue.draw(groups))
     return shell.DONE
+
+
+def _open_files(socket: str) -> dict[str, list[Writer]]:
+    """Return which programs have files below watches open for writing, by file.
+
+    Of a file that it knows already the daemon hears when it is closed, not when it is opened. So
+    it is told which ones are open; it lists those that may become uploads.
+    """
+    [status] = client.request(socket, "status")
+    return writers(watch["path"] for watch in status["watches"].values())
+
+
+def _with_writers(upload: dict[str, Any], open_files: Mapping[str, list[Writer]]) -> dict[str, Any]:
+    of_file = open_files.get(upload["path"] or "")
+    return {**upload, "writers": of_file} if of_file else upload
+
+
+def _few(paths: Iterable[str]) -> Iterator[str]:
+    """Yield as many as fit into a request."""
+    room = ROOM
+    for path in paths:
+        room -= len(json.dumps(path)) + len(", ")
+        if room < 0:
+            return
+        yield path

@@ -4,7 +4,8 @@ Have the daemon go over to the INI file as it is now, as SIGHUP does, and print 
 loses nothing in hand: what was accepted goes on as it was accepted, new and changed watches are
 scanned, brokers that did not change go on sending. A wrong file is refused, and all stays as it
 was. `spool` and `socket` cannot change without a restart. What no task matched before stays
-unmatched: send it with watchman-send.
+unmatched: send it with watchman-send. A warning tells of moves that the daemon has not the rights
+for, and of the command that grants them; `watchman check` looks further.
 """
 
 import argparse
@@ -26,5 +27,6 @@ def main(arguments: argparse.Namespace) -> int:
     if "problems" in found:
         raise ConfigError(found["problems"])
     told = [printable(change) for change in found["changed"]] or ["nothing changed"]
+    told += [f"warning: {printable(text)}" for text in found.get("forbidden", ())]
     shell.show([found], told, as_json=arguments.json)
     return shell.DONE

@@ -7,6 +7,7 @@ INI file as it is now gives them. Printed once it is safe on disk: `retried ID P
 
 import argparse
 
+from watchman.commands.screens import progress
 from watchman.commands.shared import selection
 
 
@@ -16,4 +17,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    return selection.carry_out("retry", "retried", arguments)
+    shown = progress.progress("retry", selection.total(arguments) if progress.is_seen() else None)
+    return selection.carry_out("retry", "retried", arguments, shown)

@@ -10,12 +10,13 @@ user leaves there, the other could not go on with.
 import argparse
 import os
 
-from watchman.commands.check import spool
-from watchman.commands.check.rights import WRITE, complaint
+from watchman.commands.check import places, spool
+from watchman.commands.check.findings import Level
 from watchman.commands.shared import shell
 from watchman.config import inifile, locations
 from watchman.daemon import Daemon
 from watchman.errors import SocketUnavailable, SpoolNotOurs
+from watchman.uploads.rights import WRITE, complaint
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +32,9 @@ def main(arguments: argparse.Namespace) -> int:
         Daemon(settings).run()
     except SocketUnavailable as error:
         # Not UNREACHABLE: that is what the other commands say of a daemon.
-        shell.complain("watchman", str(error))
+        place = places.writable("socket", os.path.dirname(settings.socket), "0755")
+        cure = f"; {place.text}" if place.level is Level.ERROR else ""
+        shell.complain("watchman", f"{error}{cure}")
         return shell.REFUSED
     except PermissionError as error:
         shell.complain("watchman", f"{error}{_lacking(error.filename)}")

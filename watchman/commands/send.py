@@ -15,10 +15,12 @@ done, and still in the history. What waits or has failed is tried again with `wa
 import argparse
 import itertools
 import os
+import stat
 import sys
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
+from watchman.commands.screens import progress
 from watchman.commands.shared import client, shell, utf8
 from watchman.errors import SocketUnavailable
 from watchman.uploads.outcome import Outcome
@@ -29,37 +31,37 @@ PROGRAM = "watchman-send"
 #: Paths between two looks of a terminal at the progress.
 PROGRESS = 100
 
-#: Takes away what a terminal shows of it, see console_codes(4).
-CLEARED = "\x1b[K"
+#: Bytes that are read at once.
+READ = 64 * 1024
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     utf8.insist()
-    given = _parser().parse_args(arguments)
+    given = parser().parse_args(arguments)
     shell.leave(PROGRAM, lambda: shell.ask(_send, given))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = shell.program(PROGRAM, __doc__)
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    made = shell.program(PROGRAM, __doc__)
+    made.add_argument(
         "-0",
         "--null",
         action="store_true",
         help="paths on standard input end with NUL, not newline",
     )
-    parser.add_argument(
+    made.add_argument(
         "--as",
         dest="as_path",
         metavar="PATH",
         help="send the one file as if it had been uploaded as PATH: that finds its task",
     )
-    parser.add_argument(
+    made.add_argument(
         "--same-id", action="store_true", help="use the id of the file's last upload again"
     )
-    parser.add_argument(
+    made.add_argument(
         "paths", nargs="+", metavar="PATH", help="a file, or - for paths on standard input"
     )
-    return parser
+    return made
 
 
 def _send(given: argparse.Namespace) -> int:
@@ -68,8 +70,10 @@ def _send(given: argparse.Namespace) -> int:
     fields = {"same_id": "yes"} if given.same_id else {}
     fields |= {"as": _absolute(given.as_path)} if given.as_path else {}
     sent = refused = 0
+    end = b"\0" if given.null else b"\n"
+    shown = _progress(given.paths, end)
     try:
-        for batch in _batches(given.paths, b"\0" if given.null else b"\n"):
+        for batch in _batches(given.paths, end):
             paths = map(_absolute, batch)
             for path, outcome, detail in client.resubmit(given.socket, paths, fields):
                 if outcome in (Outcome.OK, Outcome.DUPLICATE):
@@ -77,15 +81,15 @@ def _send(given: argparse.Namespace) -> int:
                     print(outcome, detail, printable(path))
                 else:
                     refused += 1
-                    _show_progress(CLEARED)
+                    shown.close()
                     shell.complain(PROGRAM, f"{path!r}: {detail or outcome.lower()}")
                 if (sent + refused) % PROGRESS == 0:
-                    _show_progress(f"{sent} sent, {refused} refused")
+                    shown(sent + refused)
     except SocketUnavailable as error:
         done = f"; {sent} sent before that" if sent else ""
         raise SocketUnavailable(f"{error}{done}") from error.__cause__
     finally:
-        _show_progress(CLEARED)
+        shown.close()
     return shell.REFUSED if refused else shell.DONE
 
 
@@ -105,17 +109,31 @@ def _batches(arguments: Sequence[str], end: bytes) -> Iterator[list[str]]:
 
 def _piped(end: bytes) -> Iterator[list[str]]:
     rest = b""
-    while data := os.read(sys.stdin.fileno(), 64 * 1024):
+    while data := os.read(sys.stdin.fileno(), READ):
         *whole, rest = (rest + data).split(end)
         yield [os.fsdecode(path) for path in whole if path]
     if rest:
         yield [os.fsdecode(rest)]
 
 
-def _show_progress(text: str) -> None:
-    """On a terminal whose user sees nothing else happen."""
-    if sys.stderr.isatty() and not sys.stdout.isatty():
-        print(f"\r{text}", end="", file=sys.stderr, flush=True)
+def _progress(arguments: Sequence[str], end: bytes) -> progress.Progress:
+    """For a terminal whose user sees nothing else happen."""
+    if sys.stdout.isatty() or not progress.is_seen():
+        return progress.UNSEEN
+    piped = _count_piped(end) if "-" in arguments else 0
+    named = sum(path != "-" for path in arguments)
+    return progress.progress("send", None if piped is None else named + piped)
+
+
+def _count_piped(end: bytes) -> int | None:
+    """How many paths a file has on standard input; None for a pipe, which nobody can know."""
+    fd = sys.stdin.fileno()
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        return None
+    at, paths, last = os.lseek(fd, 0, os.SEEK_CUR), 0, end
+    while data := os.pread(fd, READ, at):
+        at, paths, last = at + len(data), paths + data.count(end), data[-1:]
+    return paths + (last != end)
 
 
 if __name__ == "__main__":

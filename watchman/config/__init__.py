@@ -1,6 +1,7 @@
-"""What the operator has written: the INI file, read, checked as a whole, and asked.
+"""What the operator has written in the INI file: read, checked as a whole, and applied to paths.
 
-In comes the INI file (`inifile`); out go `Settings`, frozen, and `Rules` and `places`, which say
-what watch, move and task a path falls under. `locations` finds the file, and the daemon's socket
-without the rest of it. Runs in whichever thread asks. Everybody may import it but `uploads`.
+In comes the INI file (`inifile`). Out go frozen `Settings`, and `Rules` and `places`, which say
+which watch, move and task a path belongs to. `locations` finds the INI file, and the daemon's
+socket without reading the rest. It runs in the thread that asks. Every folder but `uploads` may
+import it.
 """

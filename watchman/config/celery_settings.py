@@ -1,4 +1,4 @@
-"""What Celery and kombu may be told in the INI file: brokers' urls, and settings by name."""
+"""Reads what the INI file tells Celery and kombu: brokers' urls, and settings by name."""
 
 import os
 import re
@@ -9,9 +9,9 @@ from typing import Any
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.utils.url import parse_url
 
-from watchman.config import options
+from watchman.config import options, trusted
 
-#: Settings that say where the broker is. The section `[broker:NAME]` does.
+#: Settings that say where the broker is. They are not used, because `[broker:NAME]` says it.
 _PLACES = frozenset(
     "broker_" + name
     for name in (
@@ -43,7 +43,7 @@ def _delivery_mode(value: str) -> int:
     return modes[options.one_of(*modes)(value)]
 
 
-#: By the type that Celery gives the option; what is not here is text.
+#: The reader for each type that Celery gives an option. Other types are read as text.
 _BY_TYPE: dict[Any, Callable[[str], Any]] = {
     "bool": options.boolean,
     "int": options.integer(),
@@ -56,7 +56,7 @@ _BY_TYPE: dict[Any, Callable[[str], Any]] = {
     "bytes": str.encode,
 }
 
-#: Where Celery's type says something else than what Celery does with the value.
+#: The reader for options whose type in Celery is not what Celery makes of the value.
 _BY_NAME: dict[str, Callable[[str], Any]] = {
     "broker_use_ssl": _boolean_or_object,
     "task_default_delivery_mode": _delivery_mode,
@@ -66,7 +66,7 @@ _BY_NAME: dict[str, Callable[[str], Any]] = {
 
 @cache
 def _defaults() -> Any:
-    # Not above, for that takes a third of a second, which no command need wait for.
+    # Imported here, because it takes a third of a second, and most commands do not need it.
     from celery.app import defaults
 
     return defaults
@@ -74,17 +74,23 @@ def _defaults() -> Any:
 
 @cache
 def types() -> dict[str, Any]:
-    """Return of what type each of Celery's settings is, but of those that say where the broker
-    is.
-    """
+    """Return Celery's type of each setting by name, without those that say where the broker is."""
     known = _defaults().flatten(_defaults().NAMESPACES)
     return {name: option.type for name, option in known if name not in _PLACES}
 
 
-def reader(name: str) -> Callable[[str], Any] | None:
-    """The reader for Celery's setting `name`, None for a name that is not one.
+@cache
+def spellings() -> tuple[str, ...]:
+    """The names of all settings, the old ones, and those with the prefix CELERY_, in capitals."""
+    current = [name.upper() for name in types()]
+    prefixed = [f"CELERY_{name}" for name in current]
+    return (*_defaults()._TO_NEW_KEY, *current, *prefixed)
 
-    Raises ValueError for a name that Celery knows and that does not belong into the INI file.
+
+def reader(name: str) -> Callable[[str], Any] | None:
+    """Return the reader for Celery's setting `name`, None if Celery has no such setting.
+
+    Raises ValueError for a name that Celery knows but that does not belong in the INI file.
     """
     if name in types():
         return _BY_NAME.get(name) or _BY_TYPE.get(types()[name], options.text)
@@ -98,28 +104,63 @@ def reader(name: str) -> Callable[[str], Any] | None:
 
 def broker_url(value: str, directory: str) -> str:
     """A url for kombu, or several with `;` between, `${NAME}` taken from the environment."""
-    parts = _with_environment(options.text(value)).split(";")
-    return ";".join(_broker_url(part.strip(), directory) for part in parts)
+    return _broker_urls(_with_environment(options.text(value)), directory)
 
 
 def secret(value: str) -> str:
     """The first field of each line of the transfer log, `${NAME}` taken from the environment."""
-    token = _with_environment(options.word(value))
+    return _token(_with_environment(options.word(value)))
+
+
+def url_file(value: str, directory: str) -> str:
+    """The path of a file that holds what `url` takes, `${NAME}` taken from the environment.
+
+    `${NAME}` may stand in the path. In the file it would be a part of the password.
+    """
+    return _broker_urls(options.text(_content(value, directory)), directory)
+
+
+def token_file(value: str, directory: str) -> str:
+    """The path of a file that holds the token, `${NAME}` taken from the environment."""
+    return _token(_content(value, directory))
+
+
+def _content(value: str, directory: str) -> str:
+    """What a file with a secret holds, without the end of its line. No error quotes it."""
+    file = options.path(_with_environment(options.text(value)), directory)
+    try:
+        return trusted.read_secret(file).decode().rstrip("\r\n")
+    except OSError as error:
+        raise ValueError(f"{file}: {error.strerror}") from error
+    except UnicodeDecodeError:
+        raise ValueError(f"{file} is not UTF-8") from None
+    except ValueError as error:
+        raise ValueError(f"{file} {error}") from error
+
+
+def _token(token: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9._~+=-]{1,64}", token):
-        # LogFormat would take a quote or a percent sign for something else.
+        # In LogFormat a quote or a percent sign has a meaning of its own.
         raise ValueError("1 to 64 letters, digits and . _ ~ + = - are what ProFTPD writes as it is")
     return token
 
 
+def _broker_urls(value: str, directory: str) -> str:
+    return ";".join(_broker_url(part.strip(), directory) for part in value.split(";"))
+
+
 def _broker_url(value: str, directory: str) -> str:
     scheme, separator, rest = value.partition("://")
-    if not separator:
+    # What has no form of a scheme may be a part of the password, and is not quoted.
+    if not separator or not re.fullmatch(r"[\w+.-]*", scheme):
         raise ValueError("give a url, as amqp://user:password@host:5672/vhost or redis://host/0")
-    # As in sqla+postgresql://: kombu's transport is what stands before the plus.
+    # As in sqla+postgresql://, kombu's transport comes before the plus.
     transport = scheme.lower().partition("+")[0]
     if transport not in TRANSPORT_ALIASES:
         hint = options.close_to(transport, TRANSPORT_ALIASES)
-        raise ValueError(f"kombu has no transport {transport}{hint or '; amqp, redis, ... are'}")
+        raise ValueError(
+            f"kombu has no transport {transport}{hint or '; amqp and redis are two of them'}"
+        )
     if transport == "memory":
         raise ValueError("memory:// never leaves this process: no worker would see a task")
     if transport == "filesystem":
@@ -133,7 +174,7 @@ def _broker_url(value: str, directory: str) -> str:
     except KeyError as error:
         raise ValueError("ssl_cert_reqs is one of required, optional, none") from error
     except TypeError as error:
-        raise ValueError("what stands after ? says again what stands before it") from error
+        raise ValueError("an option after ? repeats a part of the url before it") from error
     return f"{scheme}://{options.word(rest) if rest else ''}"
 
 
@@ -145,10 +186,10 @@ def _with_environment(value: str) -> str:
 
 
 def current_name(name: str) -> str | None:
-    """The lowercase name of the setting that Celery would take `name` for.
+    """Return the lowercase name of the setting that Celery takes `name` for, None if for none.
 
-    That is the name itself, its old one (CELERY_ROUTES, BROKER_URL), and both in any case, also
-    with the prefix CELERY_ that Django projects give to all of them.
+    `name` may be the setting's present name or its old one (CELERY_ROUTES, BROKER_URL), in upper or
+    lower case. The present one may have the prefix CELERY_, which Django projects use.
     """
     lower, upper = name.lower(), name.upper()
     for candidate in (lower, _defaults()._TO_NEW_KEY.get(upper), lower.removeprefix("celery_")):

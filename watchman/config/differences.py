@@ -6,12 +6,12 @@ from typing import Any
 
 from watchman.config.settings import Settings
 
-#: Settings that map names to sections, or list them, and the kind of section.
+#: The fields of `Settings` that hold named sections, each with the kind of section.
 KINDS = {"watches": "watch", "brokers": "broker", "tasks": "task", "moves": "move"}
 
 
 def differences(old: Settings, new: Settings) -> Iterator[str]:
-    """Yield a line for each section and option that is not what it was."""
+    """Yield a line for each section or option that was added, removed or changed."""
     for field in fields(Settings):
         before, after = getattr(old, field.name), getattr(new, field.name)
         if before == after or not field.compare:
@@ -31,6 +31,7 @@ def _sections(kind: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iter
             yield f"{kind}:{name} added"
         elif old[name] != new[name]:
             yield f"{kind}:{name} changed"
+    # The order of tasks counts, because the first one that matches a path is sent.
     common = [name for name in old if name in new]
     if kind == "task" and common != [name for name in new if name in old]:
         yield "order of tasks changed"

@@ -1,21 +1,21 @@
-"""Our own files and directories: durable, and with modes that no umask changes."""
+"""Makes our own files and directories, with modes that no umask changes, and makes them durable."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 
-#: Permission bits of directories above those that are ours.
+#: Mode of directories that have to be made above our own.
 ABOVE = 0o755
 
 
 def limit_umask() -> None:
-    """Have the umask keep others from writing, and never us from our own files."""
+    """Change the umask, so that others can never write our files, and we can always use them."""
     os.umask(os.umask(0o077) & 0o077 | 0o002)
 
 
 def made_with(mode: int) -> Callable[[str, int], int]:
-    """An opener for open(), which gives a file that it makes this mode, and leaves others alone."""
+    """Return an opener for open(). A file that it makes gets this mode; others keep theirs."""
 
     def opener(path: str, flags: int) -> int:
         try:
@@ -37,8 +37,9 @@ def make_directory(path: str, mode: int) -> None:
 
 
 def fsync_directory(path: str, *, dir_fd: int | None = None) -> None:
-    """Make names just made or removed in a directory durable, see fsync(2); `path` is taken from
-    the directory `dir_fd`, which may be open as with O_PATH, if one is given.
+    """Make new and removed names in a directory durable, see fsync(2). Raises OSError.
+
+    With `dir_fd`, `path` is relative to that directory, which may be open with O_PATH.
     """
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)
     try:

@@ -1,4 +1,4 @@
-"""The INI file: read, checked as a whole, and turned into settings."""
+"""Reads the INI file, checks it as a whole, and turns it into settings."""
 
 import configparser
 import os
@@ -29,26 +29,26 @@ _SEND_OPTIONS = (
 #: Names go into file names, and into commands as `watch:NAME`.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 
-#: Problems of form after which the rest is not looked at: this is no INI file.
+#: After more wrong lines than this we stop reading: this is not an INI file.
 _ENOUGH = 20
 
-#: Characters of a problem that are told.
+#: Longest message about a problem, in characters.
 _LONGEST = 2000
 
-#: Blanks in a row within a line: configparser takes the square of their number in steps.
+#: Most blanks in a row within a line. configparser's time grows with the square of their number.
 _BLANKS = 1000
 
-#: What names of options say, and of keys in JSON, whose values are secrets.
+#: An option, or a key in JSON, holds a secret if its name has one of these words.
 _SECRET = "password|secret|token"
 
-#: Stands in for what came twice, so that reading can go on.
+#: Begins the name that replaces one that came twice, so that reading can go on.
 _TWICE = "\0"
 
 
 def load(path: str) -> Settings:
-    """Read and check the INI file; ConfigError tells everything that is wrong with it.
+    """Read and check the INI file. Raises ConfigError, with everything that is wrong in it.
 
-    Reads no file but that one and the settings files it names.
+    Reads no other file but the settings files that it names.
     """
     return _Ini(path).settings()
 
@@ -106,14 +106,15 @@ class _Ini:
         raise ConfigError(self.problems)
 
     def _parse(self, lines: list[str]) -> configparser.ConfigParser:
-        """Have configparser read the lines, again without each line that it stops at."""
+        """Have configparser read the lines. If it stops at one, replace that and begin again."""
         self._check_dropped(lines)
         for number, line in enumerate(lines, 1):
             if any(len(run) > _BLANKS for run in re.findall(r"\s+", line.strip())):
                 self._problem("", f"line {number}: has more than {_BLANKS} blanks in a row")
                 self._replace(lines, number, "")
         while True:
-            # An empty name for the default section: no section can bear it, [DEFAULT] is unknown.
+            # The default section gets an empty name, which no section can have. So [DEFAULT] is
+            # reported as unknown.
             parser = configparser.ConfigParser(interpolation=None, default_section="")
             try:
                 parser.read_file(line + "\n" for line in lines)
@@ -140,11 +141,11 @@ class _Ini:
     def _replace(self, lines: list[str], number: int | None, line: str) -> None:
         assert number is not None, "configparser says the line of what it reads from lines"
         old = lines[number - 1]
-        # With its indentation, which tells configparser whether the next line continues this one.
+        # Keep its indentation, by which configparser sees whether the next line continues this one.
         lines[number - 1] = old[: len(old) - len(old.lstrip())] + line
 
     def _check_dropped(self, lines: list[str]) -> None:
-        """Report patterns as `#*#`: configparser drops lines of a value that start with # or ;."""
+        """Report patterns such as `#*#`: configparser drops a value's lines that begin so."""
         in_patterns = False
         for number, line in enumerate(lines, 1):
             if re.match(r"\[|\s*\w+\s*[=:]", line):
@@ -173,8 +174,16 @@ class _Ini:
         for option, text in parser.items(section):
             if not option.startswith(_TWICE):
                 self._read_option(section, kind, option, text, values)
+        given = {option for option in SECTIONS[kind] if parser.has_option(section, option)}
         for option, how in SECTIONS[kind].items():
-            if how.required and not parser.has_option(section, option):
+            if how.for_ and option in given:
+                if how.for_ in given:
+                    self._problem(option, f"{how.for_} is set as well; keep one", section=section)
+                elif option in values:
+                    values[how.for_] = values.pop(option)
+                given.add(how.for_)
+        for option, how in SECTIONS[kind].items():
+            if how.required and option not in given:
                 self._problem(option, "missing", section=section)
 
     def _read_option(
@@ -192,12 +201,12 @@ class _Ini:
             self._problem(option, what, section=section, value=text)
 
     def _check(self) -> None:
-        """What is wrong between options that are right by themselves."""
+        """Report options that are right by themselves but do not fit together."""
         watches, tasks = self.sections["watch"], self.sections["task"]
         if not watches:
             self._problem("", "no [watch:NAME] section: no upload would ever be seen")
         if not tasks and not self.sections["move"]:
-            what = "no [task:NAME] or [move:NAME] section: nothing would ever become of an upload"
+            what = "no [task:NAME] or [move:NAME] section: watchman would do nothing with an upload"
             self._problem("", what)
         proftpd = self.sections["proftpd"].get("", {})
         wrong = any("[proftpd] token" in problem for problem in self.problems)
@@ -206,6 +215,9 @@ class _Ini:
             self._problem("token", what, section="proftpd")
         for name, values in tasks.items():
             self._check_task(f"task:{name}", values)
+        for values in self.sections["watchman"].values():
+            if on_failed := values.get("on_failed"):
+                self._check_broker("watchman", "on_failed", on_failed.broker)
         seen: dict[str, str] = {}
         for name, values in watches.items():
             if path := values.get("path"):
@@ -217,14 +229,16 @@ class _Ini:
         for section, option, path in self._own_files():
             for real, name in seen.items():
                 if os.path.join(os.path.realpath(path), "").startswith(os.path.join(real, "")):
-                    what = f"lies below [watch:{name}], so what is written there were uploads"
+                    what = (
+                        f"lies below [watch:{name}], so each file written there would be an upload"
+                    )
                     self._problem(option, what, section=section, value=path)
         whole_watches = {n: WatchSettings(n, **v) for n, v in watches.items() if "path" in v}
         for section, option, value, what in moves.problems(self._moves(), whole_watches):
             self._problem(option, what, section=section, value=value)
 
     def _moves(self) -> dict[str, MoveSettings]:
-        """The moves, as far as both their paths could be read."""
+        """Return the moves whose two paths could be read."""
         return {
             name: MoveSettings(name, **values)
             for name, values in self.sections["move"].items()
@@ -232,21 +246,24 @@ class _Ini:
         }
 
     def _check_task(self, section: str, values: dict[str, Any]) -> None:
-        brokers = self.sections["broker"]
-        broker = values.get("broker")
-        if broker is not None and broker not in brokers:
-            known = f"; there are {', '.join(brokers)}" if brokers else "; there is none yet"
-            what = f"there is no [broker:{broker}]{close_to(broker, brokers) or known}"
-            self._problem("broker", what, section=section, value=broker)
+        if "broker" in values:
+            self._check_broker(section, "broker", values["broker"])
         limit = values.get("time_limit")
         if limit is not None and values.get("soft_time_limit", limit) > limit:
-            what = f"is beyond time_limit ({limit:g} s), so it would never come"
+            what = f"is beyond time_limit ({limit:g} s), so it would never take effect"
             self._problem("soft_time_limit", what, section=section)
 
+    def _check_broker(self, section: str, option: str, broker: str) -> None:
+        brokers = self.sections["broker"]
+        if broker not in brokers:
+            known = f"; there are {', '.join(brokers)}" if brokers else "; there is none yet"
+            what = f"there is no [broker:{broker}]{close_to(broker, brokers) or known}"
+            self._problem(option, what, section=section, value=broker)
+
     def _own_files(self) -> Iterator[tuple[str, str, str]]:
-        """Everything that the daemon itself writes, or ProFTPD for it: section, option, path."""
+        """Yield section, option and path of all that the daemon writes, or ProFTPD for it."""
         for values in self.sections["watchman"].values():
-            for option in ("spool", "log_file"):
+            for option in ("spool", "log_file", "metrics"):
                 if path := values.get(option):
                     yield "watchman", option, path
         for values in self.sections["proftpd"].values():
@@ -256,6 +273,13 @@ class _Ini:
             for url in values.get("url", "").split(";"):
                 if url.startswith("filesystem://"):
                     yield f"broker:{name}", "url", url.removeprefix("filesystem://")
+
+    def _doubts(self) -> Iterator[str]:
+        """What is odd about the Celery settings files."""
+        for kind in ("celery", "broker"):
+            for name, values in self.sections[kind].items():
+                for what in values["config"].warnings if "config" in values else ():
+                    yield f"[{kind}{':' if name else ''}{name}] config: {what}"
 
     def _build(self) -> Settings:
         defaults = {option: how.default for option, how in SECTIONS["watchman"].items()}
@@ -282,14 +306,15 @@ class _Ini:
             tasks=tuple(_task(name, values) for name, values in self.sections["task"].items()),
             moves=self._moves(),
             exposed=tuple(self.secrets) if os.stat(self.path).st_mode & stat.S_IROTH else (),
+            doubts=tuple(self._doubts()),
         )
 
 
 def _celery(values: dict[str, Any]) -> dict[str, Any]:
-    """A section's Celery settings: its settings file's, below the options beside it."""
+    """Return a section's Celery settings. Its own options go before those of its settings file."""
     own = SECTIONS["celery"] | SECTIONS["broker"]
     beside = {name: value for name, value in values.items() if name not in own}
-    return {**values.get("config", {}), **beside}
+    return {**(values["config"].settings if "config" in values else {}), **beside}
 
 
 def _task(name: str, values: dict[str, Any]) -> TaskSettings:
@@ -299,6 +324,8 @@ def _task(name: str, values: dict[str, Any]) -> TaskSettings:
 
 def _holds_secret(option: str, text: str) -> bool:
     """Whether a value is or holds a secret, rather than the name of one in the environment."""
+    if option.endswith("_file"):
+        return False
     text = re.sub(r"\$\{\w{1,200}\}", "", text)
     for url in text.split(";"):
         user, at, _ = url.partition("://")[2].partition("/")[0].rpartition("@")
@@ -309,10 +336,10 @@ def _holds_secret(option: str, text: str) -> bool:
 
 
 def _shown(option: str, value: str) -> str:
-    """A value for a message: on one line, not too long, without secrets."""
+    """Return a value for a message: on one line, not too long, without secrets."""
     if not value:
         return ""
-    if re.search(_SECRET, option) or (
+    if (re.search(_SECRET, option) and not option.endswith("_file")) or (
         re.search("://|{", value) and re.search(_SECRET, value, re.IGNORECASE)
     ):
         return "***"

@@ -1,4 +1,4 @@
-"""Where the INI file and the daemon's socket are: all that who asks the daemon must know."""
+"""Finds the INI file and the daemon's socket. A command that asks the daemon needs no more."""
 
 import configparser
 import contextlib
@@ -9,23 +9,23 @@ from watchman.errors import ConfigError
 DEFAULT_FILE = "/etc/watchman/watchman.ini"
 DEFAULT_SOCKET = "/run/watchman/watchman.sock"
 
-#: Characters of an INI file that are looked through for the socket.
+#: How many characters of an INI file are read to find the socket.
 _LIMIT = 1 << 20
 
 
 def find(option: str | None) -> str:
-    """The INI file to use: `-c FILE`, $WATCHMAN_CONFIG, or the one in /etc.
+    """Return the INI file to use: `-c FILE`, $WATCHMAN_CONFIG, or the one in /etc.
 
-    Never one of the current directory, which may be an FTP user's.
+    Never one in the current directory, which may be an FTP user's.
     """
     return option or os.environ.get("WATCHMAN_CONFIG") or DEFAULT_FILE
 
 
 def find_socket(option: str | None, config: str | None) -> str:
-    """The daemon's socket: `--socket PATH`, $WATCHMAN_SOCKET, the INI file's, or the one in /run.
+    """Return the socket: `--socket PATH`, $WATCHMAN_SOCKET, the INI file's, or the one in /run.
 
-    Whatever else is wrong in the INI file does not matter here, nor who owns it. ConfigError if
-    it was asked for by name and cannot be read: in /run may be another daemon than was meant.
+    It does not matter who owns the INI file, or what else is wrong in it. Raises ConfigError if
+    an INI file was named and cannot be read: the socket in /run may be that of another daemon.
     """
     if named := option or os.environ.get("WATCHMAN_SOCKET"):
         return os.path.abspath(named)
@@ -43,7 +43,7 @@ def find_socket(option: str | None, config: str | None) -> str:
 
 
 def is_closed(file: str) -> bool:
-    """Whether a file may be there, and may not be read."""
+    """Whether we have no permission to read a file, which may be there or not."""
     try:
         _read(file)
     except OSError as error:
@@ -52,16 +52,16 @@ def is_closed(file: str) -> bool:
 
 
 def _read(file: str) -> str:
-    # O_NONBLOCK, for a FIFO would make us wait until somebody writes.
+    # Without O_NONBLOCK, to open a FIFO waits until somebody opens it for writing, see fifo(7).
     fd = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(fd, encoding="utf-8-sig", errors="surrogateescape") as text:
         return text.read(_LIMIT)
 
 
 def _socket_in(text: str) -> str:
-    """The option `socket` of `[watchman]`, or nothing, in a text that may be wrong elsewhere."""
+    """Return the option `socket` of `[watchman]`, "" if there is none. Ignores what is wrong."""
     parser = configparser.RawConfigParser(strict=False, default_section="")
-    _, _, sections = f"\n{text}".partition("\n[")  # configparser ends at what stands before them
-    with contextlib.suppress(configparser.Error):  # it tells of lines that were passed over
+    _, _, sections = f"\n{text}".partition("\n[")  # configparser stops at lines before a section
+    with contextlib.suppress(configparser.Error):  # raised at the end, about lines that it ignored
         parser.read_string(f"[{sections}")
     return parser.get("watchman", "socket", fallback="")

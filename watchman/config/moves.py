@@ -1,4 +1,7 @@
-"""Names that a move gives, and what `[move:...]` sections must not say. Pure but for realpath."""
+"""The names that moves give to files, and what is wrong in `[move:...]` sections.
+
+Of the disk only symlinks are looked at, by realpath(3).
+"""
 
 from __future__ import annotations
 
@@ -9,41 +12,42 @@ from collections.abc import Iterator, Mapping
 from watchman.config.settings import MoveSettings, WatchSettings
 from watchman.uploads.beneath import is_below
 
-#: What the mover calls a file while it has it in hand. Never an upload, whatever the INI file says.
+#: The names of files while they are moved. Such a file is never an upload, whatever the INI file
+#: says.
 HIDDEN = ".watchman-*"
 
-#: The lane of uploads that take long, and are taken apart from all others.
+#: The lane of uploads whose move takes long. A thread of its own takes them.
 ASIDE = "aside"
 
-#: Bytes of a file's name, limits.h.
+#: Most bytes in a file's name, see limits.h.
 NAME_MAX = 255
 
 
 def claim_name(upload_id: str) -> str:
-    """The name of a file beside its source, while it is being moved."""
+    """Return the name of a claim: the file's name in its directory while it is moved."""
     return f".watchman-{upload_id}"
 
 
 def copy_name(upload_id: str) -> str:
-    """The name of a copy beside its destination, until it is whole.
+    """Return the name of a copy in the directory of its destination, until it is whole.
 
-    Not that of the claim: two mounts may show one directory under two paths.
+    It is not the claim's name, because two mounts may show one directory under two paths.
     """
     return f".watchman-{upload_id}.copy"
 
 
 def unique_name(name: str, milliseconds: int) -> str:
-    """`foo.txt` as `foo@1596705456400.txt`, its stem cut where that would be too long a name."""
+    """Return `foo@1596705456400.txt` for `foo.txt`, with the stem cut if that is too long."""
     stem, suffix = os.path.splitext(name)
     tail = f"@{milliseconds}{suffix}"
     while stem and len(os.fsencode(stem + tail)) > NAME_MAX:
         stem = stem[:-1]
-    # A suffix alone may be too long; then it is none.
+    # If the suffix alone is too long, the whole name is cut before it is split again.
     return stem + tail if stem else unique_name(name[: NAME_MAX // 4], milliseconds)
 
 
 def destination_of(move: MoveSettings, path: str, milliseconds: int) -> str:
-    """Where a move puts the file uploaded as `path`, if that name is free."""
+    """Return where a move puts the file uploaded as `path`, if that name is free."""
     directory, name = os.path.split(os.path.relpath(path, move.source))
     if move.unique == "always":
         name = unique_name(name, milliseconds)
@@ -51,7 +55,7 @@ def destination_of(move: MoveSettings, path: str, milliseconds: int) -> str:
 
 
 def origin_of(move: MoveSettings, path: str) -> str:
-    """Where a file below a move's destination was uploaded, by its prefix and its name."""
+    """Return where a file below a move's destination was uploaded, as far as its path tells."""
     directory, name = os.path.split(os.path.relpath(path, move.destination))
     name = re.sub(r"@\d{13}(?=\.[^.]*$|$)", "", name)
     return os.path.normpath(os.path.join(move.source, directory, name))
@@ -60,7 +64,7 @@ def origin_of(move: MoveSettings, path: str) -> str:
 def problems(
     moves: Mapping[str, MoveSettings], watches: Mapping[str, WatchSettings]
 ) -> Iterator[tuple[str, str, str, str]]:
-    """What is wrong between moves and watches: section, option, value, what."""
+    """Yield what does not fit between moves and watches: section, option, value, and what."""
     sources: dict[str, str] = {}
     for name, move in moves.items():
         section = f"move:{name}"

@@ -1,6 +1,7 @@
 """What an option's value may be: each reader turns the text of the INI file into a typed value.
 
-A reader raises ValueError that says what would be right.
+A reader raises ValueError that says what would be right. Its docstring begins with what it takes:
+the reference of the INI file (docs/) shows that sentence to operators.
 """
 
 import difflib
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from watchman.config.rules import PLACEHOLDERS, faults
+from watchman.config.settings import OnFailed
 
 _TRUE = ("yes", "true", "on", "1")
 _FALSE = ("no", "false", "off", "0")
@@ -21,18 +23,19 @@ _FALSE = ("no", "false", "off", "0")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)", re.ASCII)
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
-#: Seconds; past it the sums that Celery and the waits of threads make with a duration overflow.
+#: Longest duration in seconds. Dates that Celery computes with it, and timeouts of threads, would
+#: overflow with a much longer one.
 _LONGEST = 100 * 365 * 86400.0
 
-#: Bytes of a Unix socket's path, unix(7), without the NUL at its end.
+#: Most bytes in a Unix socket's path, without the NUL at its end, see unix(7).
 _SOCKET_PATH = 107
 
-#: configparser keeps a comment behind a value as part of it.
+#: A comment after a value. configparser takes it as a part of the value.
 _COMMENT = re.compile(r"\s[#;](?=\s|$)", re.MULTILINE)
 
 
 def close_to(name: str, known: Iterable[str]) -> str:
-    """A hint for a mistyped `name`, empty where nothing known comes close."""
+    """Return a hint for a mistyped `name`, "" if no known one is similar."""
     by_lower = {candidate.lower(): candidate for candidate in known}
     found = difflib.get_close_matches(name.lower(), by_lower, 1, cutoff=0.7)
     return f"; did you mean {by_lower[found[0]]}?" if found else ""
@@ -43,6 +46,7 @@ def has_comment(value: str) -> bool:
 
 
 def text(value: str) -> str:
+    """Text on one line."""
     if not value:
         raise ValueError("is empty")
     if "\n" in value:
@@ -53,6 +57,7 @@ def text(value: str) -> str:
 
 
 def word(value: str) -> str:
+    """A word without blanks."""
     if re.search(r"\s", text(value)):
         raise ValueError("holds a space; give one name")
     return value
@@ -65,10 +70,12 @@ def one_of(*choices: str) -> Callable[[str], str]:
                 return choice
         raise ValueError(f"give one of {', '.join(choices)}{close_to(value, choices)}")
 
+    read.__doc__ = f"One of {', '.join(f'`{choice}`' for choice in choices)}."
     return read
 
 
 def boolean(value: str) -> bool:
+    """`yes` or `no`."""
     if value.lower() in _TRUE + _FALSE:
         return value.lower() in _TRUE
     raise ValueError("give yes or no")
@@ -81,10 +88,14 @@ def integer(least: float = -math.inf, most: float = math.inf) -> Callable[[str],
             raise ValueError(f"give a whole number{bounds}")
         return int(value)
 
+    read.__doc__ = "A whole number."
+    if math.isfinite(least):
+        read.__doc__ = f"A whole number from {least} to {most}."
     return read
 
 
 def number(value: str) -> float:
+    """A number."""
     try:
         if not math.isnan(float(value)):
             return float(value)
@@ -94,6 +105,7 @@ def number(value: str) -> float:
 
 
 def duration(value: str) -> float:
+    """A duration."""
     if not (match := _DURATION.fullmatch(value)):
         raise ValueError("not a duration; give seconds, or as in 90s, 15m, 2h, 7d")
     seconds = float(match[1]) * _UNITS[match[2]]
@@ -103,13 +115,17 @@ def duration(value: str) -> float:
 
 
 def positive_duration(value: str) -> float:
+    """A duration of more than 0."""
     if not (seconds := duration(value)):
         raise ValueError("must be more than 0")
     return seconds
 
 
 def path(value: str, directory: str) -> str:
-    """An absolute, normalized path; a relative one is taken from `directory`."""
+    """A path.
+
+    It becomes absolute and normalized; a relative one is taken from `directory`.
+    """
     if "\0" in text(value):
         raise ValueError("holds a NUL")
     if value.startswith("~"):
@@ -119,11 +135,27 @@ def path(value: str, directory: str) -> str:
 
 
 def path_or(name: str) -> Callable[[str, str], str]:
-    """A path, or `name` for none, read as the empty string."""
-    return lambda value, directory: "" if value == name else path(value, directory)
+    """Return a reader of a path. It reads `name`, which stands for none, as the empty string."""
+
+    def read(value: str, directory: str) -> str:
+        return "" if value == name else path(value, directory)
+
+    read.__doc__ = f"A path, or `{name}`."
+    return read
+
+
+def on_failed(value: str) -> OnFailed | None:
+    """A broker and a task, as in `main:ops.upload_failed`; none for none."""
+    if value == "none":
+        return None
+    broker, colon, task = word(value).partition(":")
+    if not (broker and colon and task):
+        raise ValueError("give BROKER:TASK, as in main:ops.upload_failed")
+    return OnFailed(broker, task)
 
 
 def socket_path(value: str, directory: str) -> str:
+    """The path of a Unix socket."""
     whole = path(value, directory)
     if len(os.fsencode(whole)) > _SOCKET_PATH:
         raise ValueError(f"a socket's whole path has at most {_SOCKET_PATH} bytes: {whole}")
@@ -142,7 +174,7 @@ def words(value: str) -> tuple[str, ...]:
 
 
 def folders(value: str) -> tuple[str, ...]:
-    """Names of directories, each of them one name and no path."""
+    """Names of directories, one per line, or commas between."""
     names = words(value)
     for name in names:
         if "/" in name or name in (".", ".."):
@@ -151,18 +183,19 @@ def folders(value: str) -> tuple[str, ...]:
 
 
 def mode(value: str) -> int:
+    """Permissions in octal."""
     if not re.fullmatch("[0-7]{3,5}", value) or int(value, 8) > 0o7777:
         raise ValueError("give permissions in octal, as in 0640")
     return int(value, 8)
 
 
 def user(value: str) -> int:
-    """The uid of a user, given by name or number."""
+    """A user's name or number."""
     return _id(value, "user", lambda name: pwd.getpwnam(name).pw_uid)
 
 
 def group(value: str) -> int:
-    """The gid of a group, given by name or number."""
+    """A group's name or number."""
     return _id(value, "group", lambda name: grp.getgrnam(name).gr_gid)
 
 
@@ -186,7 +219,10 @@ def _patterns(value: str) -> tuple[str, ...]:
 
 
 def excludes(value: str) -> tuple[str, ...]:
-    """Patterns for names, or for whole sub-paths, which neither begin nor end with a slash."""
+    """Patterns for names, or for whole sub-paths, one per line.
+
+    None begins or ends with a slash.
+    """
     lines = _patterns(value)
     for pattern in lines:
         if pattern.strip("/") != pattern:
@@ -198,7 +234,7 @@ def excludes(value: str) -> tuple[str, ...]:
 
 
 def patterns(value: str) -> tuple[str, ...]:
-    """Patterns for the absolute path, at least one."""
+    """Patterns for the absolute path, one per line, at least one."""
     lines = _patterns(value)
     if not lines:
         raise ValueError("is empty; *.csv matches by name, * matches every file")
@@ -220,11 +256,12 @@ def json_of(kind: type, name: str) -> Callable[[str], Any]:
             raise ValueError(f"give {name}")
         return parsed
 
+    read.__doc__ = f"{name[:1].upper()}{name[1:]}."
     return read
 
 
 def arguments_of(kind: type, name: str) -> Callable[[str], Any]:
-    """JSON whose strings may hold placeholders."""
+    """Return a reader of JSON whose strings may hold placeholders."""
     read_json = json_of(kind, name)
 
     def read(value: str) -> Any:
@@ -233,6 +270,7 @@ def arguments_of(kind: type, name: str) -> Callable[[str], Any]:
             raise ValueError("; ".join(problems))
         return arguments
 
+    read.__doc__ = f"{name[:1].upper()}{name[1:]}."
     return read
 
 

@@ -1,4 +1,4 @@
-"""Which watch a path is in, however it is spelled."""
+"""Finds the watch that a path is in, however the path is written."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ Place = tuple[WatchSettings, str]
 
 
 def locate(rules: Rules, watches: Iterable[WatchSettings], path: str) -> Place | None:
-    """Find the watch that owns a path, in whatever spelling, through symlinks, it is given."""
+    """Return the watch that owns a path, and the sub-path there; None if there is none.
+
+    The path may have `..` and symlinked directories in it, see `canonical`.
+    """
     return rules.locate(canonical(path, (watch.path for watch in watches)))
 
 
 def why_nowhere(watches: Iterable[WatchSettings], path: str) -> str:
-    """Say why a path has no place."""
+    """Return a message that says why no watch owns a path."""
     real, roots = os.path.realpath(path), [(watch.name, watch.path) for watch in watches]
     for name, root in roots:
         if real == os.path.realpath(root):

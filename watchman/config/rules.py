@@ -1,4 +1,4 @@
-"""Which watch, move and task a path falls under. Pure: only names are looked at, never files."""
+"""Says which watch, move and task a path belongs to, by the path alone. No file is looked at."""
 
 import fnmatch
 import functools
@@ -33,16 +33,17 @@ PLACEHOLDERS = (
     "size",
 )
 
-#: Paths of which is remembered what was found of them: of one upload it is asked several times.
+#: Paths whose results are remembered, because one upload asks for the same several times.
 PATHS = 4_096
 
-#: Directories of a watch of which is remembered whether a name on the way there is excluded.
+#: Directories whose results are remembered, because many files come in the same one.
 DIRECTORIES = 4_096
 
-#: Patterns that are compiled as one.
+#: Patterns that are compiled into one expression. Fifty together may take a third of the time that
+#: they take one by one. In an expression of a thousand, each may take ten times as long.
 TOGETHER = 50
 
-#: What of a pattern stands before the text that it ends with.
+#: The part of a pattern before the plain text that it ends with.
 _END = re.compile(r".*[*?\[\]]", re.DOTALL)
 
 T = TypeVar("T")
@@ -51,15 +52,16 @@ _BRACES = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
 
 class Rules:
-    """The settings' patterns, compiled. All parts go by the same object, any thread."""
+    """The patterns of the settings, compiled. All parts share this object; any thread may ask."""
 
     def __init__(self, settings: Settings) -> None:
         self.change(settings)
 
     def change(self, settings: Settings) -> None:
-        """Go by other settings from now on."""
+        """Use other settings from now on."""
         self._watches = {watch.path.rstrip("/"): watch for watch in settings.watches.values()}
         self._locate = functools.lru_cache(PATHS)(self._find_watch)
+        self._of_directory = functools.lru_cache(DIRECTORIES)(self._find_directory)
         self._excludes = {watch.name: Excludes(watch) for watch in settings.watches.values()}
         self._moves = {move.source.rstrip("/"): move for move in settings.moves.values()}
         self._destinations = {
@@ -74,30 +76,38 @@ class Rules:
         self._first_task = functools.lru_cache(PATHS)(patterns.first)
 
     def watches(self) -> list[WatchSettings]:
-        """All of them, the inner before those that they lie in."""
+        """Return all watches, each before the one that it lies in."""
         return sorted(self._watches.values(), key=lambda watch: len(watch.path), reverse=True)
 
     def locate(self, path: str) -> tuple[WatchSettings, str] | None:
-        """The watch that owns `path`, and where below it; None for a path below none.
+        """Return the watch that owns `path`, and the sub-path there; None if no watch owns it.
 
-        With nested watches the inner one owns its directory. A path with `..` in it is below none:
-        what that means depends on symlinks, so it has to be resolved before.
+        Of nested watches the inner one owns its directory. No watch owns a path with `..` in it:
+        what that means depends on symlinks, so the caller has to resolve them before.
         """
         return self._locate(path)
 
     def _find_watch(self, path: str) -> tuple[WatchSettings, str] | None:
-        if not path.startswith("/") or ("/.." in path and ".." in path.split("/")):
+        directory, slash, name = path.rpartition("/")
+        if not slash or name in ("", ".", ".."):
+            plain = _plain(path)
+            return self._find_watch(plain) if plain else None
+        found = self._of_directory(directory)
+        return (found[0], found[1] + name) if found is not None else None
+
+    def _find_directory(self, directory: str) -> tuple[WatchSettings, str] | None:
+        """Return the watch that owns a directory's files, and what their sub-paths begin with."""
+        plain = _plain(directory)
+        watch = _nearest(self._watches, plain) if plain is not None else None
+        if plain is None or watch is None:
             return None
-        path = os.path.normpath(path)
-        # normpath keeps two leading slashes (POSIX gives them a meaning that Linux does not).
-        if path.startswith("//"):
-            path = path[1:]
-        watch = _nearest(self._watches, os.path.dirname(path)) if path != "/" else None
-        return (watch, path[len(watch.path.rstrip("/")) + 1 :]) if watch is not None else None
+        above = plain[len(watch.path.rstrip("/")) + 1 :]
+        return watch, f"{above}/" if above else ""
 
     def excluded(self, watch: WatchSettings, subpath: str) -> str | None:
-        """What keeps `subpath` from being an upload of `watch`, if anything: a pattern, or a move
-        whose destination it lies below.
+        """Return what keeps `subpath` from being an upload of `watch`, None if nothing does.
+
+        It is a pattern, or says which move has its destination above `subpath`.
         """
         if self._destinations:
             move = _nearest(self._destinations, below(watch.path, subpath))
@@ -106,23 +116,23 @@ class Rules:
         return self._excludes[watch.name].first(subpath)
 
     def move_for(self, path: str) -> MoveSettings | None:
-        """The move whose source is the longest that is a parent of `path`."""
+        """Return the move whose source is above `path`; of several, the innermost one."""
         return _nearest(self._moves, path)
 
     def moved_by(self, path: str) -> MoveSettings | None:
-        """The move whose destination is the longest that is a parent of `path`."""
+        """Return the move whose destination is above `path`; of several, the innermost one."""
         return _nearest(self._destinations, path)
 
     def matches(self, path: str, original: str = "") -> bool:
-        """Whether a move wants the file at `path`, or a task the one uploaded as `original`."""
+        """Whether the file at `path` has a move, or has a task if it was uploaded as `original`."""
         return self.move_for(path) is not None or self.task_for(original or path) is not None
 
     def task_for(self, path: str) -> TaskSettings | None:
-        """The first task, in file order, that wants the file uploaded as `path`."""
+        """Return the task for the file uploaded as `path`: the first in the INI file to match."""
         return self._first_task(path)
 
     def tasks_for(self, path: str) -> list[TaskSettings]:
-        """Every task that wants the file uploaded as `path`, in file order: the first one wins."""
+        """Return every task that matches the file uploaded as `path`. Only the first is sent."""
         return [
             task
             for task in self._tasks
@@ -131,14 +141,14 @@ class Rules:
 
 
 class Patterns(Generic[T]):
-    """Patterns of fnmatch(3)'s kind, each with what it stands for, asked as few as can be.
+    """Patterns as of fnmatch(3), each with a meaning.
 
-    Most have a directory's name in them, or end with some text, that a path must have for them to
-    match. Those that it has nothing of are not asked.
+    Most patterns name a directory, or end with plain text. A path that does not have that cannot
+    match, so such patterns are not tried. So a thousand task sections cost what ten do.
     """
 
     def __init__(self, patterns: Iterable[tuple[str, bool, T]]) -> None:
-        """Each is a pattern, whether it ignores case, and what it stands for."""
+        """Each of `patterns` is a pattern, whether it ignores case, and its meaning."""
         self._meanings: list[T] = []
         by_name: dict[str, list[str]] = {}
         by_end: dict[str, list[str]] = {}
@@ -156,40 +166,47 @@ class Patterns(Generic[T]):
         self._lengths = sorted({len(end) for end in by_end})
 
     def first(self, text: str) -> T | None:
-        """Return what the first pattern stands for that matches, None if none does."""
-        matches = (one.match(text) for one in self._candidates(text))
-        # The group that was closed last is the outermost: the alternative itself.
-        found = [int((match.lastgroup or "")[1:]) for match in matches if match is not None]
-        return self._meanings[min(found)] if found else None
+        """Return the meaning of the first pattern that matches, None if none does."""
+        found = -1
+        for candidate in self._candidates(text):
+            if match := candidate.match(text):
+                # `lastgroup` is the group that was closed last. That is the outermost one: the
+                # alternative that matched.
+                number = int((match.lastgroup or "")[1:])
+                found = number if found < 0 else min(found, number)
+        return self._meanings[found] if found >= 0 else None
 
-    def _candidates(self, text: str) -> Iterator[re.Pattern[str]]:
+    def _candidates(self, text: str) -> list[re.Pattern[str]]:
+        candidates: list[re.Pattern[str]] = []
         for length in self._lengths:
-            yield from self._by_end.get(text[len(text) - length :] if length else "", ())
+            candidates += self._by_end.get(text[len(text) - length :] if length else "", ())
         if self._by_name:
             for name in set(text.split("/")):
-                yield from self._by_name.get(name, ())
+                candidates += self._by_name.get(name, ())
+        return candidates
 
 
 def _any_of(alternatives: list[str]) -> list[re.Pattern[str]]:
-    """Compile alternatives, some at once: the time that each takes grows with their number."""
+    """Compile alternatives, TOGETHER at a time."""
     starts = range(0, len(alternatives), TOGETHER)
     return [re.compile("|".join(alternatives[at : at + TOGETHER])) for at in starts]
 
 
 def _directory_in(pattern: str) -> str:
-    """Return the longest name of a directory that a pattern spells out, "" if it has none."""
+    """Return the longest name of a directory in a pattern that has no wildcard, "" if none has."""
     names = [] if "[" in pattern else pattern.split("/")[1:-1]
     return max((name for name in names if not _END.search(name)), key=len, default="")
 
 
 class Excludes:
-    """What is excluded in a watch by its patterns: of names, and of sub-paths with a slash."""
+    """What a watch's patterns exclude. One with a slash is for sub-paths, any other for names."""
 
     def __init__(self, watch: WatchSettings) -> None:
         patterns = (*watch.exclude, *(DEFAULT_EXCLUDES if watch.exclude_defaults else ()), HIDDEN)
         self._of_names = Patterns((one, False, one) for one in patterns if "/" not in one)
         self._of_paths = Patterns((one, False, one) for one in patterns if "/" in one)
-        #: The watcher asks, and then the judge; and files come by the directory.
+        #: Remembered, because the watcher asks and then the judge. So are directories, because many
+        #: files come in the same one.
         self.first = functools.lru_cache(PATHS)(self._first)
         self._of_directory = functools.lru_cache(DIRECTORIES)(self._first_of_names)
 
@@ -207,8 +224,19 @@ class Excludes:
         return next(filter(None, map(self._of_names.first, names)), None)
 
 
+def _plain(path: str) -> str | None:
+    """Return an absolute path without empty parts and `.`, "" for the root.
+
+    None if the path is relative, or has `..` in it.
+    """
+    parts = path.split("/")
+    if parts[0] or ".." in parts:
+        return None
+    return "".join(f"/{part}" for part in parts if part not in ("", "."))
+
+
 def _nearest(by_path: Mapping[str, T], path: str) -> T | None:
-    """Return what the longest path has that is `path` or a parent of it."""
+    """Return the value of the longest path that is `path` or above it, None if there is none."""
     if not by_path:
         return None
     path = path.rstrip("/")
@@ -230,10 +258,10 @@ def fill(
     protocol: str,
     size: int,
 ) -> Task:
-    """The task of one upload: every placeholder in every string of its arguments filled in.
+    """Return the task of one upload, with all placeholders in its arguments filled in.
 
-    `path` is where the file lies now, after a move, and what `{name}`, `{stem}`, `{suffix}` and
-    `{directory}` are taken from. What is filled in is not looked at for placeholders again.
+    `path` is where the file is now, after a move. `{name}`, `{stem}`, `{suffix}` and `{directory}`
+    are parts of it. If a text that is filled in has braces, it stays as it is.
     """
     values = _Values(
         path=path,
@@ -255,7 +283,7 @@ def fill(
 
 
 class _Values(dict[str, str]):
-    """What placeholders stand for; the parts of a path are made when the first is asked for."""
+    """The values of placeholders. The parts of the path are made when the first one is needed."""
 
     def __missing__(self, placeholder: str) -> str:
         directory, name = os.path.split(self["path"])
@@ -265,7 +293,7 @@ class _Values(dict[str, str]):
 
 
 def faults(arguments: Any) -> Iterator[str]:
-    """What in the strings of `arguments` cannot be filled: `{unknown}`, a lone `{` or `}`."""
+    """Yield what cannot be filled in the strings of `arguments`: `{unknown}`, a lone `{` or `}`."""
     if isinstance(arguments, str):
         for match in _BRACES.finditer(arguments):
             if match[0] not in ("{{", "}}") and match[1] not in PLACEHOLDERS:
@@ -290,12 +318,13 @@ def _filled(arguments: Any, values: dict[str, str]) -> Any:
 
 
 def compiled(pattern: str, ignore_case: bool = False) -> re.Pattern[str]:
-    """A pattern of fnmatch(3)'s kind; it may come from anyone."""
+    """Return a compiled pattern as of fnmatch(3). It may come from anyone, see `_translated`."""
     return re.compile(_translated(pattern), re.IGNORECASE if ignore_case else re.NOFLAG)
 
 
 def _translated(pattern: str) -> str:
-    # translate() looks for the end of each [ up to the pattern's: 100,000 of them take minutes.
+    # For each [ translate() searches the rest of the pattern for a ]: 100,000 of them take minutes.
+    # So those after the last ] are written as [[], which means the same.
     end = pattern.rfind("]") + 1
-    # It sets (?s): names may hold newlines.
+    # translate() sets the flag (?s), so that * matches newlines, which names may hold.
     return fnmatch.translate(pattern[:end] + pattern[end:].replace("[", "[[]"))

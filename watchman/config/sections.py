@@ -1,6 +1,6 @@
-"""Every section and option of the INI file, one line each.
+"""Every section and option of the INI file, one line for each option.
 
-A new option is a line here and a field in `settings`.
+A new option takes a line here and a field in `settings`.
 """
 
 from collections.abc import Callable
@@ -13,15 +13,17 @@ from watchman.config.locations import DEFAULT_SOCKET
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """How an option's text is read. Without a default here, the one in `settings` holds.
+    """How an option's text is read. If `default` is None, the one in `settings` counts.
 
-    A `relative` option's reader is also given the directory of the INI file.
+    The reader of a `relative` option also gets the directory of the INI file. What an option says
+    `for_` another one is that one's value. Only one of both may be set.
     """
 
     read: Callable[..., Any]
     default: Any = None
     required: bool = False
     relative: bool = False
+    for_: str = ""
 
 
 SECTIONS: dict[str, dict[str, Option]] = {
@@ -37,16 +39,20 @@ SECTIONS: dict[str, dict[str, Option]] = {
         "drain": Option(options.duration, 10.0),
         "history": Option(options.duration, 7 * 86400.0),
         "keep_failed": Option(options.duration, 30 * 86400.0),
+        "on_failed": Option(options.on_failed),
+        "metrics": Option(options.path_or("off"), "", relative=True),
     },
     "proftpd": {
         "transfer_log": Option(options.paths, relative=True),
         "token": Option(celery_settings.secret),
+        "token_file": Option(celery_settings.token_file, relative=True, for_="token"),
     },
     "celery": {
         "config": Option(celery_file.load, relative=True),
     },
     "broker": {
         "url": Option(celery_settings.broker_url, required=True, relative=True),
+        "url_file": Option(celery_settings.url_file, relative=True, for_="url"),
         "config": Option(celery_file.load, relative=True),
         "declare": Option(options.boolean, True),
     },
@@ -94,7 +100,7 @@ SECTIONS: dict[str, dict[str, Option]] = {
     },
 }
 
-#: Sections that are there once and have no name; all others are `[kind:NAME]`.
+#: Sections that exist only once, without a name. All others are `[kind:NAME]`.
 SINGLE = frozenset({"watchman", "proftpd", "celery"})
 
 #: Sections that take every Celery setting beside their own options.
@@ -102,7 +108,7 @@ _WITH_CELERY = frozenset({"celery", "broker"})
 
 
 def lookup(kind: str, name: str) -> Option:
-    """The option `name` of `[kind:...]`; ValueError with the close name if there is none."""
+    """Return the option `name` of `[kind:...]`. Raises ValueError, with a similar name if any."""
     if name in SECTIONS[kind]:
         return SECTIONS[kind][name]
     known = list(SECTIONS[kind])

@@ -1,7 +1,7 @@
-"""Values: what the INI file says, read, typed and checked by `config`."""
+"""The values of the INI file, as `inifile` has read, typed and checked them."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,7 +38,7 @@ class WatchSettings:
 class MoveSettings:
     """A `[move:NAME]` section. `source` and `destination` are absolute and normalized.
 
-    None for `mode`, `directory_mode`, `owner` (uid) and `group` (gid) keeps what the source has.
+    If `mode`, `directory_mode`, `owner` (uid) or `group` (gid) is None, the source's is kept.
     """
 
     name: str
@@ -65,9 +65,9 @@ class ProftpdSettings:
 class BrokerSettings:
     """A `[broker:NAME]` section. `url` has its `${NAME}` filled in, `filesystem://` is absolute.
 
-    `celery` holds what `[celery]` and then this section set, a settings file's values below the
-    options beside it, all under their lowercase names. Without `declare` queues, exchanges and
-    bindings are made by others.
+    `celery` has the Celery settings by lowercase name. This section goes before `[celery]`, and in
+    each of them the options go before the settings file. Without `declare`, somebody else makes
+    queues, exchanges and bindings.
     """
 
     name: str
@@ -91,10 +91,19 @@ class TaskSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class OnFailed:
+    """The option `on_failed`: which broker is sent which task for each upload that has failed."""
+
+    broker: str
+    task: str
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """The whole INI file. Names map to sections; `tasks` keep the file's order.
 
     `exposed` names the options that hold a secret, if everyone may read the file.
+    `doubts` are what Celery settings files seem to get wrong.
     """
 
     file: str
@@ -112,15 +121,19 @@ class Settings:
     tasks: tuple[TaskSettings, ...]
     proftpd: ProftpdSettings = ProftpdSettings()
     moves: Mapping[str, MoveSettings] = field(default_factory=dict)
+    metrics: str = ""
+    on_failed: OnFailed | None = None
     exposed: tuple[str, ...] = field(default=(), compare=False)
+    doubts: tuple[str, ...] = field(default=(), compare=False)
 
-    def warning(self) -> str:
-        """Say what should be done about the INI file, if anything."""
+    def warnings(self) -> Iterator[str]:
+        """Say what should be done about the INI file, and about files that it names."""
+        yield from self.doubts
         if not self.exposed:
-            return ""
+            return
         what = f"{', '.join(self.exposed)}: a password or token, and everyone may read the file"
         try:
             daemon = os.stat(self.spool).st_uid
         except OSError:
             daemon = os.geteuid()
-        return f"{what}; {trusted.how_to_close(self.file, daemon)}"
+        yield f"{what}; {trusted.how_to_close(self.file, daemon)}"

@@ -1,4 +1,4 @@
-"""What follows from a verdict, made durable: a file is held, passed over, an upload, or failed."""
+"""Carries out verdicts: a file becomes an upload, is passed over, or is listed as failed."""
 
 from __future__ import annotations
 
@@ -29,13 +29,16 @@ from watchman.uploads.upload import (
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two scans for files that went away before their turn.
+#: Seconds between two scans of a watch in search of files that went away before their turn.
 SEARCH = 300.0
 
 
 @dataclass(kw_only=True, eq=False)
 class Decisions:
-    """Carries out verdicts, in the dispatcher's thread; answers once all is durable."""
+    """Carries out verdicts, and answers once everything is durable.
+
+    Only the dispatcher's thread calls it.
+    """
 
     rules: Rules
     recent: RecentDecisions
@@ -46,14 +49,14 @@ class Decisions:
     clock: Callable[[], float]
     monotonic: Callable[[], float]
 
-    #: Watches to be scanned, and when (monotonic): uploads of theirs could not be written down,
-    #: or their files were not where they had been.
+    #: By watch that is to be scanned, when (monotonic). An upload of it could not be written down,
+    #: or a file was not where it had been.
     _missed: dict[str, float] = field(default_factory=dict, init=False)
-    #: When watches were searched last for such files (monotonic).
+    #: By watch, for when (monotonic) the last scan in search of such a file was set.
     _searched: dict[str, float] = field(default_factory=dict, init=False)
 
     def answer_durably(self, answer: Respond, outcome: Outcome = Outcome.OK, of: str = "") -> None:
-        """Answer after what is staged; `of` which upload."""
+        """Answer once everything that is staged is durable. `of` is the answer's detail."""
         self.commit.stage(
             None,
             lambda _: answer(Answer(outcome, of)),
@@ -61,7 +64,7 @@ class Decisions:
         )
 
     def scans_due(self) -> list[str]:
-        """Return the watches that are to be scanned now; each once."""
+        """Return the watches that are to be scanned now, each once."""
         now = self.monotonic()
         due = [watch for watch, when in self._missed.items() if when <= now]
         for watch in due:
@@ -69,10 +72,10 @@ class Decisions:
         return due
 
     def search(self, path: str, state: FileState) -> None:
-        """Take back what was decided about a file that went away before its turn, and look for it.
+        """Forget the decision about a file that went away before its turn, and scan for the file.
 
-        It may lie in a directory that was renamed while nobody told us, where no scan would take it
-        for new.
+        Its directory may have been renamed while watchman was down or inotify lost events. There
+        its name and inode are the same, so that without this each scan would pass it over.
         """
         now = self.monotonic()
         for watch in self.retract(path, state):
@@ -80,20 +83,20 @@ class Decisions:
             self._searched[watch] = self._missed.setdefault(watch, due)
 
     def retract(self, path: str, state: FileState) -> list[str]:
-        """Forget what was decided about a file as it was then; return in which watches."""
+        """Forget the decision about a file in this state; return the watches that had one."""
         name = os.path.basename(path)
         return [watch for watch, ledger in self.ledgers.items() if ledger.retract(name, state)]
 
     def pass_over(
         self, path: str, state: FileState | None, notification: Notification, answer: Respond
     ) -> None:
-        """Answer that a write was decided about."""
+        """Answer DUPLICATE, and note that this source has spoken of the write as well."""
         recent = self.recent.get(path, state)
         if recent is not None:
             recent.sources.add(notification.source)
             recent.closed |= notification.closed
         logger.debug("Passed over %r from %s: it was decided about.", path, notification.source)
-        # After what is staged: the upload that this one repeats may not be durable yet.
+        # Not at once, for the upload that was made of the write may not be durable yet.
         self.answer_durably(answer, Outcome.DUPLICATE, recent.id if recent else "-")
 
     def accept(
@@ -104,7 +107,11 @@ class Decisions:
         answer: Respond,
         held: HeldFile | None = None,
     ) -> None:
-        """Make an upload of a file, and hand it on; `held` is how it was held."""
+        """Make an upload of a file. It waits for its move or its broker once it is durable.
+
+        `held` is how the file was held, None if it was not. If the record cannot be written, all is
+        undone, the answer is ERROR, and the watch will be scanned.
+        """
         path, state = beneath.below(watch.path, subpath), verdict.state
         upload = self._upload(watch, path, verdict, verdict.word, held)
         ledger = self.ledgers[watch.name]
@@ -126,6 +133,7 @@ class Decisions:
                 upload.task.name if upload.task else upload.move,
             )
             self.pipeline.wait(upload.at(position))
+            self.pipeline.steps.count(State.ACCEPTED, upload, upload.accepted)
             del self.pipeline.arriving[upload.id]
             answer(Answer(Outcome.OK, upload.id))
 
@@ -148,9 +156,9 @@ class Decisions:
         notification: Notification,
         held: HeldFile | None = None,
     ) -> None:
-        """List an upload as failed; its file stays, and is an upload once it is written again.
+        """List an upload as failed. Its file stays, and becomes an upload once it is written again.
 
-        `held` is how it was held: whoever was answered with an id finds it by that.
+        `held` is how the file was held. If a source was answered with an id, the upload has that.
         """
         path = beneath.below(watch.path, subpath)
         if not self.rules.matches(path):
@@ -194,7 +202,7 @@ class Decisions:
         return self.pipeline.plan(upload)
 
     def replay(self, record: dict[str, Any]) -> None:
-        """Forget, as the journal has it, decisions that came to nothing."""
+        """Replay a record, which may say that a file was gone and its decisions were forgotten."""
         if "gone" in record:
             for path, state in [[record["path"], record["gone"]], *record.get("names", ())]:
                 self.retract(path, FileState.decode(state))

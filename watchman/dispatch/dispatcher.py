@@ -1,4 +1,4 @@
-"""The thread that decides: notifications wait for their turn, decisions are made durable."""
+"""The dispatcher: in one thread notifications get their turn, and decisions become durable."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from watchman.uploads.upload import Kind, Notification, Respond, Source, nobody
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two looks at whether the transfer log was read; it tells when it was.
+#: Seconds until we look again if a due file waits for the transfer log to be read, see `caught_up`.
 LAG = 1.0
 
 #: Seconds between two tries to clear a journal that could not be cleared.
@@ -39,7 +39,7 @@ T = TypeVar("T")
 class Dispatcher:
     """Decides in one thread about what all sources say, and hands uploads to the pipeline.
 
-    Long, for it has each way into that thread, and what it does in between.
+    The class is long because it has each way into that thread, and what that does in between.
     """
 
     def __init__(
@@ -54,11 +54,12 @@ class Dispatcher:
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`rescan` has a subtree scanned, `request_later` a watch once `takes_finds` of an owner's;
-        `read_log` has the transfer log read soon, see `caught_up`.
+        """Make the parts. The function is long only because there are many of them.
 
-        `clock` tells the time that files and records bear, `monotonic` how long a wait was. Long,
-        for it does nothing but make the parts.
+        `rescan(watch, subpath)` asks for a scan of a subtree. `request_later(watch, owner)` asks
+        for one of a watch for when `takes_finds(owner)` is true. `read_log` has the transfer log
+        read soon, after which `caught_up` is called. `clock` tells the time of files and records,
+        `monotonic` measures waits.
         """
         self._settings = settings
         self._clock = clock
@@ -68,7 +69,7 @@ class Dispatcher:
         self._ledgers = Ledgers(ledgers, self.rules)
         self._rescan = rescan
         self._read_log = read_log
-        #: Whether the log was asked to be read, and was not since.
+        #: Whether we have asked for the log to be read, and it was not read since.
         self._log_asked = False
         self._commit = GroupCommit(
             journal,
@@ -111,7 +112,7 @@ class Dispatcher:
         self.heard, self.last_heard = self._handler.heard, self._handler.last_heard
 
     def start(self) -> None:
-        """Replay the journal, then begin to decide."""
+        """Replay the journal, then start the thread."""
         self.pipeline.replay(self._handler.replay_decision, self._replay_other)
         if self._journal.damaged:
             self._ledgers.forget_lost(self._journal)
@@ -121,26 +122,30 @@ class Dispatcher:
         self._commit.start()
 
     def stop(self) -> None:
-        """Decide about what was submitted, but for finds beyond the first thousand; then end."""
+        """Have the thread decide about what was submitted, except finds beyond AT_STOP, and end."""
         self._commit.bring(self._finds.close)
         self._commit.stop()
 
     def join(self) -> None:
-        """Wait for the end: all is committed."""
+        """Wait for the thread's end. Then all is durable that could be written."""
         self._commit.join()
 
+    def is_alive(self) -> bool:
+        return self._commit.is_alive()
+
     def close(self) -> None:
-        """Close the ledgers, after the end."""
-        # A decision that never became durable must be made again.
+        """Close the ledgers, after `join`."""
+        # Otherwise they may hold decisions that never became durable, and must be made again.
         if not self._commit.unwritable_since:
             close(self._ledgers.values())
 
     def submit(self, notification: Notification, answer: Respond | None = None) -> None:
-        """Take a notification from a source's thread, which waits while there are too many.
+        """Take a notification from a source's thread.
 
         `answer` is called in the dispatcher's thread once the decision is durable. Users of the
-        socket take turns, with each other and with all else: nobody can say so much that others are
-        not heard.
+        socket take turns with each other and with all other sources, so that nobody can send so
+        much that others are not heard. What a user sends waits in a thread of his own; other
+        sources block here while too much waits.
         """
         answer = answer or nobody
         if notification.source is not Source.HOOK or notification.uid is None:
@@ -154,9 +159,9 @@ class Dispatcher:
         self._namers.bring(notification, pass_on)
 
     def submit_events(self, notifications: Sequence[Notification]) -> None:
-        """Take what the watcher has seen, which waits for its files' owners' turns.
+        """Take notifications from the watcher. Each waits for the turn of its file's owner.
 
-        The watcher waits while there is too much of it.
+        Blocks while too many wait, see `Finds.put`.
         """
         hear = self._handler.hear
         finds = [
@@ -165,9 +170,9 @@ class Dispatcher:
         self._finds.put(finds)
 
     def submit_find(self, notification: Notification) -> bool:
-        """Take what a scan has found, as `submit_events` does: there may be a million of them.
+        """Take a file that a scan has found, as `submit_events` does: there may be a million.
 
-        False: too many of the same owner's wait, see `takes_finds`.
+        Return False if too many files of its owner wait, see `takes_finds`.
         """
         is_held = self.hold_queue.get(notification.path) is not None
         if not is_held and self._waiting_of(notification.owner) >= WAITING:
@@ -176,30 +181,34 @@ class Dispatcher:
         return True
 
     def takes_finds(self, owner: int) -> bool:
-        """Whether an owner's files are worth another scan, after some were not taken."""
+        """Whether another scan makes sense after some files of an owner were not taken."""
         return self._waiting_of(owner) <= WAITING // 2
 
     def _waiting_of(self, owner: int | None) -> int:
         return 0 if owner is None else self._finds.waiting(owner) + self.hold_queue.found(owner)
 
     def submit_lines(self, log: str, notifications: Sequence[Notification], mark: Any) -> bool:
-        """Take what lines of a transfer log say, and a mark of where it was read to.
+        """Take what lines of a transfer log say, and the mark of how far it was read.
 
-        Called in the source's thread. Returns once both are durable, in one commit, as a line that
-        is read again after its decision could be taken for another write. False: neither is.
+        The source's thread calls it. Returns True once decisions and mark are durable, False if
+        neither could be written. They are in one commit: a line that is read again after its
+        decision could be taken for another write, for instance after an MFMT.
         """
         written: SimpleQueue[bool] = SimpleQueue()
 
         def work() -> None:
-            for notification, is_last in _with_last_words(notifications):
+            for notification, is_last in _with_is_last(notifications):
                 try:
                     self._handler.take(self._handler.named(notification), nobody, is_last=is_last)
                 except Exception:
-                    logger.exception("No decision on %r, as a log has it.", notification.path)
+                    logger.exception(
+                        "Could not decide about %r, of which the transfer log tells.",
+                        notification.path,
+                    )
             self._checkpoints.stage(log, mark, durable, lambda _: written.put(False))
 
         def durable() -> None:
-            # Not before, since they may have to be read again.
+            # Not before, for if this fails the same lines are submitted again.
             for notification in notifications:
                 self._handler.count(notification)
             written.put(True)
@@ -208,26 +217,26 @@ class Dispatcher:
         return written.get()
 
     def caught_up(self, now: float) -> None:
-        """Be told that all that the transfer logs held `now` (monotonic) was submitted."""
+        """Note that all was submitted that the transfer logs held at `now` (monotonic)."""
         self._commit.bring(partial(self._catch_up, now))
 
     def marked(self) -> dict[str, Any]:
-        """Return the last mark by transfer log."""
+        """Return the last durable mark of each transfer log."""
         return self._checkpoints.values()
 
     def call(self, work: Callable[[], T]) -> T:
-        """Have work done in the dispatcher's thread and made durable; from another thread.
+        """Have work done in the dispatcher's thread; return its result once all is durable.
 
-        Returns or raises what the work does, or JournalUnwritable.
+        Raises what the work raises, or JournalUnwritable. Any other thread may call it.
         """
         return self._commit.call(work)
 
     def change(self, settings: Settings, ledgers: Mapping[str, Ledger]) -> None:
-        """Go over to other settings; ledgers that are not among `ledgers` any more are closed.
+        """Use other settings from now on, and close the ledgers that are not among `ledgers`.
 
-        What is in hand stays so, and what was accepted goes on as it was accepted.
+        What waits for a decision still waits. Uploads that were accepted keep their task and move.
         """
-        # What it writes down is written whenever the journal can be.
+        # Its records are lasting: they are written as soon as the journal can be.
         with contextlib.suppress(JournalUnwritable):
             self.call(partial(self._change, settings, ledgers))
 
@@ -236,15 +245,15 @@ class Dispatcher:
         return bool(self._commit.unwritable_since)
 
     def forget_filesystems(self) -> None:
-        """Be told that something was mounted or unmounted; from any thread."""
+        """Note that something was mounted or unmounted. Any thread may call it."""
         for ledger in self._ledgers.values():
             ledger.filesystems.forget()
 
     def stalled(self) -> float:
-        """Return for how many seconds the thread has been busy with one thing; for any thread."""
+        """Return for how many seconds the thread has been at one turn. Any thread may call it."""
         return self._commit.stalled()
 
-    # The dispatcher's thread.
+    # In the dispatcher's thread.
 
     def _change(self, settings: Settings, ledgers: Mapping[str, Ledger]) -> None:
         self._settings = settings
@@ -253,12 +262,12 @@ class Dispatcher:
         self.pipeline.change(settings)
         self._handler.change(settings)
         self._checkpoints.forget(settings.proftpd.transfer_log)
-        # Once the journal has what was decided until now.
+        # Not before the journal has what was decided until now.
         self._commit.stage(None, lambda _: close(left), lasting=True)
         self._commit.stage(None, lambda _: migrate(settings, ledgers), lasting=True)
 
     def _look_again(self) -> float:
-        """Look at held files that are due, and for sessions that died; return when next, in s."""
+        """Look at held files that are due, and for dead sessions; return the seconds until next."""
         now = self._monotonic()
         heard = self.judge.heard_until()
         due = self.hold_queue.due(heard)
@@ -267,7 +276,7 @@ class Dispatcher:
             self._finds.put(works, wait=False)
         patience = self.hold_queue.patience(now)
         if not patience and self.hold_queue.patience(heard):
-            # The log is asked first; it wakes us.
+            # ProFTPD may have spoken of a due file in its log, so that is read first.
             patience = LAG
             if not self._log_asked:
                 self._log_asked = True
@@ -284,7 +293,7 @@ class Dispatcher:
         self.judge.log_read = now
 
     def _keep_house(self) -> None:
-        """Do what need not be done at once."""
+        """Do what can wait until all that was staged is durable."""
         if self._commit.unwritable_since:
             return
         for watch in self._handler.decisions.scans_due():
@@ -294,6 +303,7 @@ class Dispatcher:
         if not self.pipeline.waiting():
             self.pipeline.file_tracker.forget_renames()
         self.pipeline.failures.forget(self._clock() - self._settings.keep_failed)
+        self.pipeline.alarms.sound()
         self._checkpoints.renew()
 
     def _try_to_clear(self) -> None:
@@ -302,7 +312,7 @@ class Dispatcher:
         except OSError as e:
             if not self._uncleared:
                 logger.warning("Journal not cleared of what is settled: %s. Trying again.", e)
-            # Not after each commit: ledgers are written for it, as a whole.
+            # Not after each commit, for each try writes whole ledgers: 24 MB for a million files.
             self._uncleared = self._monotonic() + UNCLEARED
         else:
             if self._uncleared:
@@ -310,7 +320,7 @@ class Dispatcher:
             self._uncleared = 0.0
 
     def _clear(self) -> None:
-        """Have the ledgers hold what is decided, and the journal let go of what is settled."""
+        """Write decisions to the ledgers, and drop from the journal what is settled; or OSError."""
         retirable, wasteful = self._journal.retirable(), self._journal.wasteful()
         self._ledgers.flush(all_of_them=retirable or wasteful)
         if retirable:
@@ -326,12 +336,12 @@ class Dispatcher:
         self._handler.replay_other(position, record)
 
 
-def _with_last_words(
+def _with_is_last(
     notifications: Sequence[Notification],
 ) -> Iterator[tuple[Notification, bool]]:
-    """Yield what lines of a log say, each with whether no transfer follows that has failed later.
+    """Yield each notification, with False if the next transfer of its path has failed, else True.
 
-    Lines that are read together may be older than what is seen of their files.
+    Lines of a log that are read together may be older than the files that we see.
     """
     failed: set[str] = set()
     found = []

@@ -37,7 +37,7 @@ from watchman.uploads.upload import (
     nobody,
 )
 
-#: Sources that may name a directory as their client did: through symlinks, by `..`.
+#: Sources whose paths may lead over symlinks and `..`, as a client or an operator wrote them.
 SPELLED = PROFTPD | {Source.RESUBMIT}
 
 
@@ -57,16 +57,16 @@ class Handler:
         clock: Callable[[], float],
         monotonic: Callable[[], float],
     ) -> None:
-        """`decide_now` decides at once about what was found at a path and waits for its turn.
+        """Make the parts. The function is long only because there are many of them.
 
-        Long, for it does nothing but tell each part of those that it works with.
+        `decide_now(path)` decides at once about finds of a path that wait for their turn.
         """
         self._settings = settings
         self._rules = rules
         self._ledgers = ledgers
         self._decide_now = decide_now
         self._clock = clock
-        #: By source: how often it spoke, and when last (epoch).
+        #: By source, how many notifications it has sent, and when it sent the last one (epoch).
         self.heard: Counter[str] = Counter()
         self.last_heard: dict[str, float] = {}
         self.crosscheck = Crosscheck()
@@ -123,7 +123,7 @@ class Handler:
         )
 
     def change(self, settings: Settings) -> None:
-        """Go by other settings from now on."""
+        """Use other settings from now on."""
         self._settings = settings
         self.judge.change(transfer_log=bool(settings.proftpd.transfer_log))
         self.crosscheck.forget()
@@ -132,6 +132,7 @@ class Handler:
                 self.holding.release(held, Ignore("its watch left the INI file"))
 
     def hear(self, notification: Notification, answer: Respond, *, is_named: bool = False) -> None:
+        """Count and take a notification; `is_named` says that its paths are canonical."""
         self.count(notification)
         if notification.source in SPELLED and not is_named:
             notification = self.named(notification)
@@ -143,16 +144,15 @@ class Handler:
         self.crosscheck.hear(notification)
 
     def take(self, notification: Notification, answer: Respond, *, is_last: bool = True) -> None:
-        """Take what is said of a file; `is_last` unless we know already that its next transfer has
-        failed: what is there now is that one's.
-        """
+        """Take a notification; `is_last` is False if the next transfer of its path has failed."""
         if notification.source in SPELLED:
             notification = self.placing.place(notification)
-        if not all(self._may_speak(notification, path) for path in _paths(notification)):
+        paths = _paths(notification) if notification.groups is not None else ()
+        if not all(self._may_speak(notification, path) for path in paths):
             answer(Answer(Outcome.ERROR, "only who may write a file may announce it"))
             return
         if notification.source in PROFTPD and notification.path:
-            # An event that waits tells how the file was closed of which this is the word.
+            # An event that waits for its turn may be the close of this very transfer.
             self._decide_now(notification.path)
             self._hear_of(notification)
         if notification.source is Source.RESUBMIT:
@@ -177,7 +177,9 @@ class Handler:
                 if path and not is_last:
                     answer(Answer(Outcome.IGNORED, "a later transfer has failed"))
                 elif path:
-                    self.complete(notification._replace(path=path), answer)
+                    if path != notification.path:
+                        notification = notification._replace(path=path)
+                    self.complete(notification, answer)
                 else:
                     answer(Answer(Outcome.IGNORED, "no path"))
 
@@ -196,7 +198,7 @@ class Handler:
             self.crosscheck.hear_of(located[0].name, source, decisive=decisive)
 
     def complete(self, notification: Notification, answer: Respond) -> None:
-        """Decide about a file that its source says is complete."""
+        """Decide about a file that a source calls complete."""
         located = self._rules.locate(notification.path)
         if located is None:
             answer(Answer(Outcome.IGNORED, "below no watch"))
@@ -205,7 +207,7 @@ class Handler:
         path = beneath.below(watch.path, subpath)
         held = self.holding.queue.get(path)
         if not may_speak(notification, watch.path, subpath):
-            # Another's file has taken the place of what it was said of.
+            # The file is another user's, which came to that name since. It still may be an upload.
             notification = Notification(Kind.COMPLETED, path, Source.INOTIFY)
         verdict = self.judge.judge(watch, subpath, notification, held)
         if not isinstance(verdict, Hold):
@@ -232,7 +234,7 @@ class Handler:
                 self.decisions.accept(watch, subpath, verdict, answer, held)
 
     def named(self, notification: Notification) -> Notification:
-        """Return what was said, of the one path that each file has."""
+        """Return a notification with canonical paths. May hang on a mount that does not answer."""
         roots = [watch.path for watch in self._settings.watches.values()]
         if notification.source is Source.RESUBMIT:
             roots += [move.destination for move in self._settings.moves.values()]
@@ -243,17 +245,18 @@ class Handler:
         return notification._replace(path=path, old_path=old)
 
     def superseded(self, upload: Upload) -> None:
-        """See to it that the newer write is decided about, should nobody have spoken of it."""
+        """Decide about the write that came after an upload's, for perhaps no source tells of it."""
         self.complete(Notification(Kind.COMPLETED, upload.path, Source.SCAN), nobody)
 
     def gone(self, path: str, state: FileState, is_lost: bool) -> None:
+        """Forget the decision about a file that is gone; scan for it if it `is_lost`."""
         if is_lost:
             self.decisions.search(path, state)
         else:
             self.decisions.retract(path, state)
 
     def renamed(self, upload: Upload) -> None:
-        """Decide about a file that has another name than it had as an upload."""
+        """Decide about a file that got another name while its upload waited."""
         word = Notification(
             Kind.COMPLETED,
             upload.path,
@@ -275,7 +278,7 @@ class Handler:
         self._ledgers.replay(upload, has_failed=has_failed)
 
     def replay_other(self, position: int, record: dict[str, Any]) -> None:
-        """Take up any other record of the journal."""
+        """Replay a record of the journal: each part takes what concerns it."""
         if "file" in record:
             self._ledgers.replay_rename(record["path"], FileState.decode(record["file"]))
         self.decisions.replay(record)
@@ -283,9 +286,7 @@ class Handler:
         self.transfer_tracker.replay(position, record)
 
     def restore(self, *, logged: bool) -> None:
-        """Go on with what was held and begun when the journal ended; `logged` if a transfer log
-        tells of how it went on.
-        """
+        """Restore what was held or open; `logged` if the logs tell how open transfers ended."""
         self.holding.restore()
         self.transfer_tracker.restore(logged=logged)
 

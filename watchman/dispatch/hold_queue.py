@@ -1,4 +1,4 @@
-"""Files that may not be whole yet, and what ProFTPD has said of them, which is durable."""
+"""The hold queue: files that may not be whole yet. What ProFTPD has said of them is durable."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from watchman.dispatch.transfers import LOG_LAG
@@ -30,25 +30,35 @@ from watchman.uploads.upload import (
 logger = logging.getLogger(__name__)
 
 
-#: Files looked at again before others get their turn.
+#: Held files that are looked at again before other work gets its turn.
 AT_ONCE = 100
 
-#: Seconds until a file is looked at again that could not be accepted.
+#: Seconds until we look again at a file whose acceptance could not be written down.
 AGAIN = 1.0
 
 
 @dataclass(slots=True)
 class HeldFile:
-    """A held file: why, since when (epoch), and what it has looked like since when (monotonic),
-    which is anew once its writer is gone: `writing` if it had one, `overlapped` if it had one when
-    the notification was made, `unspoken` how many have closed it while others had it open, and
-    ProFTPD has not told how that ended. `closing` is as in `Hold`. `unclosed` if it appeared by a
-    call that may have opened it for writing, and no end of that was heard.
+    """A file that is held, and what was seen and said of it.
 
-    `failure` is why it has failed, should it only be waited for until it is closed, or for another
-    word until `fail_at` (monotonic). `hooked` if a hook has called it complete. One that was
-    answered OK has an `id`, and a record in the journal at `position`. `found_of` is the
-    uid of its owner if a scan was the first to find it.
+    `notification` is the one to go by when it is looked at again.
+    `since` is when it was first held (epoch), `due` when it is looked at again (monotonic).
+    `state` is how it looked last, `unchanged_since` since when (monotonic) it has looked so. That
+    begins anew when a writer is gone.
+    `looks` is how many times it was looked at.
+    `writing` says that it had a writer then, `overlapped` that it had another one when
+    `notification` was made.
+    `unspoken` is how many writers have closed it while others had it open, and ProFTPD has not
+    spoken of them yet.
+    `closing` is as in `Hold`.
+    `unclosed` says that it appeared, perhaps by a call that opened it for writing, and that no
+    close was heard since.
+    `failure` is why its transfer has failed. Then it is held only until its writer has closed it,
+    or until `fail_at` (monotonic), for ProFTPD may call it complete before that.
+    `hooked` says that a hook has called it complete.
+    `id` is what a source of ProFTPD's was answered with OK, "" if none was. The record of that is
+    at `position` in the journal, -1 before it is written.
+    `found_of` is the uid of its owner if a scan was the first to find it.
     """
 
     notification: Notification
@@ -72,20 +82,20 @@ class HeldFile:
     found_of: int | None = None
 
     def was_rewritten(self, state: FileState | None) -> bool:
-        """Whether a file was written since it was held; times and rights may be set anew."""
+        """Whether the file was written since it was held, not only its times or rights set."""
         before = self.state
         if before is None or state is None:
             return False
         return self.is_of_another(state) or state.rewritten_since(before.size, before.ctime)
 
     def is_of_another(self, state: FileState | None) -> bool:
-        """Whether another file was held than is there now."""
+        """Whether there is now another file than the one that was held."""
         before = self.state
         return before is not None and state is not None and state.inode != before.inode
 
 
 class HoldQueue:
-    """The held files by path. Changed by the dispatcher's thread alone."""
+    """The held files by path. Only the dispatcher's thread changes it."""
 
     def __init__(
         self,
@@ -97,7 +107,7 @@ class HoldQueue:
         self._monotonic = monotonic
         self._held: dict[str, HeldFile] = {}
         self._due: list[tuple[float, str]] = []
-        #: How many of them scans have found, by owner.
+        #: By owner, how many of them scans have found.
         self._found: Counter[int | None] = Counter()
 
     def __len__(self) -> int:
@@ -111,7 +121,10 @@ class HoldQueue:
         verdict: Hold,
         failure: str = "",
     ) -> HeldFile:
-        """Hold a file as a verdict says, or until it is spoken of; `before` is how it was held."""
+        """Hold a file as a verdict says, or until a source speaks of it.
+
+        `before` is how it was held, None if it was not. `failure` is why its transfer has failed.
+        """
         state = verdict.state
         now = self._monotonic()
         same = before is not None and before.state == state and not before.writing
@@ -145,7 +158,7 @@ class HoldQueue:
         return held
 
     def put_back(self, held: HeldFile) -> None:
-        """Hold a file as it was held, and look at it again soon; one held anew meanwhile stays."""
+        """Hold a file again as it was held, and look at it soon; unless it is held anew already."""
         if held.path not in self._held:
             held.due = self._monotonic() + AGAIN
             self._held[held.path] = held
@@ -153,30 +166,30 @@ class HoldQueue:
             heapq.heappush(self._due, (held.due, held.path))
 
     def pop(self, path: str) -> HeldFile | None:
-        """Hold a file no longer; return how it was held."""
+        """Hold a file no longer; return how it was held, None if it was not."""
         held = self._held.pop(path, None)
         if held is not None:
             self._found[held.found_of] -= 1
         return held
 
     def make_due(self, path: str) -> None:
-        """Look at a held file again at once: what it waited for may be over."""
+        """Have a held file looked at again at once, because what it waits for may be over."""
         held = self._held.get(path)
         if held is not None:
             held.due = self._monotonic()
             heapq.heappush(self._due, (held.due, path))
 
     def get(self, path: str) -> HeldFile | None:
-        """Return how a file is held."""
+        """Return how a file is held, None if it is not."""
         return self._held.get(path)
 
     def remove(self, is_over: Callable[[str], bool]) -> list[HeldFile]:
-        """Hold files no longer whose path is one that `is_over`; return how they were held."""
+        """Hold files no longer if `is_over` is true of their path; return how they were held."""
         over = [path for path in self._held if is_over(path)]
         return [held for path in over if (held := self.pop(path))]
 
     def found(self, owner: int) -> int:
-        """Return how many files of an owner's are held that scans have found; from any thread."""
+        """Return how many held files of an owner scans have found. Any thread may call it."""
         return self._found[owner]
 
     def below(self, directory: str) -> list[str]:
@@ -184,7 +197,7 @@ class HoldQueue:
         return [path for path in self._held if path.startswith(directory + "/")]
 
     def due(self, now: float) -> list[HeldFile]:
-        """Return some of what is due; each once."""
+        """Return at most AT_ONCE files that are due, each once."""
         found: list[HeldFile] = []
         while self._due and self._due[0][0] <= now and len(found) < AT_ONCE:
             due, path = heapq.heappop(self._due)
@@ -194,11 +207,11 @@ class HoldQueue:
         return found
 
     def patience(self, now: float) -> float:
-        """Return the seconds until something is due, a second at most."""
+        """Return in how many seconds the next file is due, 1.0 at most."""
         return max(0.0, min(self._due[0][0] - now, 1.0)) if self._due else 1.0
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return what is held as `watchman queue` shows it; for any thread."""
+        """Return the held files as `watchman queue` shows them. Any thread may call it."""
         ahead = self._clock() - self._monotonic()
         return [
             {
@@ -220,9 +233,9 @@ class HoldQueue:
 
 
 class Holding:
-    """Holds files and lets them go, with a record of each that is answered OK.
+    """Holds files and lets them go, with a record of each that was answered OK.
 
-    For the dispatcher's thread.
+    Only the dispatcher's thread calls it.
     """
 
     def __init__(
@@ -237,7 +250,7 @@ class Holding:
         self._commit = commit
         self._clock = clock
         self.queue = HoldQueue(clock=clock, monotonic=monotonic)
-        #: While the journal is replayed: what is not over, with its position and record.
+        #: During a replay, by id, position and record of the files that are still held.
         self._held_before: dict[str, tuple[int, dict[str, Any]]] = {}
 
     def hold(
@@ -249,12 +262,16 @@ class Holding:
         answer: Respond,
         failure: str = "",
     ) -> None:
-        """Hold a file; what ProFTPD says of it is durable, as nobody may say it again."""
+        """Hold a file, and answer.
+
+        What ProFTPD says is answered OK once it is durable, because nobody will say it again. Other
+        sources are answered IGNORED at once.
+        """
         word = verdict.word or notification
         if verdict.word is None and before is not None and notification.source not in PROFTPD:
-            # It could not be looked at.
+            # The file could not be looked at, so what was said of it before still counts.
             word = before.notification
-            verdict = replace(verdict, overlapped=before.writing or before.overlapped)
+            verdict = verdict._replace(overlapped=before.writing or before.overlapped)
         held = self.queue.hold(path, word, before, verdict, failure)
         logger.debug("Holding %r: %s. Looking in %.1f seconds.", path, held.reason, verdict.wait)
         if notification.source not in PROFTPD:
@@ -286,25 +303,25 @@ class Holding:
         self._commit.stage(record, durable, lambda reason: answer(Answer(Outcome.ERROR, reason)))
 
     def release(self, held: HeldFile, verdict: Ignore | PassOver | Fail) -> None:
-        """Write down that a file, held durably, came to nothing."""
+        """Write down that a held file with an `id` does not become an upload."""
         reason = "decided about before" if isinstance(verdict, PassOver) else verdict.reason
         record = {"event": State.GONE.value, "at": self._clock(), "id": held.id}
         self._commit.stage({**record, "reason": reason}, lambda _: self.forget(held), lasting=True)
 
     def forget(self, held: HeldFile | None) -> None:
-        """Keep the record no longer that a file was held, if there is one."""
+        """Let go of the record that a file was held, if there is one."""
         if held is not None and held.position >= 0:
             self._journal.release(held.position)
 
     def replay(self, position: int, record: dict[str, Any]) -> None:
-        """Take up what was held, by id, until it ends."""
+        """Replay a record, which may begin or end a hold."""
         if record["event"] == State.NOTICED.value:
             self._held_before[record["id"]] = position, record
         else:
             self._held_before.pop(record.get("id", ""), None)
 
     def restore(self) -> None:
-        """Hold again what was held when the journal ended."""
+        """Hold the files again that were held when the journal ended."""
         for position, record in self._held_before.values():
             failure = record.get("failure", "")
             notification = Notification(
@@ -317,7 +334,7 @@ class Holding:
                 uid=record.get("uid"),
             )
             state = FileState.decode(seen) if (seen := record.get("seen")) else None
-            # A failure may still be outdone by what the transfer log holds.
+            # The transfer log may hold a better word than that of the failure.
             wait = LOG_LAG if failure else 0.0
             verdict = Hold(record["reason"], wait, state, overlapped=record["overlapped"])
             self._journal.hold(position)

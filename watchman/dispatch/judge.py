@@ -1,11 +1,10 @@
-"""Whether a file is an upload now: what to make of what is seen of it and said of it."""
+"""Decides whether a file is an upload now, by how it looks and what sources say of it."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 
 from watchman.config.rules import Rules
 from watchman.config.settings import WatchSettings
@@ -29,35 +28,39 @@ from watchman.uploads.access import may_speak
 from watchman.uploads.ownership import LINKED, uploader
 from watchman.uploads.upload import PROFTPD, FileState, Kind, Notification, Source
 
-#: Seconds a file must be unchanged where the kernel does not tell of writers.
+#: Seconds for which a file must be unchanged if the kernel does not tell whether it has a writer.
 QUIET = 1.0
 
-#: The same for one that appeared and may have been open for writing since then: its last change was
-#: a write, and no close was heard. link(2) and unlink(2) set its ctime alone.
+#: The same for a file that appeared and may still be open: its last change was a write, and no
+#: close was heard. Files that OpenSSH's sftp-server renames need not wait so long: it does so by
+#: link(2) and unlink(2), which set the ctime alone, so that the last change is no write.
 UNCLOSED = 10.0
 
-#: Seconds until a file that is being written is looked at again unasked: at first, and at most.
-#: Whoever closes it is heard, if it is watched; the rest is for files that are not.
+#: Seconds until we look again at a file that is being written: at first, and at most. inotify tells
+#: when a file is closed, so this is for files in directories that cannot be watched.
 WRITING, WRITING_MOST = 1.0, 60.0
 
-#: Seconds that a close(2) may take from its event on until it has let go of the file, and within
-#: which the close of another who had it open is heard as well.
+#: Seconds for which close(2) may keep hold of a file after it has sent its event. If another writer
+#: closes the file meanwhile, that is heard within this time as well.
 CLOSING = 0.02
 
-#: Seconds until a file is looked at again that a disk or a right keeps from being looked at.
+#: Seconds until we look again at a file that a broken disk, a missing right or mount keeps from us.
 BARRED = 10.0
 
-#: Why a file is held whose transfer has failed, until its writer is gone.
+#: The reason to hold a file that somebody has open for writing.
+WRITTEN = "it is being written"
+
+#: The reason to hold a file whose transfer has failed and that somebody still has open.
 STILL_OPEN = "failed, and still open"
 
-#: Why a file is held of which ProFTPD may have more to say.
+#: The reason to hold a file of which ProFTPD may still speak.
 UNCONFIRMED = "waiting for ProFTPD's word"
 
 
 class Judge:
-    """Looks at files and says what they are. For the dispatcher's thread.
+    """Looks at files and says what they are. Only the dispatcher's thread calls it.
 
-    Long, for each reason to wait is one more question to the same file.
+    The class is long because each reason to wait is one more question about the same file.
     """
 
     def __init__(
@@ -77,21 +80,22 @@ class Judge:
         self._transfers = transfers
         self._monotonic = monotonic
         self.change(transfer_log=transfer_log)
-        #: When the transfer log held no more than what we have heard of it (monotonic).
+        #: Up to which moment (monotonic) we have heard everything that the transfer log holds.
         self.log_read = -math.inf
-        #: By watch: files that no task matches, and those excluded.
+        #: By watch, how many files no task matched, and how many were excluded.
         self.unmatched: Counter[str] = Counter()
         self.excluded: Counter[str] = Counter()
 
     def change(self, *, transfer_log: bool) -> None:
-        """Judge by other settings from now on."""
-        #: Whose word decides on what ProFTPD has received; with a log, hooks only give hints.
+        """Use other settings from now on."""
+        #: The source that decides whether ProFTPD has received a file. With a transfer log, what
+        #: hooks say is only a hint.
         self.decisive = Source.LOG if transfer_log else Source.HOOK
 
     def heard_until(self) -> float:
-        """Return until when (monotonic) we have heard all that the word that decides may say.
+        """Return up to which moment (monotonic) we have heard all from the source that decides.
 
-        What ProFTPD wrote to its log while we could not read it is no silence.
+        While we cannot read the transfer log, ProFTPD's silence means nothing.
         """
         if self.decisive is Source.LOG:
             return min(self._monotonic(), self.log_read)
@@ -104,7 +108,10 @@ class Judge:
         notification: Notification,
         held: HeldFile | None,
     ) -> Verdict:
-        """Look at a file below a watch that its source says is complete, `held` if it was."""
+        """Look at a file that a source calls complete, and return what it is.
+
+        `held` is how it was held, None if it was not.
+        """
         path = beneath.below(watch.path, subpath)
         pattern = self._rules.excluded(watch, subpath)
         if pattern is not None:
@@ -115,7 +122,7 @@ class Judge:
         try:
             look = beneath.look(watch.path, subpath)
         except FileNotFoundError:
-            # It may be a late word of a file that was moved meanwhile.
+            # If we decided about it, it was moved since, and the notification is late.
             return PassOver(None) if path in self._recent else Ignore("no such file")
         except NotBelowWatch as e:
             return Ignore(str(e))
@@ -132,13 +139,14 @@ class Judge:
         notification: Notification,
         held: HeldFile | None,
     ) -> Verdict:
-        """Say what a file is that is there, and may be an upload."""
+        """Return what a file is that is there and not excluded."""
         path = beneath.below(watch.path, subpath)
         if not self._rewrites.is_new(watch, subpath, look, notification):
             return PassOver(look.state)
         is_said_again = held is not None and notification is held.notification
         if held is not None and is_said_again and held.was_rewritten(look.state):
-            # It told of what was there before, and of what is there now nobody has spoken.
+            # The notification was about what the file held then. Nobody has spoken of what it holds
+            # now.
             notification = notification._replace(source=Source.INOTIFY)
         word, overlapped = self._word(notification, held, look.state)
         closed = notification.closed and not is_said_again
@@ -156,8 +164,8 @@ class Judge:
             or self._unsettled(watch, held, look)
         )
         if isinstance(verdict, Hold):
-            return replace(
-                verdict, word=word, overlapped=overlapped, unspoken=unspoken, closing=closing
+            return verdict._replace(
+                word=word, overlapped=overlapped, unspoken=unspoken, closing=closing
             )
         if verdict is None and not self._rules.matches(path):
             self._ledgers[watch.name].put(subpath, look.state)
@@ -165,13 +173,13 @@ class Judge:
             return Ignore("no task matches")
         verdict = verdict or self._refused(word, held, look)
         if isinstance(verdict, Fail):
-            return replace(verdict, sample=look.sample())
+            return verdict._replace(sample=look.sample())
         return verdict or Accept(look.state, word, look.ownership, look.sample())
 
     def _refused(
         self, word: Notification, held: HeldFile | None, look: beneath.Look
     ) -> Verdict | None:
-        """Refuse a hard link to a file of somebody else, once it has stayed one for a while."""
+        """Hold a hard link to somebody else's file, and refuse it if it stays one for a while."""
         reason = look.ownership.refusal() and look.ownership.refusal(uploader(word))
         if not reason:
             return None
@@ -181,10 +189,10 @@ class Judge:
     def _word(
         self, notification: Notification, held: HeldFile | None, state: FileState
     ) -> tuple[Notification, bool]:
-        """Return what to go by: what ProFTPD has said of a held file stands, whoever speaks of it.
+        """Return the notification to go by. What ProFTPD has said of a held file stands.
 
-        And whether another had the file open for writing when that was said: then it still tells
-        who uploaded, but what is there now may be the other's, of whom nobody has spoken yet.
+        Also return whether another writer had the file open when that was said. Then it still tells
+        who uploaded, but what is there now may be the other's, of whom ProFTPD has yet to speak.
         """
         if held is None:
             return notification, False
@@ -195,11 +203,11 @@ class Judge:
         return held.notification, held.writing or held.overlapped
 
     def _closing(self, path: str, closed: bool, held: HeldFile | None, look: beneath.Look) -> float:
-        """Return until when (monotonic) a close may be under way that was heard; 0 if none may.
+        """Return until when (monotonic) a close that was heard may be under way, 0 if none is.
 
-        close(2) sends its event before it lets go of the file, so who reacts at once finds the
-        writer still there. It is another one, who has the file open as well, if he is there later,
-        too, or if a second close is heard.
+        close(2) sends its event before it lets go of the file, see __fput() in fs/file_table.c of
+        Linux. So if we look at once, we may find the writer still there: once in some 7,000 files.
+        If there is a writer later, too, or if we hear a second close, the file has another writer.
         """
         now = self._monotonic()
         if not closed and held is not None and not look.writing:
@@ -208,7 +216,7 @@ class Judge:
             return 0.0
         recent = self._recent.get(path, look.state)
         if recent is not None and recent.source is self.decisive and not recent.closed:
-            # Of this write ProFTPD has spoken, and was heard before the kernel.
+            # It is the close of a write of which we heard ProFTPD speak before.
             recent.closed = True
             return 0.0
         return now + CLOSING
@@ -223,11 +231,11 @@ class Judge:
     def _spoken(
         self, notification: Notification, held: HeldFile | None, another: bool, look: beneath.Look
     ) -> int:
-        """Return -1 where ProFTPD speaks of one of several writers of a file, else 0; `another` if
-        one more of them has just shown.
+        """Return -1 if ProFTPD speaks here of one of several writers of a file, else 0.
 
-        The word that decides comes once for each, in the order in which they ended. That of the
-        first may be read when the last has closed the file as well, and does not speak of him.
+        `another` says that we have just seen one more writer. The source that decides speaks once
+        of each, in the order in which they ended. Its word of the first may be read when the last
+        has closed the file as well, and tells nothing about the last.
         """
         if held is not None and notification is held.notification:
             return 0
@@ -242,7 +250,7 @@ class Judge:
         if look.writing:
             looks = held.looks if held else 0
             wait = min(WRITING * 2**looks, WRITING_MOST)
-            return Hold("it is being written", wait, look.state, writing=True)
+            return Hold(WRITTEN, wait, look.state, writing=True)
         if look.writing is False:
             return None
         unclosed = notification.appeared or (held is not None and held.unclosed)
@@ -252,17 +260,17 @@ class Judge:
         patience = UNCLOSED if unclosed and is_written_last else QUIET
         wait = patience - self._quiet(held, look.state)
         reason = "the kernel does not say who writes it"
-        # A change that comes without an event, as chmod(2), may end the longer wait.
+        # Not all of a long wait at once: chmod(2) makes it short, and we get no event of that.
         return Hold(reason, min(wait, 2 * QUIET), look.state) if wait > 0 else None
 
     def confirms(self, held: HeldFile, state: FileState) -> bool:
-        """Whether ProFTPD has said of a held file that it is whole, and nobody wrote it since."""
+        """Whether ProFTPD has called a held file complete, and nobody has written it since."""
         if held.writing or held.overlapped or held.was_rewritten(state):
             return False
         return self.decides(held.notification, state)
 
     def decides(self, notification: Notification, state: FileState) -> bool:
-        """Whether ProFTPD says that it has received the file, as it is now."""
+        """Whether the source that decides says that ProFTPD has received the file as it is now."""
         return (
             notification.source is self.decisive
             and notification.kind is not Kind.FAILED
@@ -273,11 +281,11 @@ class Judge:
     def _failed_before(
         self, decided: bool, held: HeldFile | None, state: FileState
     ) -> Verdict | None:
-        """Fail a file whose transfer was said to have failed, unless there is a better word."""
+        """Fail a file whose transfer was said to have failed, unless ProFTPD calls it complete."""
         if held is None or not held.failure or decided:
             return None
         if held.is_of_another(state):
-            return None  # which has left
+            return None  # the file whose transfer failed is not there any more
         if held.fail_at > self.heard_until() and held.reason != STILL_OPEN:
             return Hold(held.reason, max(0.0, held.fail_at - self._monotonic()), state)
         return Fail(state, held.failure)
@@ -291,14 +299,16 @@ class Judge:
         held: HeldFile | None,
         state: FileState,
     ) -> Verdict | None:
-        """Hold what ProFTPD may have more to say of: its silence proves nothing before `confirm`.
+        """Hold a file of which ProFTPD may still speak, for at most the watch's `confirm`.
 
-        A session may not be able to run hooks, as a chrooted one, nor to name what it writes; the
-        log's line comes after the file is closed, and when the log's reader gets to it.
+        Before that, its silence proves nothing. A chrooted session cannot run hooks. mod_exec does
+        not know every name in time, such as that of a STOU. ProFTPD writes a line of the log after
+        it has closed the file, and then we must still read it.
         """
         if decided:
             return None
         begun = self._transfers.of(beneath.below(watch.path, subpath))
+        # Nobody may hold up a file of others by saying that its transfer has started.
         if any(may_speak(one, watch.path, subpath) for one in begun):
             return Hold("ProFTPD is receiving it", WRITING_MOST, state)
         if not watch.proftpd and word.source not in PROFTPD:
@@ -311,26 +321,28 @@ class Judge:
         return None
 
     def is_decisive(self, word: Notification) -> bool:
-        """Whether it is of the source that says what ProFTPD has received whole."""
+        """Whether a notification is from the source that decides."""
         return word.source is self.decisive
 
     def _unsettled(
         self, watch: WatchSettings, held: HeldFile | None, look: beneath.Look
     ) -> Verdict | None:
-        """Hold a file whose client may still look for it, rename it or set its times."""
+        """Hold a file whose client may still look for it, rename it or set its times.
+
+        For instance, rclone looks, WinSCP renames, and lftp and FileZilla set times.
+        """
         wait = watch.settle - self._quiet(held, look.state)
         return Hold("settling", wait, look.state) if wait > 0 else None
 
     def _unchanged(self, held: HeldFile | None, state: FileState) -> float:
-        """Return for how many seconds a held file has been as it is, with all heard that ProFTPD
-        said until then.
-        """
+        """Return for how many seconds a held file had been unchanged at `heard_until`."""
         return self._seen_so(held, state, self.heard_until())
 
     def _quiet(self, held: HeldFile | None, state: FileState) -> float:
-        """Return for how many seconds we have seen a held file to be as it is, and closed.
+        """Return for how many seconds we have seen a held file unchanged and closed.
 
-        Only what was watched counts: a file's times are set by its server's clock, or by anybody.
+        Its own times do not count: a file server sets them by another clock, and anybody can set
+        the mtime by utimensat(2).
         """
         return self._seen_so(held, state, self._monotonic())
 
@@ -343,17 +355,23 @@ class Judge:
 def _too_fresh(
     notification: Notification, held: HeldFile | None, state: FileState
 ) -> Verdict | None:
-    """Hold what was found before word of it can have come: it may be a rename's."""
+    """Hold a file that a scan has just found: the watcher may be about to tell of its rename.
+
+    Otherwise a renamed file would be another upload, and its task be sent twice.
+    """
     if held is not None or not notification.patience:
         return None
     return Hold("found a moment ago", notification.patience, state)
 
 
 def _is_newer(state: FileState, notification: Notification) -> bool:
-    """Whether a file was written since a line of the log that does not tell of its size, as that
-    of a rename: lines may be read long after they were written.
+    """Whether a file was written after the log's line that the notification is from.
+
+    Lines may be read long after they were written. This is for lines without a size, such as those
+    of renames; if there is a size, that is compared.
     """
     if notification.size is not None or not notification.at:
         return False
-    # An mtime beyond the ctime was set by utimensat(2) and says nothing of a write.
+    # `at` is in whole seconds. An mtime later than the ctime was set by utimensat(2), and tells
+    # nothing about a write.
     return (notification.at + 1) * 1e9 <= state.mtime <= state.ctime

@@ -1,4 +1,4 @@
-"""What a rename means: the decision follows the file, or the file is an upload now."""
+"""What a rename means: the decision about the file follows it, or the file is an upload now."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ from watchman.uploads import beneath
 from watchman.uploads.outcome import Outcome
 from watchman.uploads.upload import FileState, Kind, Notification, Respond, nobody
 
-#: Names of one file that are remembered.
+#: How many earlier names of one file are remembered.
 NAMES = 10
 
 
 @dataclass(kw_only=True, eq=False)
 class Renames:
-    """Carries over what is known of a file under its old name. For the dispatcher's thread.
+    """Carries over to a file's new name what is known of it under its old one.
 
-    `complete` decides about a file that may be an upload under its new name.
+    Only the dispatcher's thread calls it. `complete` decides about a file that may be an upload
+    under its new name.
     """
 
     rules: Rules
@@ -39,12 +40,13 @@ class Renames:
     pipeline: Pipeline
     complete: Callable[[Notification, Respond], None]
 
-    #: By the name that a file was renamed to, and was not found decided about: those before it,
-    #: the latest first. The next rename, its own or of a directory above, may be over by then.
+    #: By path that a file was renamed to without a known decision, its earlier paths, the latest
+    #: first. The file may have been renamed once more, or a directory above it, before we looked
+    #: for it there. Then the next rename must look under all of them.
     _passed: dict[str, tuple[str, ...]] = field(default_factory=dict, init=False)
 
     def follow(self, notification: Notification, answer: Respond) -> None:
-        """Follow a file or a directory that was renamed within the watches."""
+        """Follow a file or a directory that was renamed within the watches, and answer."""
         if notification.is_directory:
             self._follow_directory(notification)
             return
@@ -75,9 +77,10 @@ class Renames:
             self.follow(notification._replace(path=name, old_path=path, is_directory=False), nobody)
 
     def _names(self, path: str) -> list[Place]:
-        """Return the names that a file may have been decided about under, the latest first.
+        """Return the names under which a file may have been decided about, the latest first.
 
-        It became another upload by a name that is none of an upload.
+        Those before a name that no upload can have do not count: after such a name, the file
+        becomes another upload.
         """
         located = self.rules.locate(path)
         if located is None:
@@ -90,7 +93,7 @@ class Renames:
         return names
 
     def _remember(self, path: str, names: Sequence[Place]) -> None:
-        """Remember which names the file had that was renamed to a path."""
+        """Remember which names a file had before it was renamed to `path`."""
         if self._excludes(*names[0]):
             return
         self._passed.pop(path, None)
@@ -99,7 +102,7 @@ class Renames:
             del self._passed[next(iter(self._passed))]
 
     def _excludes(self, watch: WatchSettings, subpath: str) -> bool:
-        """Whether a name is none of an upload."""
+        """Whether no upload can have that name: it is excluded, or no task and no move matches."""
         if self.rules.excluded(watch, subpath) is not None:
             return True
         return not self.rules.matches(beneath.below(watch.path, subpath))
@@ -107,7 +110,7 @@ class Renames:
     def _word_of_held(
         self, old_watch: WatchSettings, old: str, watch: WatchSettings, subpath: str
     ) -> Notification | None:
-        """Return what ProFTPD has said of a held file, as said of its new name."""
+        """Return what ProFTPD has said of a held file, for its new name; None if nothing."""
         held = self.holding.queue.get(os.path.join(old_watch.path, old))
         if held is None:
             return None
@@ -123,9 +126,9 @@ class Renames:
     def _was_decided(
         self, old_watch: WatchSettings, old: str, new_watch: WatchSettings, new: str
     ) -> FileState | None:
-        """Let the decision follow a file that was an upload under its old name; return its state.
+        """Copy the decision about a file to its new name; return the file's state.
 
-        None: it was none.
+        Return None if there is no decision under the old name.
         """
         if self._excludes(old_watch, old):
             return None

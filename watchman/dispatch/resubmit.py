@@ -1,4 +1,4 @@
-"""What is resubmitted by hand: an upload, whatever was decided about its file before."""
+"""Makes an upload of a file that is resubmitted by hand, whatever was decided about it before."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from watchman.uploads import beneath
 from watchman.uploads.outcome import Outcome
 from watchman.uploads.upload import Answer, Notification, Respond, State, Upload
 
-#: What to do instead, for whoever has named something else than a file.
+#: What an operator is told to do who has named something else than a file.
 FILES = "name files below a watch, each by its own path, as `find DIRECTORY -type f` does"
 
 
 @dataclass(kw_only=True, eq=False)
 class Resubmitter:
-    """Accepts what watchman-send names. For the dispatcher's thread."""
+    """Accepts the files that watchman-send names. Only the dispatcher's thread calls it."""
 
     rules: Rules
     holding: Holding
@@ -37,7 +37,7 @@ class Resubmitter:
     clock: Callable[[], float]
 
     def accept(self, notification: Notification, answer: Respond) -> None:
-        """Accept a file that an operator names, whatever was decided about it."""
+        """Accept a file that an operator names, or answer ERROR and why it cannot be."""
         located = self.rules.locate(notification.path)
         move = self.rules.moved_by(notification.path)
         if move is not None:
@@ -59,6 +59,7 @@ class Resubmitter:
             verdict = Accept(look.state, notification, look.ownership, look.sample())
         held = self.holding.queue.pop(path)
         if held is not None and held.id and notification.old_id:
+            # With --same-id the upload gets that id, so the id that it was held under ends here.
             self.holding.release(held, PassOver(look.state))
             held = None
         self.decisions.accept(watch, subpath, verdict, answer, held)
@@ -72,7 +73,7 @@ class Resubmitter:
     def _accept_moved(
         self, notification: Notification, move: MoveSettings, answer: Respond
     ) -> None:
-        """Have the task of a file sent again that was moved; it stays where it is."""
+        """Accept a file that was moved before. It stays where it is, and only its task is sent."""
         path = notification.path
         look = _look(move.destination, os.path.relpath(path, move.destination), answer)
         if look is None:
@@ -91,7 +92,7 @@ class Resubmitter:
             path=path,
             original=original,
             state=state,
-            # As it was moved already: nobody looks for it below a watch.
+            # As after a move. It says that nobody need look for the file below a watch.
             source_state=state,
             source=notification.source,
             accepted=self.clock(),
@@ -101,6 +102,7 @@ class Resubmitter:
 
         def durable(position: int) -> None:
             self.pipeline.wait(upload.at(position))
+            self.pipeline.steps.count(State.ACCEPTED, upload, upload.accepted)
             answer(Answer(Outcome.OK, upload.id))
 
         self.commit.stage(
@@ -111,7 +113,7 @@ class Resubmitter:
 
 
 def _look(root: str, subpath: str, answer: Respond) -> beneath.Look | None:
-    """Look at a file that an operator names, or answer why that cannot be."""
+    """Look at a file that an operator names; or answer why that cannot be, and return None."""
     try:
         return beneath.look(root, subpath)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""How transfers begin and end, as ProFTPD's sessions tell of them, or by dying."""
+"""Follows transfers from start to end, as sources tell of them, or as sessions die."""
 
 from __future__ import annotations
 
@@ -35,17 +35,21 @@ from watchman.uploads.upload import (
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two looks at whether sessions live, while there are some: what a dead one has
-#: left is to be listed within two seconds, of which the transfer log is given LOG_LAG.
+#: Seconds between two looks for dead sessions, while any session is known. What a dead one has left
+#: must be listed within two seconds, and LOG_LAG of these are for the transfer log.
 LOOK = 0.5
 
-#: Seconds that a dead session's hooks are given to be heard, for they may have given up waiting.
-LAST_WORDS = 0.5
+#: Seconds for which we wait for what a dead session's hooks have sent: a busy daemon may see the
+#: session die before it has read that. Without this, a whole file was listed as failed.
+HOOK_LAG = 0.5
 
 
 @dataclass(kw_only=True, eq=False)
 class TransferTracker:
-    """Which transfers are open, and which ended badly. For the dispatcher's thread."""
+    """Knows which transfers are open, and fails those that end badly.
+
+    Only the dispatcher's thread calls it.
+    """
 
     rules: Rules
     ledgers: Mapping[str, Ledger]
@@ -58,18 +62,18 @@ class TransferTracker:
     commit: GroupCommit
     clock: Callable[[], float]
 
-    #: Why transfers have failed, as the log says, whose file was not there any more: a line
-    #: about its rename may follow. The log tells of everything in turn, hooks do not.
+    #: By path, why the log says that a transfer has failed, if its file was not there any more: a
+    #: line about its rename may follow. The log has things in order, hooks have not.
     _left: dict[str, str] = field(default_factory=dict, init=False)
     #: Whether the transfer log was read to its end since we began.
     _caught_up: bool = field(default=False, init=False)
-    #: While the journal is replayed: what is not over, with its position and record.
+    #: During a replay, by session and path, position and record of the transfers that are open.
     _begun_before: dict[tuple[str, str], tuple[int, dict[str, Any]]] = field(
         default_factory=dict, init=False
     )
 
     def begin(self, notification: Notification, answer: Respond) -> None:
-        """Remember that a session begins to write a file, and what is there now."""
+        """Remember that a session begins to write a file, and what is there now; then answer."""
         located = self.rules.locate(notification.path) if notification.path else None
         if located is None or not notification.session:
             answer(Answer(Outcome.OK))
@@ -84,7 +88,7 @@ class TransferTracker:
         except (OSError, NotBelowWatch):
             logger.debug("Nothing is at %r before its transfer.", path)
         if not waits(notification.session):
-            before = None  # we hear of it late: what is there may be its own
+            before = None  # we hear of it late, so what is there may be what it wrote
 
         who = notification.uid, notification.groups
 
@@ -93,7 +97,7 @@ class TransferTracker:
             answer(Answer(Outcome.OK))
 
         def failed(reason: str) -> None:
-            # It is known for as long as we run.
+            # It is not on disk, but it is known for as long as we run.
             self._open(Transfer(path, notification.session, before, -1, *who))
             answer(Answer(Outcome.ERROR, reason))
 
@@ -105,10 +109,10 @@ class TransferTracker:
         self.commit.stage(record, durable, failed)
 
     def complete(self, notification: Notification) -> str:
-        """Close a transfer of which a source says that it is complete; return of which path.
+        """Close the transfer that a source calls complete; return its path.
 
-        mod_exec does not tell it where SFTP did something else meanwhile: then it is the one that
-        the session has begun, or "" if there is no such, or more than one.
+        mod_exec tells no path if the SFTP session did something else meanwhile. Then it is that of
+        the session's only open transfer; "" if there is none, or more than one.
         """
         if not notification.path:
             path = self.transfers.only(notification.session)
@@ -120,7 +124,7 @@ class TransferTracker:
         return notification.path
 
     def fail(self, notification: Notification) -> None:
-        """Fail the transfer of which a source says so, or with no path all of its session."""
+        """Fail the transfer that a source says has failed; without a path, all of its session's."""
         reason = notification.reason or "ProFTPD says that its transfer failed"
         notification = notification._replace(reason=reason)
         over = self._close(notification.session, notification.path)
@@ -131,10 +135,11 @@ class TransferTracker:
             self._fail(notification, None, self._patience_of(notification.path))
 
     def rename(self, notification: Notification) -> str:
-        """Fail a file under its new name that had left its old one before it was told to have
-        failed; return why, "" if that is not so.
+        """Fail a file under its new name if it was renamed before we heard that it has failed.
+
+        Return why it has failed, "" if we have not heard so.
         """
-        self._left.pop(notification.path, None)  # another file's name by now
+        self._left.pop(notification.path, None)  # this is another file's name by now
         reason = self._left.get(notification.old_path, "")
         if reason and notification.source is Source.LOG:
             del self._left[notification.old_path]
@@ -144,7 +149,7 @@ class TransferTracker:
         return ""
 
     def end(self, session: str, reason: str) -> None:
-        """Take what a session has begun and not ended for failed."""
+        """End a session: its open transfers have failed."""
         for transfer in self._closed(self.transfers.end(session)):
             failed = Notification(
                 Kind.FAILED,
@@ -157,13 +162,13 @@ class TransferTracker:
             self._fail(failed, transfer.before, LOG_LAG)
 
     def end_dead_sessions(self) -> float:
-        """End the sessions that have died without a word, once the log had its say.
+        """End the sessions that have died. At a start, first the log must be read to its end.
 
         Return in how many seconds to look again.
         """
         if self._caught_up or self.judge.decisive is Source.HOOK:
-            # Without a log, its last words may be on their way: in the socket, or to us.
-            lag = LAST_WORDS if self.judge.decisive is Source.HOOK else 0.0
+            # Without a log, what its hooks have sent may still be in the socket or our inbox.
+            lag = HOOK_LAG if self.judge.decisive is Source.HOOK else 0.0
             for session in self.transfers.dead(lag):
                 self.end(session, "its session died")
         return LOOK if self.transfers else math.inf
@@ -180,7 +185,7 @@ class TransferTracker:
         return self._closed(self.transfers.close(session, path))
 
     def _closed(self, over: list[Transfer]) -> list[Transfer]:
-        """Write down that transfers are over, and let nothing wait for them."""
+        """Write down that transfers are over; have files looked at again that waited for them."""
         for transfer in over:
             self.holding.queue.make_due(transfer.path)
             record = {"event": Kind.ENDED.value, "at": self.clock(), "path": transfer.path}
@@ -189,19 +194,20 @@ class TransferTracker:
                 self.journal.release(position)
 
             if transfer.position < 0:
-                continue  # nothing is written down that were to end
+                continue  # its start was not written down
             self.commit.stage({**record, "session": transfer.session}, durable, lasting=True)
         return over
 
     def _patience_of(self, path: str) -> float:
-        """Return for how many seconds a hook's word of failure waits for the transfer log's."""
+        """Return for how many seconds a failure that a hook tells of waits for the log's word."""
         located = self.rules.locate(path)
         return located[0].confirm if located is not None else 0.0
 
     def _fail(self, notification: Notification, before: FileState | None, patience: float) -> None:
         """Fail a file, unless the transfer that failed has not touched it.
 
-        Where this is not the word that decides, that one is waited for, `patience` seconds.
+        If another source decides, wait `patience` seconds for its word. `before` is what was there
+        before the transfer, None if nothing was or if that is not known.
         """
         located = self.rules.locate(notification.path)
         if located is None or self.rules.excluded(*located) is not None:
@@ -232,14 +238,15 @@ class TransferTracker:
         """Fail a file that is there, as `_fail` does."""
         path = beneath.below(watch.path, subpath)
         if not may_speak(notification, watch.path, subpath):
-            return  # another's, that was not there when he was asked
+            return  # another user's file, which came there after the rights were checked
         held = self.holding.queue.get(path)
         touched = not self.ledgers[watch.name].was_decided(subpath, look.state)
         if held is not None and self.judge.confirms(held, look.state):
-            # An older good word outlives what was refused, and what left the file as it was. But
-            # the log's lines may be read together: the file is as the last one has left it then.
+            # ProFTPD has called the file complete. That still holds if this later transfer was
+            # refused, or left the file as it was. But lines of the log may be read together, and
+            # then the file is as the last transfer has left it.
             touched = touched and not notification.refused and notification.source is Source.LOG
-        # SFTP tells of the failure before it closes the file, and may write until then.
+        # An SFTP session may tell of the failure before it closes the file, and write until then.
         if not look.writing and (look.state == before or not touched):
             return
         if look.writing or notification.source is not self.judge.decisive:
@@ -257,14 +264,14 @@ class TransferTracker:
     # At start.
 
     def catch_up(self) -> None:
-        """Take what the transfer log has not told of now for what it never will."""
+        """Note that the transfer log was read to its end: it tells no more of what ended before."""
         self._caught_up = True
 
     def replay(self, position: int, record: dict[str, Any]) -> None:
-        """Take up what was begun, by session and path, until it ends."""
+        """Replay a record, which may begin or end a transfer."""
         match record["event"]:
             case Kind.STARTED.value:
-                # Of several by the same session the first: it knows what was there before.
+                # If a session began it several times, the first one has what was there before.
                 self._begun_before.setdefault(
                     (record["session"], record["path"]), (position, record)
                 )
@@ -272,9 +279,10 @@ class TransferTracker:
                 self._begun_before.pop((record["session"], record["path"]), None)
 
     def restore(self, *, logged: bool) -> None:
-        """Open again what was open when the journal ended.
+        """Open the transfers again that were open when the journal ended.
 
-        `logged`: a log goes on where it was read to, so it tells of all that ended since.
+        `logged` says that logs are read on from where they were read to, so that they tell of all
+        that ended since.
         """
         for (session, path), (position, record) in self._begun_before.items():
             before = FileState.decode(record["before"]) if record["before"] else None
@@ -283,6 +291,6 @@ class TransferTracker:
             if logged or is_alive(session):
                 self._open(transfer)
             else:
-                # It ended while we were down, and nobody can say how.
+                # It ended while watchman was down, and nobody can say how.
                 self._closed([transfer])
         self._begun_before.clear()

@@ -1,4 +1,4 @@
-"""The transfers that FTP sessions have begun, until each is ended or its session is."""
+"""The open transfers: those that FTP sessions have begun, until the transfer or session ends."""
 
 from __future__ import annotations
 
@@ -12,23 +12,26 @@ from dataclasses import dataclass, field
 from watchman.uploads.session import is_alive, open_pidfd
 from watchman.uploads.upload import FileState
 
-#: Sessions whose process is held by a descriptor, if the limit on those allows. Others are known by
-#: their number and start time, and looked for.
+#: How many sessions' processes are held by a pidfd, as the limit of open files allows. Those of
+#: further sessions are looked up in /proc by pid and start time.
 PIDFDS = min(1024, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
 
-#: Transfers of one session that are remembered: ProFTPD has one of a session, or a few by SFTP.
+#: How many open transfers of one session are remembered. In ProFTPD an FTP session has one at a
+#: time, an SFTP session may have a few.
 TRANSFERS = 256
 
-#: Seconds within which the transfer log was read, after the session that wrote it has ended.
+#: Seconds after a session's end within which we have read what it wrote to the transfer log.
 LOG_LAG = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """A file that a session began to write, and what it looked like before: None if not there.
+    """A transfer that a session has begun.
 
-    `position` is where the journal keeps its record, -1 if it could not be written. Who has said so
-    is `uid`, in these `groups`, None if it may speak of any file.
+    `before` is what was at `path` before, None if nothing was or if that is not known.
+    `position` is where the journal has its record, -1 if that could not be written.
+    `uid` and `groups` are those of the process that told of it. `groups` is None if that process
+    may speak of any file.
     """
 
     path: str
@@ -42,15 +45,16 @@ class Transfer:
 @dataclass(slots=True)
 class _Session:
     pidfd: int
-    #: Without a pidfd it has ended, or is looked for.
+    #: Whether its process must be looked up in /proc. If not, and without a pidfd, it has ended.
     is_looked_for: bool = False
     transfers: dict[str, Transfer] = field(default_factory=dict)
 
 
 class Transfers:
-    """The transfers that were begun and not ended, by session. For the dispatcher's thread.
+    """The open transfers by session. Only the dispatcher's thread uses them.
 
-    A session's process is held by a pidfd: no other can be taken for it, and its end is seen.
+    A session's process is held by a pidfd, see pidfd_open(2): poll(2) tells when it has ended, and
+    no other process is taken for it that gets the same pid.
     """
 
     def __init__(self, *, monotonic: Callable[[], float] = time.monotonic) -> None:
@@ -58,7 +62,7 @@ class Transfers:
         self._sessions: dict[str, _Session] = {}
         self._paths: dict[str, set[str]] = {}
         self._poll = select.poll()
-        #: When sessions were first seen to have ended (monotonic).
+        #: By session whose process has ended, when that was first seen (monotonic).
         self._died: dict[str, float] = {}
         self._by_pidfd: dict[int, str] = {}
 
@@ -66,15 +70,15 @@ class Transfers:
         return len(self._sessions)
 
     def open(self, transfer: Transfer) -> list[Transfer]:
-        """Remember a transfer; return what need not be any more: it, where its path was begun
-        before, or the oldest of a session that begins too many.
+        """Remember a transfer; return those of which no record is needed any more.
 
-        A session that has died meanwhile is told of by the next `dead`.
+        That is the transfer itself if its session has begun the same path before. It is the oldest
+        of the session if there are TRANSFERS. If the session has died meanwhile, `dead` returns it.
         """
         session = self._session(transfer.session)
         if transfer.path in session.transfers:
-            # mod_exec gives the name of the first of several files that SFTP writes at once. What
-            # that was like before is known from then only.
+            # While SFTP writes several files at once, mod_exec gives the name of the first one for
+            # each of them. What that file was like before, only the first transfer knows.
             return [transfer]
         over = []
         if len(session.transfers) >= TRANSFERS:
@@ -84,19 +88,19 @@ class Transfers:
         return over
 
     def only(self, name: str) -> str:
-        """Return the path of the only transfer that a session has begun and not ended, or ""."""
+        """Return the path of a session's open transfer; "" if it has none, or more than one."""
         session = self._sessions.get(name)
         paths = list(session.transfers) if session is not None else []
         return paths[0] if len(paths) == 1 else ""
 
     def of(self, path: str) -> list[Transfer]:
-        """Return the transfers of a file that sessions have begun and not ended."""
+        """Return the open transfers of a file."""
         return [self._sessions[name].transfers[path] for name in self._paths.get(path, ())]
 
     def close(self, name: str, path: str = "") -> list[Transfer]:
         """Forget a session's transfer of a path, or with "" all of them; return them.
 
-        A `name` without a start time, as the transfer log knows it, is `PID.`.
+        The transfer log does not tell the start time of a session's process. `name` is `PID.` then.
         """
         if name.endswith("."):
             name = next((known for known in self._sessions if known.startswith(name)), "")
@@ -114,14 +118,14 @@ class Transfers:
         return over
 
     def end(self, name: str) -> list[Transfer]:
-        """Forget a session; return the transfers that it has begun and not ended."""
+        """Forget a session; return its open transfers."""
         over = self.close(name)
         if name in self._sessions:
             self._forget(name)
         return over
 
     def dead(self, lag: float = 0.0) -> list[str]:
-        """Return the sessions whose process was seen to have ended `lag` seconds ago."""
+        """Return the sessions whose process was seen to have ended at least `lag` seconds ago."""
         gone = [
             name
             for name, session in self._sessions.items()

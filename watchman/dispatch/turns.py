@@ -1,4 +1,4 @@
-"""Turns: of the owners of files that were found, and of the users who speak on the socket."""
+"""Turns of the owners of files that were found, and of the users who send on the socket."""
 
 from __future__ import annotations
 
@@ -19,49 +19,51 @@ from watchman.uploads.upload import Notification
 
 logger = logging.getLogger(__name__)
 
-#: Finds that wait until it is known whose their files are. Who brings more waits.
+#: Finds that may wait for their files' owners to be looked up. If there are more, `put` blocks.
 UNSORTED = 10_000
 
-#: Finds that are decided about in one turn, of all owners who wait.
+#: Finds that are decided about in one turn, of all owners together.
 AT_ONCE = 16
 
-#: Finds whose owner is looked up in one turn: a burst is sorted faster than it can be made.
+#: Finds whose owners are looked up in one turn: so a burst is sorted faster than it can be made.
 SORTED = 8 * AT_ONCE
 
-#: Finds that wait for one owner's turns, or are held: some 500 to 800 bytes each.
+#: Finds of one owner that may wait for his turns or be held: some 500 to 800 bytes each.
 WAITING = 50_000
 
-#: Finds that are still decided about at a stop: the next start scans for more than these. But what
-#: was renamed would be another file to that scan.
+#: Finds that are still decided about at a stop. The next start scans for the others, except for
+#: renames, which are all decided about: a scan would take a renamed file for a new one.
 AT_STOP = 1_000
 
-#: Seconds after which a user's thread ends that has nothing to do.
+#: Seconds after which the thread of a user ends if it has nothing to do.
 IDLE = 10.0
 
+#: What a user has sent, each with what is called once its paths are canonical.
 Words = deque[tuple[Notification, Callable[[Notification], None]]]
 
-#: Their lane of the inbox, and the owner of what lies where nobody may look.
+#: The lane of finds in the inbox, and the owner of files whose owner cannot be looked up.
 LANE, NOBODY = "finds", -1
 
 
 class Find(NamedTuple):
-    """A path that was found, and where it was renamed from, "" if it was not."""
+    """A path that was found, and the one that it was renamed from, "" if it was not."""
 
     path: str
     old_path: str = ""
 
 
 class Inbox(Protocol):
-    """Where the dispatcher's thread finds what to do, in turns of several lanes."""
+    """Where the work of the dispatcher's thread waits, in lanes that take turns."""
 
     def bring(self, work: Work, lane: str) -> None: ...
 
 
 class Finds:
-    """Finds with the work that is to be done about each. An owner's stay in order.
+    """Finds that wait for their owners' turns, with the work that each brings.
 
-    The watcher does not ask whose a file is: events come faster than the disk answers, and what its
-    thread does not read in time the kernel drops. So that is asked in the dispatcher's thread.
+    The finds of one owner stay in order. The dispatcher's thread looks up the owners, not that of
+    the watcher: events may come faster than the disk answers, and the kernel drops events that are
+    not read in time.
     """
 
     def __init__(
@@ -71,22 +73,24 @@ class Finds:
         locate: Callable[[str], Place | None],
         request_later: Callable[[str, int], None],
     ) -> None:
-        """`request_later` has a watch scanned once fewer of an owner's finds wait."""
+        """`request_later(watch, owner)` asks for a scan for when fewer finds of an owner wait."""
         self._inbox = inbox
         self._locate = locate
         self._request_later = request_later
-        #: Guards what is not sorted, and whether a turn is on its way.
+        #: Guards `_unsorted` and `_under_way`. Notified when there is room for more finds.
         self._changed = threading.Condition()
+        #: Finds whose owners are not known yet.
         self._unsorted: OrderedDict[Find, list[Work]] = OrderedDict()
+        #: Whether the inbox has a turn of ours.
         self._under_way = False
-        #: By owner, the one whose turn is next first; of the dispatcher's thread.
+        #: By owner, the next one first, his finds. Only for the dispatcher's thread.
         self._owners: OrderedDict[int, OrderedDict[Find, list[Work]]] = OrderedDict()
         self._owner_of: dict[Find, int] = {}
 
     def put(self, finds: Sequence[tuple[Find, Work]], *, wait: bool = True) -> None:
-        """Bring what is to be done about each of some finds, after what came before.
+        """Add finds, each with its work, after those that were added before.
 
-        Waits while too much is unsorted, unless what is brought is in memory anyway.
+        Blocks while there are too many, unless `wait` is False: held files are in memory anyway.
         """
         with self._changed:
             if wait:
@@ -99,13 +103,13 @@ class Finds:
             self._inbox.bring(self._take_turn, LANE)
 
     def waiting(self, owner: int) -> int:
-        """Return how many finds wait for an owner's turns; from any thread."""
+        """Return how many finds wait for an owner's turns. Any thread may call it."""
         return len(self._owners.get(owner, ()))
 
     # In the dispatcher's thread.
 
     def decide_now(self, path: str) -> None:
-        """Do at once what waits to be done about a path: somebody has spoken of it."""
+        """Do the work at once that waits for a path, because ProFTPD has spoken of it."""
         find = Find(path)
         with self._changed:
             unsorted = self._unsorted.pop(find, [])
@@ -114,7 +118,7 @@ class Finds:
             work()
 
     def close(self) -> None:
-        """Leave to the next start what would take long."""
+        """At a stop, drop finds that are left to the next start, see AT_STOP."""
         while self._unsorted:
             self._sort(self._some_unsorted())
         for find in list(self._owner_of)[AT_STOP:]:
@@ -127,7 +131,7 @@ class Finds:
             self._sort(unsorted)
             works = self._next()
         else:
-            # Nobody waits for long, whoever is first.
+            # These are so few that nobody waits long, and no owner need be looked up.
             works = [work for _, works in unsorted for work in works]
         with self._changed:
             self._under_way = bool(self._unsorted or self._owners)
@@ -144,7 +148,10 @@ class Finds:
             return [self._unsorted.popitem(last=False) for _ in range(count)]
 
     def _sort(self, unsorted: Iterable[tuple[Find, list[Work]]]) -> None:
-        """Find out whose the unsorted are."""
+        """Look up the owners of finds, and let each find wait for its owner's turn.
+
+        If too many wait already, a find is dropped, and a later scan will find it again.
+        """
         with _Directories() as directories:
             for find, works in unsorted:
                 located = self._locate(find.path)
@@ -160,7 +167,7 @@ class Finds:
                     self._request_later(located[0].name, owner)
 
     def _next(self) -> list[Work]:
-        """Return what is to be done in this turn, of the owners who are next."""
+        """Return the work of this turn. The owners take turns, one find at a time."""
         works: list[Work] = []
         for _ in range(AT_ONCE):
             if self._owners:
@@ -191,7 +198,7 @@ class _Directories:
             os.close(fd)
 
     def owner(self, place: Place) -> int:
-        """Return whose a file is; its directory's owner's if it is gone."""
+        """Return the uid of a file's owner, or its directory's if it is gone; NOBODY if unknown."""
         directory, _, name = place[1].rpartition("/")
         try:
             fd = self._directory(place[0].path, directory)
@@ -210,22 +217,24 @@ class _Directories:
 
 
 class Namers:
-    """Find the one name of each path that a user says on the socket, a thread for each user.
+    """Finds the canonical form of paths that users send on the socket, in a thread for each user.
 
-    The path is of a stranger's choice: it may lie on a mount that does not answer, as a FUSE mount
-    of his own. Then his words wait, and nobody else's. Any thread may bring words; those of one
-    user stay in order.
+    A user may send any path, even one on a mount that does not answer, such as a FUSE mount of his
+    own. Then only what he sends waits, and nobody else. What one user sends stays in order.
     """
 
     def __init__(self, name: Callable[[Notification], Notification]) -> None:
-        """`name` returns what was said, of the names that the files have. It may hang."""
+        """`name` returns a notification with canonical paths. It may hang."""
         self._name = name
         self._changed = threading.Condition()
-        #: By uid, what its thread has yet to do; who has no thread is not there.
+        #: By uid, what the thread of that user has yet to do. A user without a thread is not there.
         self._words: dict[int, Words] = {}
 
     def bring(self, notification: Notification, pass_on: Callable[[Notification], None]) -> None:
-        """Have `pass_on` called with the word once it has its names; never waits."""
+        """Have `pass_on` called with the notification once its paths are canonical.
+
+        Never blocks. Any thread may call it.
+        """
         uid = notification.uid
         assert uid is not None
         with self._changed:
@@ -248,4 +257,6 @@ class Namers:
             try:
                 pass_on(self._name(notification))
             except Exception:
-                logger.exception("Not heard: %r of uid %d.", notification.path, uid)
+                logger.exception(
+                    "Could not take up what uid %d says of %r.", uid, notification.path
+                )

@@ -1,10 +1,11 @@
-"""What can be made of a file, what was made of it before, and whether it was written since."""
+"""The verdicts on files, the latest decisions, and whether a file was written since."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from watchman.config.settings import WatchSettings
 from watchman.store.ledgers import Ledgers
@@ -12,33 +13,33 @@ from watchman.uploads import beneath
 from watchman.uploads.ownership import Ownership
 from watchman.uploads.upload import PROFTPD, FileState, Notification, Source, Upload
 
-#: Decisions that are remembered.
+#: How many decisions are remembered.
 RECENT = 10_000
 
 
-@dataclass(frozen=True, slots=True)
-class Ignore:
-    """The file is none of ours."""
+class Ignore(NamedTuple):
+    """The file is not an upload."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class PassOver:
-    """The file was decided about and not written since; without a state it has left."""
+class PassOver(NamedTuple):
+    """The file was decided about and not written since. `state` is None if it is not there now."""
 
     state: FileState | None
 
 
-@dataclass(frozen=True, slots=True)
-class Hold:
-    """The file may not be whole: look again in `wait` seconds, or when it is spoken of.
+class Hold(NamedTuple):
+    """The file may not be whole: look again in `wait` seconds, or when a source speaks of it.
 
-    `word` is what to go by then: what the source that decides has said of the file as it is, else
-    what was said now; `overlapped` if it was said while another had the file open for writing.
-    `writing` if it has a writer. `unspoken` is by how many there are more of its writers, or fewer,
-    who have closed it and of whom ProFTPD has yet to speak. Until `closing` (monotonic) a close
-    that was heard may be under way, see `Judge._closing`.
+    `word` is the notification to go by then. If the source that decides has spoken of the file as
+    it is now, that is its notification, else the latest one.
+    `writing` says that somebody has the file open for writing, `overlapped` that somebody else had
+    when `word` was said.
+    `unspoken` is how many more writers than before, or fewer, have closed the file and were not
+    spoken of by ProFTPD yet.
+    `closing` is until when (monotonic) a close that was heard may still be under way, 0 if none is;
+    see `Judge._closing`.
     """
 
     reason: str
@@ -51,8 +52,7 @@ class Hold:
     closing: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Accept:
+class Accept(NamedTuple):
     """The file is an upload."""
 
     state: FileState
@@ -61,9 +61,8 @@ class Accept:
     sample: int
 
 
-@dataclass(frozen=True, slots=True)
-class Fail:
-    """The file is what a failed transfer left."""
+class Fail(NamedTuple):
+    """The file is what a failed transfer has left."""
 
     state: FileState
     reason: str
@@ -71,7 +70,9 @@ class Fail:
 
 
 class Refuse(Fail):
-    """The file is somebody else's."""
+    """The file is a hard link to somebody else's file."""
+
+    __slots__ = ()
 
 
 Verdict = Ignore | PassOver | Hold | Accept | Fail
@@ -79,11 +80,12 @@ Verdict = Ignore | PassOver | Hold | Accept | Fail
 
 @dataclass(slots=True)
 class Recent:
-    """The upload that a decision made: its id, when it was decided (epoch), and who spoke.
+    """A decision about a file: the upload's id, the file's inode, and when it was made (epoch).
 
-    `sources` are all that spoke of it, `source` is the first. `failed` if it was decided that its
-    transfer has failed; `begun` if a session has begun to write the file again since. `closed` if
-    it was heard of since that somebody closed it who had it open for writing.
+    `source` is who spoke of the file first, `sources` are all who have.
+    `failed` says that the decision was that the transfer has failed.
+    `closed` says that we have heard the writer close the file, before the decision or since.
+    `begun` says that a session has begun to write the file again since.
     """
 
     id: str
@@ -97,7 +99,7 @@ class Recent:
 
 
 class RecentDecisions:
-    """The latest, by path. For the dispatcher's thread."""
+    """The latest decisions by path, at most RECENT. Only the dispatcher's thread uses them."""
 
     def __init__(self) -> None:
         self._by_path: OrderedDict[str, Recent] = OrderedDict()
@@ -106,14 +108,17 @@ class RecentDecisions:
         return path in self._by_path
 
     def get(self, path: str, state: FileState | None = None) -> Recent | None:
-        """Return the last decision about a file, one that left as well; of that inode, if given."""
+        """Return the last decision about a path, even if its file is gone.
+
+        With `state`, return None if the decision was about another inode.
+        """
         recent = self._by_path.get(path)
         if recent is None or (state is not None and state.inode != recent.inode):
             return None
         return recent
 
     def remember(self, upload: Upload, *, failed: bool = False, closed: bool = False) -> None:
-        """Remember a decision in place of the one before about the same path."""
+        """Remember a decision. It replaces the one before about the same path."""
         state, path = upload.source_state or upload.state, upload.source_path
         recent = Recent(upload.id, state.inode, upload.accepted, upload.source, failed, closed)
         recent.sources.add(upload.source)
@@ -122,7 +127,7 @@ class RecentDecisions:
             self._by_path.popitem(last=False)
 
     def restore(self, path: str, recent: Recent | None) -> None:
-        """Undo a `remember`: what it replaced is the last decision again."""
+        """Undo a `remember`: `recent`, which it replaced, is the last decision again."""
         self._by_path.pop(path, None)
         if recent is not None:
             self._by_path[path] = recent
@@ -134,9 +139,9 @@ class RecentDecisions:
 
 
 class Rewrites:
-    """Compares files with what was decided about them. For the dispatcher's thread.
+    """Tells whether a file was written since it was decided about.
 
-    `decides` tells whether ProFTPD says that it has received a file as it is now.
+    Only the dispatcher's thread calls it. `decides` is `Judge.decides`.
     """
 
     def __init__(
@@ -153,7 +158,7 @@ class Rewrites:
     def is_new(
         self, watch: WatchSettings, subpath: str, look: beneath.Look, notification: Notification
     ) -> bool:
-        """Whether a file holds a write that nobody has decided about yet."""
+        """Whether a file was written since the last decision about it, or there is none."""
         source, state = notification.source, look.state
         decision = self._ledgers[watch.name].get(subpath, state)
         if decision is None or state.rewritten_since(decision.size, decision.ctime):
@@ -161,35 +166,39 @@ class Rewrites:
         if source is Source.SCAN or notification.appeared:
             return self._is_rewritten(watch, subpath, look)
         if decision.existing:
-            # Open for writing since before the watch began, and closed now.
+            # It was there before the watch began, and somebody had it open for writing until now.
             return True
         recent = self._recent.get(beneath.below(watch.path, subpath), state)
         if recent is not None and self._is_better(notification, recent, state):
             return True
         if state.ctime == decision.ctime:
             return False
-        # Only ctime differs: MFMT or chmod after it, a rename, or a write that kept the mtime.
+        # Only ctime differs. After the write there was an MFMT, a chmod(2), a rename, or another
+        # write that kept the mtime.
         if source in PROFTPD:
+            # Each source speaks once of a write. If it speaks again, there was another write.
             return recent is None or source in recent.sources
         if not notification.closed or (recent is not None and not recent.closed):
-            # Nobody wrote it, or it may be the end of that very write, heard of late.
+            # No writer has closed it now, or this is the close of the write that was decided about.
             return self._is_rewritten(watch, subpath, look)
         return True
 
     def _is_rewritten(self, watch: WatchSettings, subpath: str, look: beneath.Look) -> bool:
-        """Whether a file whose ctime alone differs holds something else than was decided about."""
+        """Whether the ctime of a file has changed, and its content too. The sample tells."""
         if not self._ledgers[watch.name].doubts(subpath, look.state):
             return False
         sample = look.sample()
         if not sample:
-            return False  # changed since, of which there will be word; or not ours to read
+            return False  # it has changed since, which a source will tell; or we may not read it
         return not self._ledgers[watch.name].holds(subpath, look.state, sample)
 
     def _is_better(self, notification: Notification, recent: Recent, state: FileState) -> bool:
-        """Whether it tells of a whole file that was taken for what a failed transfer has left.
+        """Whether ProFTPD has received a file whole that was decided about as failed.
 
-        It is that of the next transfer then, which was over when word came of the one before. The
-        log tells of them in turn; hooks mix up what one SFTP session writes at the same time.
+        Then the file is that of the next transfer, which was over when we heard that the one before
+        had failed. The log has transfers in order, so its word counts. mod_exec mixes up files that
+        an SFTP session writes at the same time. So a hook's word counts only if another source told
+        of the failure, or if a session has begun to write the file again since.
         """
         if not recent.failed or not self._decides(notification, state):
             return False
@@ -199,9 +208,9 @@ class Rewrites:
     def _came_with_its_directory(
         self, watch: WatchSettings, subpath: str, state: FileState
     ) -> bool:
-        """Whether another watch decided about a file, and its directory was renamed into this one.
+        """Whether a file came with its directory from another watch, which decided about it.
 
-        That leaves its ctime alone, to the nanosecond.
+        A rename of a directory leaves the ctime of the files in it alone, to the nanosecond.
         """
         others = (self._ledgers[name] for name in self._ledgers if name != watch.name)
         if not any(ledger.has_decision_of(subpath, state) for ledger in others):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,14 +17,15 @@ from watchman.operate.interventions import Interventions
 from watchman.operate.overview import Health, status
 from watchman.operate.parts import Parts
 from watchman.operate.queue_groups import gather
-from watchman.operate.queue_view import ORDER, QueueView, Selection
+from watchman.operate.queue_view import ORDER, QueueView, Selection, known_and_open
+from watchman.operate.tails import follow
+from watchman.sinks.moving.forbidden import LOOKING
 from watchman.sinks.pauses import ALL, KINDS
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two looks at whether all is well while nobody asks; and how many times as long as
-#: a look takes they are at least, for with a million uploads it takes long.
-LOOK, SPARING = 5.0, 200
+#: Seconds between two looks at whether all is well while nobody asks.
+LOOK = 5.0
 
 Rows = Iterable[Mapping[str, Any] | None]
 
@@ -46,14 +49,14 @@ class Control:
 
         That is in so many seconds.
         """
-        began = time.monotonic()
         try:
-            self._status()
+            self.status()
         except Exception:
             logger.exception("Could not find out whether all is well.")
-        return max(LOOK, SPARING * (time.monotonic() - began))
+        return LOOK
 
-    def _status(self) -> dict[str, Any]:
+    def status(self) -> dict[str, Any]:
+        """Return what `watchman status` shows. Any thread may call it."""
         return status(self._parts, self._queue_view, self._started, self._health)
 
     def query(self, event: str, fields: dict[str, str]) -> Rows:
@@ -61,16 +64,18 @@ class Control:
         dispatcher = self._parts.dispatcher
         match event:
             case "status":
-                return [self._status()]
+                return [self.status()]
             case "queue":
                 selection = Selection.of(fields)
-                held = filter(selection.matches_row, dispatcher.hold_queue.rows())
-                rows = itertools.chain(self._queue_view.rows(selection), held)
+                rows = itertools.chain(
+                    self._queue_view.rows(selection), self._noticed(fields, selection)
+                )
                 return _first(int(fields["limit"]), rows) if "limit" in fields else rows
             case "groups":
                 selection = Selection.of(fields)
-                held = filter(selection.matches_row, dispatcher.hold_queue.rows())
-                return gather(self._queue_view, selection, held)
+                return gather(self._queue_view, selection, self._noticed(fields, selection))
+            case "tail":
+                return follow(dispatcher.pipeline.steps, self._parts.settings, fields)
             case "explain":
                 return tell(
                     fields.get("path", ""),
@@ -97,12 +102,34 @@ class Control:
                 return [self._try_reload()]
         raise WatchmanError(f"unknown query {event!r}")
 
-    def _try_reload(self) -> dict[str, Any]:
-        """Reload the INI file. Return what changed, or everything that is wrong with it."""
+    def _noticed(self, fields: Mapping[str, str], selection: Selection) -> Iterator[dict[str, Any]]:
+        """Yield the selected files that are held, then those of `open` that may be uploads."""
         try:
-            return {"changed": self._reload()}
+            unlisted = dict.fromkeys(map(str, json.loads(fields.get("open", "[]"))))
+        except (TypeError, ValueError):
+            raise WatchmanError("open is no list of paths in JSON") from None
+        dispatcher = self._parts.dispatcher
+        for row in dispatcher.hold_queue.rows():
+            unlisted.pop(row["path"], None)
+            if selection.matches_row(row):
+                yield row
+        known = known_and_open(unlisted, dispatcher.rules)
+        yield from filter(selection.matches_row, known)
+
+    def _try_reload(self) -> dict[str, Any]:
+        """Reload the INI file. Return what changed, or everything that is wrong with it.
+
+        Also what moves the daemon has not the rights for, unless a filesystem hangs.
+        """
+        try:
+            changed = self._reload()
         except ConfigError as error:
             return {"problems": error.problems}
+        found: list[str] = []
+        with contextlib.suppress(OSError):
+            if self._parts.forbidden is not None:
+                found = self._parts.forbidden.result(LOOKING * 2)
+        return {"changed": changed, "forbidden": found}
 
     def _intervene(
         self, act: Callable[[Mapping[str, str]], Rows], fields: Mapping[str, str]

@@ -151,7 +151,9 @@ class Interventions:
         try:
             return self._dispatcher.call(work)
         except JournalUnwritable as e:
-            raise WatchmanError(f"{e}; what was named will be {what} once it can") from e
+            raise WatchmanError(
+                f"{e}; these uploads will be {what} when it can be written again"
+            ) from e
 
 
 def _has_failed(lot: list[Found]) -> bool:

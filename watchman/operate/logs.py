@@ -14,6 +14,8 @@ import queue
 import select
 import threading
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from watchman.config.files import made_with
 from watchman.config.settings import Settings
@@ -44,6 +46,34 @@ COMPLAINTS = 60.0
 STDERR = 2
 
 
+class Record(logging.LogRecord):
+    """A record that knows nothing of source files: to look for that takes half of a line's time."""
+
+    def __init__(
+        self,
+        name: str,
+        level: int,
+        pathname: str,
+        lineno: int,
+        msg: object,
+        args: Any,
+        exc_info: Any,
+        func: str | None = None,
+        sinfo: str | None = None,
+        **_: object,
+    ) -> None:
+        # One mapping alone is for placeholders with names, as LogRecord has it.
+        is_named = bool(args) and len(args) == 1 and isinstance(args[0], Mapping) and args[0]
+        self.name, self.msg, self.args = name, msg, args[0] if is_named else args
+        self.levelno, self.levelname = level, logging.getLevelName(level)
+        self.exc_info, self.exc_text, self.stack_info = exc_info, None, sinfo
+        self.created = time.time()
+        self.msecs = 1000 * (self.created % 1)
+        # For formats that are not ours.
+        self.pathname, self.lineno, self.funcName = pathname, lineno, func or ""
+        self.filename = self.module = pathname
+
+
 class JsonFormatter(logging.Formatter):
     """Formats a record as one JSON object in one line."""
 
@@ -65,15 +95,13 @@ class TextFormatter(logging.Formatter):
     #: The second (epoch) of the last line and its text. The next line is often of the same second.
     _second, _written = -1, ""
 
-    def formatTime(self, record: logging.LogRecord, _: str | None = None) -> str:  # noqa: N802
+    def format(self, record: logging.LogRecord) -> str:
         if int(record.created) != self._second:
             self._second = int(record.created)
             self._written = time.strftime(self.default_time_format, time.localtime(self._second))
-        return f"{self._written},{int(record.msecs):03}"
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
-        record.message = printable(record.message)
-        return super().formatMessage(record)
+        message = printable(record.getMessage())
+        line = f"{self._written},{int(record.msecs):03} {record.levelname} {record.name}: {message}"
+        return f"{line}\n{record.exc_text}" if record.exc_text else line
 
 
 class Stderr:
@@ -140,8 +168,7 @@ class Writer(logging.Handler):
         self._ending = threading.Event()
         self._name = settings.log_file
         self._target = LogFile(self._name) if self._name else Stderr(self._ending)
-        text = TextFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
-        self.setFormatter(JsonFormatter() if settings.log_format == "json" else text)
+        self.setFormatter(JsonFormatter() if settings.log_format == "json" else TextFormatter())
         self._records: queue.SimpleQueue[logging.LogRecord | None] = queue.SimpleQueue()
         #: Lines lost since the last one that was written.
         self._lost = 0
@@ -155,6 +182,11 @@ class Writer(logging.Handler):
         self._torn = False
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Hand a record on without the handler's lock, which `emit` does not need."""
+        self.emit(record)
+        return True
 
     def emit(self, record: logging.LogRecord) -> None:
         """Hand a record to the thread that writes; never blocks."""
@@ -244,6 +276,7 @@ def log_to(settings: Settings) -> None:
     # Our formats do not show source lines, threads or processes, so logging need not find them out:
     # see "Optimization" in Python's Logging HOWTO.
     logging._srcfile = None
+    logging.setLogRecordFactory(Record)
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     # `force` closes the old writer first, which writes the lines that it has.
     logging.basicConfig(handlers=[writer], level=logging.WARNING, force=True)

@@ -71,16 +71,17 @@ def status(parts: Parts, queue_view: QueueView, since: float, health: Health) ->
     The daemon was started at `since` (epoch). A pause is not a problem, because somebody wanted it.
     """
     settings, dispatcher = parts.settings, parts.dispatcher
-    groups, logs = queue_view.groups(), parts.finders.logs()
-    watches, sinks = _watches(parts), _sinks(parts, groups)
+    groups, logs = queue_view.sizes(), parts.finders.logs()
+    oldest = queue_view.oldest(groups)
+    watches, sinks = _watches(parts), _sinks(parts, groups, oldest)
     for name, move in sinks["move"].items():
         known = settings.moves.get(name)
         move["destination"] = known.destination if known else None
     problems = list(_problems(parts, watches, logs, sinks))
     waiting, held = Counter[str](waiting=len(dispatcher.pipeline.arriving)), Counter[str]()
     for group in groups:
-        waiting[group.state] += len(group.positions)
-        held[group.paused] += len(group.positions)
+        waiting[group.state] += group.count
+        held[group.paused] += group.count
     return {
         "paused": [
             {"name": name, "since": at, "waiting": held[name]}
@@ -90,7 +91,7 @@ def status(parts: Parts, queue_view: QueueView, since: float, health: Health) ->
         "health_since": health.note(not problems),
         "problems": [problem.text for problem in problems],
         "cures": [problem.cure for problem in problems],
-        "warnings": list(dispatcher.crosscheck.warnings(settings, logs)),
+        "warnings": [*dispatcher.crosscheck.warnings(settings, logs), *_own_warnings(parts)],
         "pid": os.getpid(),
         "version": __version__,
         "since": since,
@@ -104,6 +105,7 @@ def status(parts: Parts, queue_view: QueueView, since: float, health: Health) ->
             }
             for source in Source
         },
+        "overflows": parts.finders.overflows,
         "transfer_logs": logs,
         "watches": watches,
         "moves": sinks["move"],
@@ -113,7 +115,8 @@ def status(parts: Parts, queue_view: QueueView, since: float, health: Health) ->
             **{state: waiting[state] for state in ("waiting", "deferred", "failed")},
             "done": dispatcher.pipeline.settled[State.DONE.value],
         },
-        "oldest_waiting": queue_view.oldest(),
+        "untold": len(dispatcher.pipeline.failures.untold()),
+        "oldest_waiting": min(oldest.values(), default=None),
     }
 
 
@@ -131,13 +134,17 @@ def _watches(parts: Parts) -> Told:
     }
 
 
-def _sinks(parts: Parts, groups: Iterable[Group]) -> dict[str, Told]:
-    """Return the status of each mover and publisher, and how many uploads wait for it."""
+def _sinks(parts: Parts, groups: Iterable[Group], oldest: Mapping[str, float]) -> dict[str, Told]:
+    """Return the status of each mover and publisher, and how many uploads wait for it.
+
+    `oldest` has by place when the oldest of them was accepted.
+    """
     paused = parts.pauses.since()
 
     def told(kind: str, name: str, sink: Mapping[str, Any]) -> dict[str, Any]:
         is_paused = f"{kind}:{name}" in paused or ALL in paused
-        return {**sink, "waiting": 0, "held_up": [], "paused": is_paused}
+        first = oldest.get(f"{kind}:{name}")
+        return {**sink, "waiting": 0, "oldest": first, "held_up": [], "paused": is_paused}
 
     sinks = {
         kind: {name: told(kind, name, sink) for name, sink in of_kind.items()}
@@ -148,12 +155,12 @@ def _sinks(parts: Parts, groups: Iterable[Group]) -> dict[str, Told]:
         if kind not in sinks:
             continue  # failed uploads, which wait for no sink
         sink = sinks[kind].setdefault(name, told(kind, name, UNKNOWN))
-        sink["waiting"] += len(group.positions)
+        sink["waiting"] += group.count
         if group.lane and not group.paused:
             sink["held_up"].append(
                 {
                     "what": group.lane,
-                    "uploads": len(group.positions),
+                    "uploads": group.count,
                     "attempts": group.attempts,
                     "next_try": group.next_try,
                     "reason": group.reason,
@@ -195,9 +202,30 @@ def _problems(
             )
     if problem := dispatcher.placing.problem(dispatcher.judge.decisive):
         yield Problem(problem, CHECK_PROFTPD)
+    yield from _untold(parts)
     if dispatcher.unwritable():
         spool = parts.settings.spool
         yield Problem(f"the journal below {spool} cannot be written", f"df {shlex.quote(spool)}")
+
+
+def _own_warnings(parts: Parts) -> Iterator[str]:
+    if problem := parts.exporter.problem:
+        yield f"metrics are not written: {problem}"
+
+
+def _untold(parts: Parts) -> Iterator[Problem]:
+    """Say that uploads have failed of which nobody was told."""
+    untold = parts.dispatcher.pipeline.failures.untold()
+    if not untold:
+        return
+    what = "1 upload has" if len(untold) == 1 else f"{len(untold):,} uploads have"
+    them = "it" if len(untold) == 1 else "them"
+    text = f"{what} failed: watchman retry --failed tries {them} again,"
+    text += f" watchman drop --failed gives {them} up"
+    refused = next((one.refused for one in untold if one.refused), "")
+    if parts.settings.on_failed:
+        text += f"; on_failed has told nobody yet{refused and f': {refused}'}"
+    yield Problem(text, "watchman queue --failed")
 
 
 def _sink_problems(kind: str, name: str, sink: Mapping[str, Any]) -> Iterator[Problem]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import Any
 
 from watchman.config.settings import Settings
 from watchman.dispatch.dispatcher import Dispatcher
+from watchman.operate.metrics.exporter import Exporter
 from watchman.sinks.pauses import Pauses
 from watchman.sinks.sinks import Movers, Publishers
 from watchman.sources.finders import Finders
@@ -27,6 +29,9 @@ class Parts:
     publishers: Publishers
     movers: Movers
     finders: Finders
+    #: What the look at moves has found that the last reload began.
+    forbidden: Future[list[str]] | None = None
+    exporter: Exporter = field(init=False)
 
     def sinks(self) -> dict[str, dict[str, dict[str, Any]]]:
         """Return the status of each mover ("move") and publisher ("broker") by name."""

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
 
-from watchman.config.rules import compiled
+from watchman.config.rules import Rules, compiled
+from watchman.dispatch.judge import WRITTEN
 from watchman.errors import JournalCorrupt, WatchmanError
 from watchman.sinks.backlogs import Group
 from watchman.sinks.pipeline import CANNOT_BE_READ, UNREADABLE, Pipeline
@@ -44,6 +45,7 @@ class Found(NamedTuple):
         row: dict[str, Any] = {"id": upload.id, "state": group.state, "path": upload.path}
         row |= {"original": upload.original, "watch": upload.watch, "since": upload.accepted}
         row |= {"task": upload.task.section, "broker": upload.task.broker} if upload.task else {}
+        row |= {"alarm_of": upload.alarm_of} if upload.alarm_of else {}
         row |= {"place": group.place, "attempts": group.attempts, "next_try": group.next_try}
         paused = f"paused: {group.paused}" if group.paused else ""
         row["reason"] = self.reason or paused or group.reason
@@ -70,7 +72,7 @@ class Selection:
         given = fields.get("ids", "").split()
         if "ids" in fields and not given:
             raise WatchmanError("no id is given")
-        if given and fields.keys() - {"ids", "limit"}:
+        if given and fields.keys() - {"ids", "limit", "open"}:
             raise WatchmanError("give ids, or say which ones by their state, broker and path")
         return cls(
             ids=frozenset(one for one in given if len(one) >= WHOLE_ID),
@@ -137,9 +139,16 @@ class QueueView:
 
         Uploads that wait for a broker or move that is down count as deferred until its next try.
         """
+        return self._ordered(self._pipeline.groups())
+
+    def sizes(self) -> list[Group]:
+        """Return what `groups` does, without positions: that is quick, however many wait."""
+        return self._ordered(self._pipeline.sizes())
+
+    def _ordered(self, found: Iterable[Group]) -> list[Group]:
         sinks = self._sinks()
         groups = []
-        for group in self._pipeline.groups():
+        for group in found:
             kind, _, name = group.place.partition(":")
             sink = sinks.get(kind, {}).get(name, {})
             if group.state == "waiting" and not group.paused and sink.get("state") in DOWN:
@@ -214,14 +223,21 @@ class QueueView:
         is_lost = group.lane == UNREADABLE and not selection.looks_inside
         return _unreadable(group, None) if is_lost else None
 
-    def oldest(self) -> float | None:
-        """Return when the oldest upload that waits was accepted (epoch)."""
-        groups = self._pipeline.groups()
-        waiting = [min(g.positions) for g in groups if g.state != State.FAILED.value]
-        found = None
-        with contextlib.suppress(OSError):
-            found = self.read(min(waiting), groups[0]) if waiting else None
-        return found.upload.accepted if found else None
+    def oldest(self, groups: Iterable[Group]) -> dict[str, float]:
+        """Return by place when the oldest upload that waits there was accepted (epoch)."""
+        oldest: dict[str, Group] = {}
+        for group in groups:
+            if group.state == State.FAILED.value:
+                continue
+            known = oldest.get(group.place)
+            if known is None or group.oldest < known.oldest:
+                oldest[group.place] = group
+        accepted = {}
+        for place, group in oldest.items():
+            with contextlib.suppress(OSError):
+                if found := self.read(group.oldest, group):
+                    accepted[place] = found.upload.accepted
+        return accepted
 
     def read(self, position: int, group: Group, selection: Selection = EVERY) -> Found | None:
         """Read an upload; None if it is settled, or not among named ids. Raises OSError."""
@@ -233,6 +249,26 @@ class QueueView:
         except (JournalCorrupt, FileNotFoundError):
             return None  # settled meanwhile, and its journal file retired
         return Found(Upload.decode(record, position), group, record.get("reason", ""))
+
+
+def known_and_open(paths: Iterable[str], rules: Rules) -> Iterator[dict[str, Any]]:
+    """Yield rows of files that are open for writing and not in hand, if they may be uploads later.
+
+    Nobody hears when a file is opened that is known already, only when it is closed.
+    """
+    for path in paths:
+        watch, subpath = rules.locate(path) or (None, "")
+        if watch is None or rules.excluded(watch, subpath) or not rules.matches(path):
+            continue
+        row: dict[str, Any] = dict.fromkeys(("id", "task", "broker", "since", "next_try"))
+        row |= {
+            "state": State.NOTICED.value,
+            "place": "",
+            "path": path,
+            "original": path,
+            "watch": watch.name,
+        }
+        yield row | {"attempts": 0, "reason": WRITTEN}
 
 
 def _unreadable(group: Group, why: str | None) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from watchman.config.settings import Settings
 from watchman.errors import WatchmanError
 from watchman.operate.logs import log_to
 from watchman.operate.parts import Parts
+from watchman.sinks.moving.forbidden import look_soon
 from watchman.sinks.sinks import moves_of
 from watchman.sources.socket.listener import Listener
 from watchman.store.ledger import Ledger
@@ -41,6 +42,7 @@ def reload(parts: Parts, listener: Listener) -> list[str]:
     changed = list(differences(parts.settings, new))
     if changed:
         _go_over(parts, listener, new)
+    parts.forbidden = look_soon(new)
     logger.info("Reloaded %r: %s.", new.file, ", ".join(changed) or "nothing changed")
     return changed
 
@@ -54,8 +56,8 @@ def _go_over(parts: Parts, listener: Listener, new: Settings) -> None:
         ledgers = _open_ledgers(parts, new, failed)
         log_to(new)
         failed.pop_all()
-    if new.exposed:
-        logger.warning("%s.", new.warning())
+    for warning in new.warnings():
+        logger.warning("%s.", warning)
     old = parts.settings
     look_anew = any(getattr(old, name) != getattr(new, name) for name in LOOKED_AT)
     if look_anew:
@@ -65,6 +67,7 @@ def _go_over(parts: Parts, listener: Listener, new: Settings) -> None:
     parts.publishers.change(publishers)
     parts.movers.change(movers)
     listener.admit(new.admins)
+    parts.exporter.change(new.metrics)
     parts.settings, parts.ledgers = new, ledgers
     if look_anew:
         parts.finders.look(new, excluded=parts.dispatcher.rules.excluded, ledgers=ledgers)

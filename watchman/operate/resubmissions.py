@@ -52,6 +52,9 @@ class Resubmissions:
     def join(self) -> None:
         self._thread.join()
 
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
     def submit(self, notification: Notification, answer: Respond) -> None:
         """Do as `Dispatcher.submit`. Any thread may call it."""
         # For a file below a move's destination, the history tells as what it was uploaded.
@@ -74,7 +77,7 @@ class Resubmissions:
             try:
                 self._decide(batch)
             except Exception:
-                logger.exception("Could not read up the past of what is resubmitted.")
+                logger.exception("Could not read the history of files that are sent again.")
                 for _, answer in batch:
                     answer(Answer(Outcome.ERROR, "the journal cannot be read; see the log"))
 
@@ -113,7 +116,8 @@ def past_of(journal: Journal, paths: set[str]) -> dict[str, Past]:
     by_id: dict[str, Past] = {}
     ids: set[str] = set()
     for record in journal.records(paths, ids):
-        if record is None or "id" not in record:
+        # An alarm has the path of the upload that failed, and is none.
+        if record is None or "id" not in record or "alarm_of" in record:
             continue
         past = by_id.setdefault(record["id"], Past(record["id"], ""))
         past.event = record["event"]

@@ -136,7 +136,9 @@ class Backlog:
                 if taken or now >= deadline:
                     self._taken.update(taken)
                     return [position for position, _ in taken]
-                shut = [lane.until for lane, _ in self._filled(aside) if not self._paused]
+                lanes = [] if self._paused else self._filled(aside)
+                # A lane that is open has nothing for us while `most` are taken.
+                shut = [lane.until for lane, _ in lanes if lane.until > now]
                 self._changed.wait(min([deadline, *shut]) - now)
             return []
 
@@ -301,6 +303,23 @@ class Backlog:
         if not self.in_hand():
             return 0.0
         return max(0.0, self._clock() - self._moved)
+
+    def sizes(self) -> list[tuple[str, Lane, int, int]]:
+        """Return the lanes as `lanes` does, each with how many positions it has, and the oldest.
+
+        Those are not copied: there may be a million, and everybody would wait for that.
+        """
+        with self._changed:
+            sizes = []
+            for name, lane in self._lanes.items():
+                taken = () if name else tuple(self._taken)
+                heads = [share[0] for share in lane.shares.values()]
+                if heads or taken:
+                    copy = replace(lane, shares={})
+                    count = len(lane) + len(taken)
+                    known = "" if name == ASIDE else name
+                    sizes.append((known, copy, count, min((*heads, *taken))))
+            return sizes
 
     def lanes(self) -> list[tuple[str, Lane]]:
         """Return a copy of the lanes, to be shown.

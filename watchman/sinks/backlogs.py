@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
-from watchman.sinks.backlog import Backlog
+from watchman.sinks.backlog import Backlog, Lane
 from watchman.sinks.pauses import ALL
 from watchman.uploads.upload import State
 
@@ -15,7 +15,8 @@ from watchman.uploads.upload import State
 class Group:
     """Uploads in the same situation: all failed, or all in one lane of the backlog `place`.
 
-    `positions` are their journal positions. `next_try` is in epoch seconds. `paused` names what an
+    `positions` are their journal positions, if these were asked for. `count` is how many there are,
+    and `oldest` the first of them. `next_try` is in epoch seconds. `paused` names what an
     operator has paused, such as `watch:ftp`.
     """
 
@@ -27,6 +28,8 @@ class Group:
     next_try: float | None = None
     reason: str = ""
     paused: str = ""
+    count: int = 0
+    oldest: int = -1
 
 
 class Backlogs(dict[str, Backlog]):
@@ -78,15 +81,29 @@ class Backlogs(dict[str, Backlog]):
         """Yield the uploads that wait, in groups. Any thread may call it."""
         for place, backlog in self.places():
             for name, lane in backlog.lanes():
-                is_deferred = bool(name) and not lane.paused
-                left = max(0.0, lane.until - self._monotonic())
-                yield Group(
-                    place,
-                    State.DEFERRED.value if is_deferred else "waiting",
-                    lane.positions,
-                    lane=name,
-                    attempts=lane.attempts,
-                    next_try=time.time() + left if is_deferred else None,
-                    reason=lane.reason,
-                    paused=lane.paused or next((p for p in (place, ALL) if p in self.pauses), ""),
-                )
+                if positions := lane.positions:
+                    yield self._group(place, name, lane, len(positions), min(positions), positions)
+
+    def sizes(self) -> Iterator[Group]:
+        """Yield what `groups` does, without positions: that is quick, however many wait."""
+        for place, backlog in self.places():
+            for name, lane, count, oldest in backlog.sizes():
+                yield self._group(place, name, lane, count, oldest, [])
+
+    def _group(
+        self, place: str, name: str, lane: Lane, count: int, oldest: int, positions: list[int]
+    ) -> Group:
+        is_deferred = bool(name) and not lane.paused
+        left = max(0.0, lane.until - self._monotonic())
+        return Group(
+            place,
+            State.DEFERRED.value if is_deferred else "waiting",
+            positions,
+            lane=name,
+            attempts=lane.attempts,
+            next_try=time.time() + left if is_deferred else None,
+            reason=lane.reason,
+            paused=lane.paused or next((p for p in (place, ALL) if p in self.pauses), ""),
+            count=count,
+            oldest=oldest,
+        )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
-from collections import Counter
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from watchman.sinks.steps import Origin, Step, Steps
 from watchman.store.groupcommit import GroupCommit
 from watchman.store.journal import Journal
 from watchman.uploads.upload import State, Upload
@@ -28,31 +30,49 @@ AT_ONCE = 1_000
 class Failure:
     """A failed upload: where its file was found, and when it failed (epoch).
 
-    `position` is where the journal has its record, -1 until that is durable.
+    `position` is where the journal has its record, -1 until that is durable. `told` is where it
+    says that the upload's alarm was sent, -1 while none was. `refused` is why none can be.
     """
 
     path: str
     at: float
+    origin: Origin
+    user: str
     position: int = -1
+    told: int = -1
+    refused: str = ""
 
 
 class Failures:
-    """The failed uploads by id, oldest first. Only the dispatcher's thread changes them.
+    """The failed uploads by id, oldest first. Only the dispatcher's thread changes them."""
 
-    `settled` counts, by state, the uploads that left the list for good.
-    """
-
-    def __init__(self, *, journal: Journal, commit: GroupCommit, settled: Counter[str]) -> None:
+    def __init__(self, *, journal: Journal, commit: GroupCommit, steps: Steps) -> None:
         self._journal = journal
         self._commit = commit
-        self._settled = settled
+        self._steps = steps
         self._failed: dict[str, Failure] = {}
+        #: The ids of those for which no alarm was made, in the order in which they failed.
+        self.unannounced: dict[str, None] = {}
         #: The ids by path, for a good write of a path settles its failures.
         self._by_path: dict[str, set[str]] = {}
 
     def positions(self) -> list[int]:
         """Return the journal positions of their records. Any thread may call it."""
-        return [one.position for one in list(self._failed.values()) if one.position >= 0]
+        return [one.position for one in self._listed()]
+
+    def __len__(self) -> int:
+        return len(self._failed)
+
+    def untold(self) -> list[Failure]:
+        """Return those of which no alarm was sent. Any thread may call it."""
+        return [one for one in self._listed() if one.told < 0]
+
+    def _listed(self) -> list[Failure]:
+        return [one for one in list(self._failed.values()) if one.position >= 0]
+
+    def get(self, upload_id: str) -> Failure | None:
+        """Return a failed upload that is on the list."""
+        return self._failed.get(upload_id)
 
     def add(
         self,
@@ -71,12 +91,14 @@ class Failures:
         record = {"event": State.FAILED.value, "at": at, **upload.encode(), "reason": reason}
         if never_waited:
             record[NEVER_WAITED] = True
-        failure = Failure(upload.source_path, at)
+        failure = _failure(upload, at)
         self._keep(upload.id, failure)
 
         def durable(position: int) -> None:
             self._journal.hold(position)
             failure.position = position
+            if self._failed.get(upload.id) is failure:
+                self.unannounced[upload.id] = None
             listed(position)
 
         # Lasting, because the word that the transfer failed comes only once. Without this record a
@@ -86,12 +108,35 @@ class Failures:
     def replay(self, upload: Upload, record: Mapping[str, Any]) -> None:
         """List an upload from its record in the journal."""
         self._journal.hold(upload.position)
-        self._keep(upload.id, Failure(upload.source_path, record["at"], upload.position))
+        failure = _failure(upload, record["at"])
+        failure.position = upload.position
+        self._keep(upload.id, failure)
+        self.unannounced[upload.id] = None
+
+    def tell(self, upload_id: str, alarm_id: str, position: int) -> bool:
+        """Note that an alarm was sent, as a record says that the journal has at `position`.
+
+        False if that upload is not listed any more, or has failed once more since.
+        """
+        failure = self._failed.get(upload_id)
+        if failure is None or alarm_id != alarm_id_of(upload_id, failure):
+            return False
+        self._journal.hold(position)
+        failure.told = position
+        self.unannounced.pop(upload_id, None)
+        return True
+
+    def announce_refused(self) -> None:
+        """Have alarms made for those of which none could be sent so far."""
+        for upload_id, failure in self._failed.items():
+            if failure.refused:
+                failure.refused = ""
+                self.unannounced[upload_id] = None
 
     def unlist(self, upload_id: str) -> None:
         """Take an upload off the list in a replay, because a later record says so."""
         if upload_id in self._failed:
-            self._journal.release(self._pop(upload_id).position)
+            self._release(self._pop(upload_id))
 
     def unlist_path(self, path: str) -> None:
         """Take all uploads of a path off the list in a replay."""
@@ -112,10 +157,15 @@ class Failures:
         before = self._pop(upload_id)
 
         def durable(position: int) -> None:
-            self._journal.release(before.position)
+            self._release(before)
             left(position)
 
         self._commit.stage(record, durable, lasting=True)
+
+    def _release(self, failure: Failure) -> None:
+        for position in (failure.position, failure.told):
+            if position >= 0:
+                self._journal.release(position)
 
     def drop(self, upload: Upload) -> None:
         """Settle a failed upload because an operator drops it."""
@@ -138,15 +188,37 @@ class Failures:
 
     def settle(self, upload_id: str, state: State, reason: str = "") -> None:
         """Take an upload off the list, and write down what it is settled as."""
-        record = {"event": state.value, "at": time.time(), "id": upload_id}
+        failure = self._failed[upload_id]
+        step = Step(
+            state.value,
+            time.time(),
+            upload_id,
+            failure.path,
+            failure.path,
+            failure.origin,
+            failure.user,
+            reason=reason,
+        )
+        record = {"event": state.value, "at": step.at, "id": upload_id}
         if reason:
             record["reason"] = reason
-        self.leave(upload_id, record, lambda _: self._settled.update([state.value]))
+        self.leave(upload_id, record, lambda _: self._steps.count_known(step))
 
     def _pop(self, upload_id: str) -> Failure:
         failure = self._failed.pop(upload_id)
+        self.unannounced.pop(upload_id, None)
         ids = self._by_path[failure.path]
         ids.discard(upload_id)
         if not ids:
             del self._by_path[failure.path]
         return failure
+
+
+def alarm_id_of(upload_id: str, failure: Failure) -> str:
+    """Return the id of the alarm of a failure: the same whenever it is asked for."""
+    return str(uuid.uuid5(uuid.UUID(upload_id), repr(failure.at)))
+
+
+def _failure(upload: Upload, at: float) -> Failure:
+    # One user, and one section, may have thousands.
+    return Failure(upload.source_path, at, Origin.of(upload), sys.intern(upload.user))

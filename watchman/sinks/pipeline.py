@@ -16,10 +16,12 @@ from watchman.config.moves import destination_of
 from watchman.config.rules import Rules, fill
 from watchman.config.settings import Settings, TaskSettings
 from watchman.errors import JournalCorrupt, Stopped
+from watchman.sinks.alarms import ALARM_OF, Alarms
 from watchman.sinks.backlog import Backlog
 from watchman.sinks.backlogs import Backlogs, Group
 from watchman.sinks.failures import NEVER_WAITED, Failures
 from watchman.sinks.file_tracker import RETRY, FileTracker
+from watchman.sinks.steps import RETRIED, Steps
 from watchman.sinks.tries import Tries
 from watchman.store.groupcommit import GroupCommit, outlive
 from watchman.store.journal import Journal
@@ -91,9 +93,19 @@ class Pipeline:
         #: Journal positions whose record could not be read.
         self._unreadable: set[int] = set()
         self._closed = threading.Event()
-        self.settled: Counter[str] = Counter()
+        self.steps = Steps()
+        #: How many uploads had each outcome since the start.
+        self.settled = self.steps.sums
         self._tries = Tries(commit)
-        self.failures = Failures(journal=journal, commit=commit, settled=self.settled)
+        self.failures = Failures(journal=journal, commit=commit, steps=self.steps)
+        self.alarms = Alarms(
+            settings.on_failed,
+            journal=journal,
+            commit=commit,
+            failures=self.failures,
+            steps=self.steps,
+            wait=self.wait,
+        )
         self.file_tracker = FileTracker(
             rules=rules, ledgers=ledgers, journal=journal, commit=commit, monotonic=monotonic
         )
@@ -138,6 +150,7 @@ class Pipeline:
         elif upload.task is None:
             self._take_back([Report(upload, State.DONE)], place)
         else:
+            self.steps.tell(State.MOVED.value, upload, time.time())
             self._add(upload, f"broker:{upload.task.broker}").offer()
             self.backlogs[place].settle(upload.position)
 
@@ -210,8 +223,8 @@ class Pipeline:
             except (JournalCorrupt, OSError) as e:
                 if not self._unreadable:
                     logger.error(
-                        "Upload at journal position %d cannot be read: %s. Trying it again, and"
-                        " others of which this is not said.",
+                        "Upload at journal position %d cannot be read: %s. Trying it again. Further"
+                        " ones like it are tried again too, without a line here.",
                         position,
                         e,
                     )
@@ -227,6 +240,8 @@ class Pipeline:
 
     def _pause_of(self, upload: Upload) -> str:
         """Return the pause that concerns an upload, by its watch or its task; "" if none."""
+        if upload.alarm_of or not self.backlogs.pauses:
+            return ""
         names = (f"watch:{upload.watch}", f"task:{upload.task.section}" if upload.task else "")
         return next((name for name in names if name in self.backlogs.pauses), "")
 
@@ -238,6 +253,8 @@ class Pipeline:
                 if report.tried:
                     self._tries.failed(report, place)
                 backlog.put_back(report.upload.position, report.lane, report.delay, report.reason)
+                if self.steps.lookers and report.reason:
+                    self.steps.tell(report.state.value, report.upload, time.time(), report.reason)
             else:
                 over.append(report)
 
@@ -280,6 +297,7 @@ class Pipeline:
     def change(self, settings: Settings) -> None:
         """Use other settings from now on. Uploads that wait keep their task and their move."""
         self._settings = settings
+        self.alarms.change(settings.on_failed)
 
     def retry_failed(self, upload: Upload) -> str:
         """Let a failed upload wait again under its id, with the task that the rules give it now.
@@ -294,6 +312,7 @@ class Pipeline:
         def durable(position: int) -> None:
             self.wait(again.at(position))
             del self.arriving[upload.id]
+            self.steps.tell(RETRIED, again, record["at"])
             logger.info("Upload %s is tried again: %r.", upload.id, upload.path)
 
         record = {"event": "retried", "at": time.time(), **again.encode()}
@@ -322,7 +341,7 @@ class Pipeline:
         self.arriving[upload.id] = upload
 
         def durable(_: int) -> None:
-            self.settled[State.FAILED.value] += 1
+            self.steps.count(State.FAILED, upload, time.time(), reason)
             del self.arriving[upload.id]
             logger.warning("Upload %s failed: %r: %s.", upload.id, upload.path, reason)
 
@@ -335,6 +354,9 @@ class Pipeline:
         If its file was renamed, `renamed` is the upload that it becomes under the new name.
         """
         upload, state = report.upload, report.state
+        if upload.alarm_of:
+            self.alarms.settle(report, backlog, tries=self._tries.over(upload.id))
+            return
         record: dict[str, Any] = {"event": state.value, "at": time.time(), "id": upload.id}
         if report.reason:
             record["reason"] = report.reason
@@ -352,7 +374,7 @@ class Pipeline:
                 self._gone(path, file, renamed is None)
 
         def durable(_: int) -> None:
-            self.settled[state.value] += 1
+            self.steps.count(state, upload, record["at"], report.reason)
             self._journal.release(upload.position)
             backlog.settle(upload.position)
             self.file_tracker.settle(upload)
@@ -404,9 +426,15 @@ class Pipeline:
                 number = uuid.UUID(record["id"]).int
                 self.failures.unlist(record["id"])
                 before = [positions.pop(number, -1) for positions in live.values()]
-                if "state" not in record and max(before, default=-1) >= 0:
+                if ALARM_OF in record and "state" not in record:
+                    self.alarms.replay_settled(position, record)
+                elif "state" not in record and max(before, default=-1) >= 0:
                     self._settled(recent.get(number) or self._read(max(before)))
-            if "state" in record:
+            if record.get(ALARM_OF) and "state" in record:
+                alarm = Upload.decode(record, position)
+                self.alarms.replay(alarm)
+                live.setdefault((_place_of(alarm), alarm.owned_by), {})[number] = position
+            elif "state" in record:
                 upload = recent[number] = Upload.decode(record, position)
                 if len(recent) > RECENT:
                     recent.popitem(last=False)
@@ -440,8 +468,14 @@ class Pipeline:
 
     def groups(self) -> list[Group]:
         """Return all uploads that are not settled, in groups."""
-        failed = Group("", State.FAILED.value, self.failures.positions())
-        return [group for group in (failed, *self.backlogs.groups()) if group.positions]
+        positions = self.failures.positions()
+        failed = Group("", State.FAILED.value, positions, count=len(positions))
+        return [group for group in (failed, *self.backlogs.groups()) if group.count]
+
+    def sizes(self) -> list[Group]:
+        """Return what `groups` does, without positions."""
+        failed = Group("", State.FAILED.value, [], count=len(self.failures))
+        return [group for group in (failed, *self.backlogs.sizes()) if group.count]
 
 
 def _place_of(upload: Upload) -> str:

@@ -78,6 +78,9 @@ class Sink:
             if thread.ident is not None:
                 thread.join(max(0.0, self._hung - time.monotonic()))
 
+    def is_alive(self) -> bool:
+        return all(thread.is_alive() for thread in self._threads)
+
     def hurry(self) -> None:
         """End all back-offs, so that everything is tried at once. Any thread may call it."""
         raise NotImplementedError

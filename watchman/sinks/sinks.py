@@ -33,6 +33,9 @@ class Sinks(Generic[S]):
         for _, sink in self._sinks.values():
             sink.join()
 
+    def is_alive(self) -> bool:
+        return all(sink.is_alive() for _, sink in self._sinks.values())
+
     def prepare(self, sections: Mapping[str, S]) -> dict[str, tuple[S, Sink]]:
         """Return the sinks for `change`. Sections that did not change keep theirs.
 

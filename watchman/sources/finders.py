@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -40,8 +41,18 @@ class Finders:
         self._make_log = partial(
             TransferLog, submit=submit_lines, marked=marked, caught_up=caught_up
         )
-        self._make_scanner = partial(Scanner, submit=submit_find, takes=takes_finds)
-        self._make_watcher = partial(Watcher, submit=submit_events, mounts_changed=mounts_changed)
+        self._make_scanner = partial(
+            Scanner, submit=submit_find, takes=takes_finds, ended=self._count_scan
+        )
+        self._make_watcher = partial(
+            Watcher,
+            submit=submit_events,
+            mounts_changed=mounts_changed,
+            overflowed=self._count_overflow,
+        )
+        #: How often events were lost since the start, and by watch how often it was scanned.
+        self.overflows = 0
+        self._scans: Counter[str] = Counter()
 
     def look(
         self,
@@ -75,6 +86,9 @@ class Finders:
         for source in self._sources:
             source.join()
 
+    def is_alive(self) -> bool:
+        return all(source.is_alive() for source in self._sources)
+
     def request(self, watch: str, subpath: str) -> None:
         """Ask for a scan of a subtree as soon as possible. Never blocks; any thread may call it."""
         if watch in self._watches:  # a reload may have removed its section
@@ -93,9 +107,15 @@ class Finders:
         """Return what watcher and scanner report of each watch; any thread may call it."""
         watched = self._watcher.status()
         return {
-            name: {**scanned, **watched.get(name, {})}
+            name: {**scanned, "scans": self._scans[name], **watched.get(name, {})}
             for name, scanned in self._scanner.status().items()
         }
+
+    def _count_overflow(self) -> None:
+        self.overflows += 1
+
+    def _count_scan(self, watch: str) -> None:
+        self._scans[watch] += 1
 
     def logs(self) -> dict[str, dict[str, Any]]:
         """Return the status of each transfer log; any thread may call it."""

@@ -1,6 +1,7 @@
-"""What is on disk before anybody hears of it.
+"""What is written to disk: records in the journal, and decisions about files in the ledgers.
 
-In come records, which `groupcommit` has written in batches, and decisions about files that stay;
-out they come again at a start (`journal`, `ledger`). The dispatcher's thread writes, others read.
-Imported by `dispatch`, `sinks`, `operate` and the daemon.
+In come records, which `groupcommit` writes in batches, and decisions about the files that stay. A
+start reads both again (`journal`, `ledger`). Nobody gets an answer before its record is durable.
+The dispatcher's thread writes; other threads may read. `dispatch`, `sinks`, `operate` and the
+daemon import this folder.
 """

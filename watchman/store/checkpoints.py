@@ -1,4 +1,4 @@
-"""How far each transfer log was read, written down together with the decisions of its lines."""
+"""How far each transfer log was read. That is written in one commit with what its lines decided."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from typing import Any
 from watchman.store.groupcommit import GroupCommit
 from watchman.store.journal import Journal
 
-#: The event of such a record.
+#: The event in the record of a checkpoint.
 READ = "read"
 
 
 class Checkpoints:
-    """The last mark by log, with the position of its record. Changed by the dispatcher's thread."""
+    """The last mark of each transfer log, with the journal position of its record.
+
+    A mark says how far a log was read. Only the reader of the log knows what is in it. Only the
+    dispatcher's thread changes the marks.
+    """
 
     def __init__(self, *, journal: Journal, commit: GroupCommit) -> None:
         self._journal = journal
@@ -21,13 +25,16 @@ class Checkpoints:
         self._marked: dict[str, tuple[Any, int]] = {}
 
     def values(self) -> dict[str, Any]:
-        """Return the last mark by log; for any thread."""
+        """Return the last mark by log. Any thread may call it."""
         return {log: mark for log, (mark, _) in list(self._marked.items())}
 
     def stage(
         self, log: str, mark: Any, durable: Callable[[], None], failed: Callable[[str], None]
     ) -> None:
-        """Write a mark down with what is staged, and then call one of the two."""
+        """Stage a mark for the same commit as the changes that are staged already.
+
+        `durable` is called once it is durable, or `failed` with the reason if it cannot be written.
+        """
 
         def written(position: int) -> None:
             self.keep(log, mark, position)
@@ -36,9 +43,9 @@ class Checkpoints:
         self._commit.stage(_record(log, mark), written, failed)
 
     def keep(self, log: str, mark: Any, position: int) -> None:
-        """Keep a mark that stands in the journal.
+        """Remember a mark that the journal has at `position`.
 
-        None: the log is none of ours any more, and new should it come again.
+        None says that the log has left the INI file. If it comes back later, it counts as new.
         """
         if log in self._marked:
             self._journal.release(self._marked.pop(log)[1])
@@ -47,13 +54,13 @@ class Checkpoints:
             self._marked[log] = mark, position
 
     def renew(self) -> None:
-        """Write marks again that alone may keep old segments from being retired."""
+        """Stage old marks again, so that their records do not keep old segments from retiring."""
         for log, (mark, position) in self._marked.items():
             if not self._journal.is_current(position):
                 self._stage_lasting(log, mark)
 
     def forget(self, kept: Collection[str]) -> None:
-        """Drop the marks of logs that left the INI file: decisions go on without their word."""
+        """Drop the marks of logs that are not `kept`, because they have left the INI file."""
         for log in self._marked.keys() - set(kept):
             self._stage_lasting(log, None)
 

@@ -11,17 +11,18 @@ from watchman.store.ledgerfile import ENTRY
 from watchman.uploads.filesystems import OWN
 from watchman.uploads.upload import FileState
 
-#: Set in the size of a file that was there before its watch: nobody decided on a write of it.
+#: A bit in an entry's size. The file was there before its watch, and nothing was decided about it.
 EXISTING = 1 << 63
 
 _ENCODING, _ERRORS = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
 
 
 class Decision(NamedTuple):
-    """The size in bytes and ctime in nanoseconds of a file when it was decided about.
+    """What a file was like when it was decided about: size in bytes, and ctime in nanoseconds.
 
-    `waiting` if its upload was not settled when that was last written down. `sample` is that of its
-    content, 0 if none was taken. `filesystem` is what it was on, see `Filesystems`.
+    `existing` says that it was there before its watch. `waiting` says that its upload was not
+    settled when the decision was last written. `sample` is that of its content, 0 if none was
+    taken. `filesystem` is the tag of the filesystem that it was on, see `Filesystems`.
     """
 
     size: int
@@ -32,43 +33,44 @@ class Decision(NamedTuple):
     filesystem: bytes = OWN
 
     def is_of(self, state: FileState) -> bool:
-        """Whether it was made about a file as it is now."""
+        """Whether this decision was made about the file in this state."""
         return not self.existing and (self.size, self.ctime) == (state.size, state.ctime)
 
 
-#: Set in the size of a file whose upload was not settled yet: the journal has a record of it.
+#: A bit in an entry's size. The file's upload was not settled, so the journal has a record of it.
 WAITING = 1 << 62
 
+#: The bits of an entry's size that are the size itself.
 SIZE = WAITING - 1
 
-#: In memory for a file in the ledger's file about which nothing is decided any more.
+#: Stands in memory for a decision that was dropped, while the ledger's file still has it.
 FORGOTTEN = Decision(0, 0)
 
 
-# One decision asks for that of its file some five times.
+# Remembered, because for one upload it is asked some five times.
 @functools.lru_cache(maxsize=1024)
 def key(subpath: str, inode: int, filesystem: bytes = OWN) -> bytes:
     """Return the 64-bit key of a file.
 
-    Of its name only, not of its directory: to rename a directory changes nothing of the files in
-    it, not even their ctime.
+    It is made of the file's name without its directory. So a file keeps its decision when its
+    directory is renamed, which changes nothing of the file itself, not even its ctime.
     """
     return name_key(subpath.rpartition("/")[2], inode, filesystem)
 
 
 def name_key(name: str, inode: int, filesystem: bytes) -> bytes:
-    """As `key`, given the name alone."""
+    """Return the key of a file, given its name without a directory."""
     known_by = filesystem + inode.to_bytes(8, "big") + name.encode(_ENCODING, _ERRORS)
     return blake2b(known_by, digest_size=8).digest()
 
 
 def pack(wanted: bytes, decision: Decision) -> bytes:
-    """Return the entry of a decision."""
+    """Return the entry for a decision about the file with the key `wanted`."""
     size = decision.size | decision.existing << 63 | decision.waiting << 62
     return ENTRY.pack(wanted, size, decision.ctime, decision.sample, decision.filesystem)
 
 
 def unpack(size: int, ctime: int, sample: int, filesystem: bytes) -> Decision:
-    """Return the decision of an entry's values."""
+    """Return the decision in an entry, given the values after its key."""
     flags = bool(size & EXISTING), bool(size & WAITING)
     return Decision(size & SIZE, ctime, *flags, sample, filesystem)

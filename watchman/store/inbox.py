@@ -1,4 +1,4 @@
-"""What waits for a thread to do it."""
+"""The work that waits for a thread, in lanes."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ Work = Callable[[], object]
 
 
 class Inbox:
-    """Pieces of work of several lanes, which take turns; within a lane in the order in which they
-    came. Urgent ones come first.
+    """Pieces of work in lanes. The lanes take turns; within a lane the oldest piece comes first.
 
-    Whoever brings more than `limit` to a lane waits; who brings an urgent one never does.
+    Urgent work comes before all lanes. A lane holds at most `limit` pieces, and `put` blocks while
+    it is full. There is no limit for urgent work.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        #: Guards both, and tells of what comes and goes.
+        #: Guards what is below. Notified when work comes, and when a full lane has room again.
         self._changed = threading.Condition()
         self._urgent: deque[Work] = deque()
-        #: Those that have work, the next one first.
+        #: The lanes that have work. The first one is next.
         self._lanes: OrderedDict[str, deque[Work]] = OrderedDict()
 
     def put(self, work: Work, lane: str = "") -> None:
-        """Bring work; wait while its lane has too much of it."""
+        """Add work at the end of a lane. Blocks while the lane is full."""
         with self._changed:
             self._changed.wait_for(lambda: len(self._lanes.get(lane, ())) < self._limit)
             self._lanes.setdefault(lane, deque()).append(work)
             self._changed.notify_all()
 
     def put_first(self, work: Work) -> None:
-        """Bring work that is to be done before all that is not urgent."""
+        """Add urgent work. Never blocks."""
         with self._changed:
             self._urgent.append(work)
             self._changed.notify_all()
 
     def take(self, timeout: float) -> Work | None:
-        """Wait at most `timeout` seconds for work."""
+        """Wait at most `timeout` seconds for work; return None if none came."""
         with self._changed:
             if not self._changed.wait_for(lambda: self._urgent or self._lanes, timeout):
                 return None

@@ -21,22 +21,23 @@ logger = logging.getLogger(__name__)
 #: Bytes after which a segment is closed and the next one begun.
 SEGMENT_SIZE = 16 << 20
 
-#: Segments' worth of bytes that the closed ones may have, while most of it is settled.
+#: Closed segments may hold this many times SEGMENT_SIZE bytes before they are rewritten, although
+#: most of their records are settled.
 WASTE = 4
 
-#: Lines read between two moments at which others get their turn.
+#: Lines that `records` reads between two pauses, in which its caller may do something else.
 BREATH = 10_000
 
-#: What a write is answered that may fit later.
+#: Errors of a write for which there may be room later.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Journal:
-    """Segments `00000001.jsonl`, ... in a directory; settled ones move to the history.
+    """The journal: segments `00000001.jsonl`, ... in a directory. Settled ones move to the history.
 
-    A position (segment and offset) names a record for as long as its segment is held. One thread
-    replays, writes and retires; any thread reads. Long, for what is written, what is held and what
-    may go is one account.
+    A position (segment and offset) names a record at least until its `release`. One thread replays,
+    writes and retires; any thread may read. The class is long, because it keeps one account of what
+    is written, what is held, and what may be retired.
     """
 
     def __init__(self, directory: str, history: str, *, segment_size: int = SEGMENT_SIZE) -> None:
@@ -48,25 +49,26 @@ class Journal:
         self._offset = 0
         #: Positions of unsettled records, by segment.
         self._held: dict[int, Positions] = {}
-        #: Bytes and records of closed segments.
+        #: Bytes and records of each closed segment.
         self._closed: dict[int, tuple[int, int]] = {}
         #: Records in the segment that is being written.
         self._records = 0
-        #: Closed segments that are yet to be rewritten, the oldest first.
+        #: Closed segments that are to be rewritten, the oldest first.
         self._wasteful: list[int] = []
-        #: The segment that a failed write has left, and the offset that it is to end at.
+        #: A segment that has the remains of a failed write, and the offset where it must end.
         self._uncut: tuple[int, int] | None = None
-        #: Bytes of the largest batch that there was no room for, since the last write.
+        #: Bytes of the largest batch for which there was no room, since the last successful write.
         self._wanted = 0
-        #: Lines that replay could not read, other than a batch cut short by a crash.
+        #: Number of lines that `replay` could not read, and of segments that have lost bytes. A
+        #: batch that a crash cut short does not count.
         self.damaged = 0
 
     def replay(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield every record with its position, oldest first, and be ready to write after that.
+        """Yield every record with its position, oldest first. After that `write` may be called.
 
-        Only the end of the last segment may be cut: a batch that was being written in a crash,
-        of which nobody was told. A bad line elsewhere is reported and counted in `damaged`.
-        Raises JournalTooNew before anything is changed.
+        The end of the last segment is cut off if it is a batch that a crash has cut short. Nobody
+        was told that those records are durable. A bad line elsewhere is logged and counted in
+        `damaged`. Raises JournalTooNew before any record is yielded or cut off.
         """
         self._segments.make()
         segments = self._segments.numbers()
@@ -87,7 +89,8 @@ class Journal:
                     try:
                         record = decode(line)
                     except (JournalCorrupt, ValueError):
-                        # Only the last line of all may have no end: nobody was told of it.
+                        # A last line without a newline was being written in a crash. That is no
+                        # damage.
                         if segment != segments[-1] or line.endswith(b"\n"):
                             bad.append(offset)
                     else:
@@ -100,7 +103,8 @@ class Journal:
             self._closed[segment] = self._segments.size(segment), records
         self._check_lengths()
         self._segment = segments[-1] if segments else 0
-        # One that was rewritten has its length in it. The first write begins a new one.
+        # Go on with the last segment unless it is full, or was rewritten and says in its first line
+        # how long it is. Then the first write begins a new one.
         if (
             segments
             and self._closed[self._segment][0] < self._segment_size
@@ -112,7 +116,7 @@ class Journal:
             self._begin()
 
     def _check_lengths(self) -> None:
-        """Miss what was lost of a segment between two lines, after it was closed."""
+        """Find closed segments that have lost whole lines, which no checksum of a line shows."""
         for segment, length in self._segments.lengths().items():
             size = self._closed[segment][0] if segment in self._closed else length
             if size != length:
@@ -125,6 +129,7 @@ class Journal:
                 )
 
     def _cut(self, segment: int, good: int, end: int, bad: list[int], *, last: bool) -> None:
+        """Cut the last segment after its last good line; log and count bad lines."""
         if last and good < end:
             os.truncate(self._segments.path(segment), good)
             logger.info("Cut %d bytes of an unfinished batch off %s.", end - good, segment)
@@ -137,10 +142,10 @@ class Journal:
             )
 
     def write(self, records: Sequence[dict[str, Any]]) -> list[int]:
-        """Append records as one batch and return their positions; they are durable on return.
+        """Append records as one batch, and return their positions. They are durable on return.
 
-        Raises JournalUnwritable, and then none of them will be replayed; but for a crash before
-        anything else could be written.
+        Raises JournalUnwritable, and then none of them will be replayed. The exception is a crash
+        before the remains of this write could be cut off.
         """
         lines = [encode(record) for record in records]
         with self._unwritable():
@@ -156,6 +161,7 @@ class Journal:
         return positions
 
     def _append(self, batch: bytes) -> int:
+        """Write and sync a batch; return the position of its first line."""
         with self._unwritable():
             if self._fd < 0:
                 self._begin()
@@ -170,8 +176,8 @@ class Journal:
             except OSError as e:
                 if e.errno in NO_ROOM:
                     self._wanted = max(self._wanted, len(batch))
-                # What fdatasync(2) could not write is marked clean: asking the same descriptor
-                # again would answer that all is well (the PostgreSQL "fsyncgate" of 2018).
+                # The kernel marks pages clean that fdatasync(2) could not write. Called again on
+                # the same descriptor, it would report success (PostgreSQL's "fsyncgate" of 2018).
                 self._abandon()
                 raise
         self._wanted = 0
@@ -182,18 +188,17 @@ class Journal:
         return start
 
     def _head(self) -> bytes:
-        """Return the first line of a segment: its version, and how long the one before it is for
-        good.
-        """
+        """Return the first line of a new segment: the version, and the length of the one before."""
         head: dict[str, Any] = HEAD | {"version": VERSION}
         if before := max(self._closed, default=0):
             head["before"] = [before, self._closed[before][0]]
         return encode(head)
 
     def _find_room(self, size: int) -> None:
-        """Raise OSError if so many bytes do not fit.
+        """Raise OSError if `size` bytes do not fit.
 
-        A few would, and then all is well until whoever was refused brings the same again.
+        After a batch had no room, a single record may still fit. If that counted as success, the
+        journal would be reported as written again and as unwritable in turn, every second.
         """
         try:
             os.posix_fallocate(self._fd, self._offset, size)
@@ -201,20 +206,21 @@ class Journal:
             if e.errno in NO_ROOM:
                 raise
         finally:
+            # posix_fallocate(3) has made the file longer.
             os.ftruncate(self._fd, self._offset)
 
     def _abandon(self) -> None:
-        """Leave the segment, and take back what was written of a batch, now or before the next."""
+        """Close the segment, and cut off what was written of a batch: now, or before the next."""
         self._uncut = self._segment, self._offset
         self.close()
         with contextlib.suppress(OSError):
             self._cut_off()
 
     def _cut_off(self) -> None:
-        """Take back what the last write has left, or raise OSError.
+        """Cut off the remains of a failed write; raises OSError.
 
-        Nothing may be written before that: who was refused comes again, and its old record would
-        be another upload.
+        Nothing may be written before that. The file of a refused upload is accepted again later;
+        if a replay also found the record of the first try, there would be two uploads.
         """
         if self._uncut is None:
             return
@@ -227,7 +233,8 @@ class Journal:
             finally:
                 os.close(fd)
         else:
-            # Or a disk that is full for days would hold one for each try.
+            # Nothing was written to it. Unless it is removed, there is an empty segment for each
+            # try on a disk that is full for days.
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._segments.path(segment))
             fsync_directory(self._directory)
@@ -250,7 +257,7 @@ class Journal:
         return self._segments.line(position)
 
     def hold(self, position: int) -> None:
-        """Keep a record: its upload is not settled."""
+        """Keep a record until `release`, because what it is about is not settled."""
         self._held.setdefault(position >> OFFSET_BITS, Positions()).add(position)
 
     def release(self, position: int) -> None:
@@ -262,15 +269,15 @@ class Journal:
         return position >> OFFSET_BITS == self._segment
 
     def retirable(self) -> bool:
-        """Whether the oldest segment is full and holds nothing unsettled any more."""
+        """Whether the oldest segment is closed, and no record in it is held any more."""
         oldest = min(self._held, default=self._segment)
         return oldest < self._segment and not self._held[oldest]
 
     def retire(self, history: float) -> None:
-        """Move settled segments to the history, and forget what is older than `history` seconds.
+        """Move settled segments to the history; remove those older than `history` seconds there.
 
-        The decisions they hold must stand in the ledgers, durably. Only the oldest may go: a
-        later one settles uploads of an earlier one.
+        The ledgers must hold the decisions of these segments, durably. Only the oldest segment may
+        be retired, because a later one has the records that settle uploads of earlier ones.
         """
         while self.retirable():
             segment = min(self._held)
@@ -279,9 +286,9 @@ class Journal:
         self._segments.forget(history)
 
     def wasteful(self) -> bool:
-        """Whether most of the closed segments is settled and yet they may not be retired.
+        """Whether closed segments are to be rewritten: they are large, and mostly settled.
 
-        A few uploads that nobody takes would else keep all that came after them.
+        Otherwise a few uploads that wait for long would keep all segments that came after theirs.
         """
         if not self._wasteful:
             held = sum(len(self._held[segment]) for segment in self._closed)
@@ -292,11 +299,12 @@ class Journal:
         return bool(self._wasteful)
 
     def compact(self) -> None:
-        """Rewrite one wasteful segment: only what is held stays. Or raise OSError.
+        """Rewrite the next wasteful segment, so that only held records stay in it. Raises OSError.
 
-        The decisions it holds must stand in the ledgers, durably. The oldest comes first, and the
-        later ones follow in turn: what one of these settles has left the earlier ones by then, and
-        what is settled meanwhile stands in a segment that is written to.
+        The ledgers must hold its decisions, durably. Each call rewrites one segment, the oldest
+        first. So when a record that settles an upload is dropped, the record that accepted it was
+        dropped before, with an earlier segment. An upload that is settled meanwhile is no problem:
+        that record goes into the segment being written, which is not rewritten now.
         """
         segment = self._wasteful[0]
         if segment in self._held:  # else it was retired
@@ -313,7 +321,7 @@ class Journal:
         self._closed.pop(segment, None)
 
     def decisions(self) -> Iterator[dict[str, Any]]:
-        """Yield the records in use, those that can be read, that hold an upload as a whole."""
+        """Yield the records that hold a whole upload; not those of the history, nor bad lines."""
         for segment in self._segments.numbers():
             with open(self._segments.path(segment), "rb") as file:
                 for line in file:
@@ -325,10 +333,11 @@ class Journal:
     def records(
         self, needles: Collection[str], ids: Container[str], begin: str = ""
     ) -> Iterator[dict[str, Any] | None]:
-        """Yield the records, of the past too, that hold one of `needles` or whose id is in `ids`.
+        """Yield the records that hold one of `needles` or whose id is in `ids`, oldest first.
 
-        Or whose id begins with `begin`, if there is such. The oldest first, and None now and then
-        while there are none. Ids may be added on the way.
+        Or whose id begins with `begin`, if that is not empty. Records of the history are among
+        them. Yields None after every BREATH lines, so that the caller can do something else. The
+        caller may add ids meanwhile.
         """
         strings = [json.dumps(needle).encode("ascii") for needle in needles]
         for number, line in enumerate(self._segments.lines(), 1):
@@ -350,7 +359,8 @@ class Journal:
 
     def _begin(self) -> None:
         self.close()
-        # One that was retired may have had the highest, and the history knows it by its number.
+        # A segment in the history may have the highest number. No number is used twice, because
+        # the history names segments by it, too.
         self._segment = max(self._segment, self._segments.highest()) + 1
         self._records = 0
         self._open(self._segment)

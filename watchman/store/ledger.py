@@ -1,4 +1,4 @@
-"""What has been decided about the files that stay in a watch."""
+"""A watch's ledger: the decisions about the files that stay in it."""
 
 from __future__ import annotations
 
@@ -30,16 +30,17 @@ logger = logging.getLogger(__name__)
 #: Decisions kept in memory, some 250 bytes each, before they are merged into the file.
 DELTA = 20_000
 
-#: Seconds for which decisions about files are kept that were not seen since another root took the
-#: place of theirs.
+#: Seconds for which the decisions about an earlier root's files are kept after another directory
+#: took its place. It is for a disk that is away for a while.
 KEEP = 30 * 86400.0
 
 
 class Ledger:
-    """The decisions of one watch: a sorted file of 36 bytes each, and the newest in memory.
+    """The decisions of one watch: a sorted file with 36 bytes for each, and the newest in memory.
 
-    Written by the dispatcher, asked by the scanner too. What is not in the file yet stands in the
-    journal; `flush` says when it need not any more. Long, for one lock guards all of it.
+    The dispatcher writes it, and the scanner asks it, too. The journal must keep the decisions that
+    are in memory until `flush` has put them into the file. The class is long, because one lock
+    guards all of it.
     """
 
     def __init__(
@@ -47,37 +48,42 @@ class Ledger:
     ) -> None:
         self._clock = clock
         self._path = path
-        #: Where decisions wait about files that were not seen since another root took the place of
-        #: theirs: that may be back, as a disk that was unmounted.
+        #: The file of decisions about an earlier root's files, which a scan of the present root did
+        #: not see. The earlier root may come back, such as a disk that was unmounted.
         self._away = path + ".away"
         self.watch_path = watch_path
         self.filesystems = Filesystems(watch_path)
-        #: Whether it is yet to be told what the ledgers of other watches know of its files.
+        #: Whether this ledger is new, and has yet to `adopt` what other ledgers know of its files.
         self.inherits = False
-        #: Guards what is below but is held for a moment only: the scanner asks while the dispatcher
-        #: decides, and while a hook waits for that.
+        #: Guards what is below. It is held for a moment only, because the scanner asks while the
+        #: dispatcher decides, and a hook may be waiting for that decision.
         self._lock = threading.RLock()
         #: Held while the file is being replaced.
         self._writing = threading.Lock()
         self._delta: dict[bytes, Decision] = {}
-        #: How many decisions in memory ask for a flush: more after one that failed.
+        #: With this many decisions in memory a flush is due. After a failed flush it is higher.
         self._limit = DELTA
         self._file: LedgerFile | None = None
-        #: Files without a decision whose ctime is before this (ns) were there before the watch; if
-        #: it is set, all on filesystems whose server's clock may be another.
+        #: If set, a file without a decision was there before the watch if its ctime is before this
+        #: (ns). On a filesystem that is not local, every file without a decision counts as such:
+        #: its ctime is from a server, whose clock may differ.
         self._baseline = 0
-        #: Counts what makes a scan under way unfit to prune: a directory may have moved past it.
+        #: Number of calls of `disturb`. A scan during which it grew may have missed a directory, so
+        #: the files that it did not see need not be gone.
         self._disturbances = 0
-        #: Whether a complete scan of the watch is over since we began.
+        #: Whether a complete scan of the watch has ended since we started.
         self.scanned = False
-        #: The inode of the watch's root when a whole scan last saw files there, or when something
-        #: was first decided. Not its device: those are numbered anew at a boot.
+        #: The inode of the watch's root when a whole scan last saw files there, or at the first
+        #: decision. Its device is not kept, because device numbers may change at a boot.
         self._root = 0
-        #: Since when (epoch) it has been another one than before; 0 if it has always been this one.
+        #: When this root took the place of another one (epoch); 0 if it has always been the root.
         self._since = 0.0
 
     def open(self) -> bool:
-        """Read the file; return False where there is none yet: the watch's first sight."""
+        """Read the file. Return False if there is none: the watch is new, or the file was bad.
+
+        A bad file is renamed, to be out of the way. Raises OSError.
+        """
         try:
             file = LedgerFile.open(self._path)
             header = file.header
@@ -97,15 +103,18 @@ class Ledger:
         return True
 
     def begin(self, baseline: int, *, inherits: bool = False) -> None:
-        """From now on take a file without a decision and with a ctime before `baseline` (ns) as
-        one that needs none. Durable on return; over when a whole scan has written them down.
+        """Let files that are there already, with a ctime before `baseline` (ns), need no decision.
+
+        This holds until a whole scan has written them into the ledger. `inherits` is for a new
+        ledger, see `adopt`. Durable on return; raises OSError.
         """
         self._baseline, self.inherits = baseline, self.inherits or inherits
         self._merge()
 
     def adopt(self, others: Iterable[Ledger]) -> None:
-        """Know what others know, where that is lacking here or older. All that was decided is
-        durable, and so is this on return; or OSError.
+        """Take over what other ledgers know, where this one knows nothing or something older.
+
+        All decisions must be durable in the journal. Durable on return; raises OSError.
         """
         for other in others:
             other.flush()
@@ -117,7 +126,7 @@ class Ledger:
             self._merge()
 
     def _absorb(self, other: LedgerFile) -> None:
-        """Have the file hold what another one has that is lacking here or older; or OSError."""
+        """Merge a file into this ledger's, where this one lacks an entry or has an older one."""
         with self._writing:
             mine = self._file
             assert mine is not None
@@ -130,7 +139,7 @@ class Ledger:
         return self._get(self.key(subpath, state), subpath, state)
 
     def has_decision_of(self, subpath: str, state: FileState) -> bool:
-        """Whether a file that is elsewhere now was decided about here, as it is."""
+        """Whether there is a decision here about a file in this state that is elsewhere now."""
         tag = self.filesystems.known_tag(state.device)
         if tag is None:
             return False
@@ -138,7 +147,7 @@ class Ledger:
         return decision is not None and decision.is_of(state)
 
     def key(self, subpath: str, state: FileState) -> bytes:
-        """Return the key of a file that was on its filesystem when its state was taken."""
+        """Return the key of a file by its name, inode and filesystem."""
         return key(subpath, state.inode, self.filesystems.tag(subpath, state.device))
 
     def _get(self, wanted: bytes, subpath: str, state: FileState) -> Decision | None:
@@ -155,6 +164,7 @@ class Ledger:
         return decision
 
     def _was_there(self, subpath: str, state: FileState) -> bool:
+        """Whether a file without a decision was there before the watch."""
         if not self._baseline or state.ctime < self._baseline:
             return bool(self._baseline)
         return not self.filesystems.is_local(subpath, state.device)
@@ -162,14 +172,14 @@ class Ledger:
     def put(
         self, subpath: str, state: FileState, *, sample: int = 0, waiting: bool = False
     ) -> Decision | None:
-        """Write a decision down, in memory; `waiting` until `settle` if it made an upload.
+        """Note a decision in memory. It is `waiting` until `settle` if it made an upload.
 
-        Return what it replaces there, for `restore`.
+        Return the decision in memory that it replaces, for `restore`.
         """
         tag = self.filesystems.tag(subpath, state.device)
         wanted = key(subpath, state.inode, tag)
         decision = Decision(state.size, state.ctime, waiting=waiting, sample=sample, filesystem=tag)
-        # Should another root take its place before it was ever scanned.
+        # Note it now, in case another root takes its place before the first scan.
         root = self._root or _inode(self.watch_path)
         with self._lock:
             before = self._delta.get(wanted)
@@ -178,7 +188,7 @@ class Ledger:
         return before
 
     def settle(self, subpath: str, state: FileState) -> None:
-        """Say that the upload is settled that was made of a file as it was then."""
+        """Note that the upload of a file in this state is settled."""
         wanted = self.key(subpath, state)
         with self._lock:
             decision = self._get(wanted, subpath, state)
@@ -186,9 +196,9 @@ class Ledger:
                 self._delta[wanted] = decision._replace(waiting=False)
 
     def doubt(self, recorded: Callable[[bytes], bool]) -> int:
-        """Forget about files whose uploads waited and have no record any more; return how many.
+        """Forget the waiting decisions whose uploads have no record any more; return how many.
 
-        A scan finds them again.
+        `recorded` says whether the journal has a record for a key. A scan finds the files again.
         """
         with self._lock:
             waiting = {wanted for wanted, decision in self._delta.items() if decision.waiting}
@@ -203,17 +213,17 @@ class Ledger:
         return len(lost)
 
     def restore(self, subpath: str, state: FileState, decision: Decision | None) -> None:
-        """Undo a `put` that returned `decision`: what it replaced is the last one again."""
+        """Undo a `put` that returned `decision`."""
         wanted = self.key(subpath, state)
         with self._lock:
             if decision is not None:
                 self._delta[wanted] = decision
             else:
-                # Nothing is merged into the file before the journal has it: `put` undone in time.
+                # The file does not have it: nothing is merged before it is durable in the journal.
                 self._delta.pop(wanted, None)
 
     def forget(self, subpath: str, state: FileState) -> None:
-        """Drop the decision about a file that has left: the next one may well have its inode."""
+        """Drop the decision about a file that left: ext4 gives its inode to the next new file."""
         wanted = self.key(subpath, state)
         with self._lock:
             self._delta.pop(wanted, None)
@@ -221,7 +231,7 @@ class Ledger:
                 self._delta[wanted] = FORGOTTEN
 
     def retract(self, subpath: str, state: FileState) -> bool:
-        """Forget the decision about a file as it was then; whether it was the last one."""
+        """Forget the decision about a file in this state; return whether there was one."""
         with self._lock:
             decision = self.get(subpath, state)
             if decision is None or not decision.is_of(state):
@@ -230,22 +240,23 @@ class Ledger:
             return True
 
     def decided_since(self, subpath: str, state: FileState) -> bool:
-        """Whether there is a decision about a later write of a file than that of then.
+        """Whether there is a decision about a later write of a file than the one in `state`.
 
-        The file need not show it: it may have its old size and mtime again.
+        Size and mtime of the file need not show that: it may have its old ones again.
         """
         decision = self.get(subpath, state)
         return decision is not None and not decision.existing and decision.ctime > state.ctime
 
     def was_decided(self, subpath: str, state: FileState) -> bool:
-        """Whether a file has not been written since it was decided about under that name."""
+        """Whether a file was decided about under that name, and has not been written since."""
         decision = self.get(subpath, state)
         return decision is not None and not state.rewritten_since(decision.size, decision.ctime)
 
     def known(self, subpath: str, state: FileState) -> bool:
-        """Whether a scan may pass a file over: it was decided about and not written since.
+        """Whether a scan may pass over a file: it was decided about, and not written since.
 
-        Where only its ctime differs, which chmod(1) and hard links set too, see `holds`.
+        False if only its ctime differs and there is a sample of its content: then see `doubts`. The
+        ctime is also set by chmod(1), and when a hard link is made.
         """
         return self._known(self.key(subpath, state), subpath, state) is not None
 
@@ -263,20 +274,20 @@ class Ledger:
         return bool(decision.sample) and decision.ctime != state.ctime
 
     def holds(self, subpath: str, state: FileState, sample: int) -> bool:
-        """Whether a file of which it `doubts` has the content of the last decision, by its sample.
+        """Whether a file with this sample has the content of the last decision. Ask after `doubts`.
 
-        The decision stays as it is: an upload that waits goes by the ctime that stands there.
+        The decision keeps its ctime, because an upload that waits is compared by that.
         """
         decision = self.get(subpath, state)
         return decision is not None and sample == decision.sample
 
     def disturb(self) -> None:
-        """Tell that a directory moved: a scan under way may have missed it and must not prune."""
+        """Note that a directory was renamed. The scan that is running may have missed its files."""
         with self._lock:
             self._disturbances += 1
 
     def sweep(self) -> Sweep:
-        """Begin a scan of the whole watch."""
+        """Begin a scan of the whole watch. Raises OSError."""
         self.filesystems.forget()
         root = _inode(self.watch_path)
         if root not in (0, self._root):
@@ -285,18 +296,18 @@ class Ledger:
             return Sweep(self, self._file, self._disturbances, root)
 
     def full(self) -> bool:
-        """Whether enough has come together for a `flush`."""
+        """Whether there are so many decisions in memory that a `flush` is due."""
         return len(self._delta) >= self._limit
 
     def flush(self) -> None:
-        """Merge what is in memory into the file. Durable on return, or OSError."""
+        """Merge the decisions in memory into the file. Durable on return; raises OSError."""
         if self._delta or self._file is None:
             self._limit = len(self._delta) + DELTA
             self._merge()
             self._limit = DELTA
 
     def _merge(self) -> None:
-        # In the thread that decides: nothing is added meanwhile.
+        # The dispatcher's thread calls this, so no decision is added meanwhile.
         with self._writing:
             merged: list[dict[bytes, bytes]] = [{} for _ in range(256)]
             for wanted, decision in self._delta.items():
@@ -314,11 +325,15 @@ class Ledger:
         return Draft(self._path, before | header, entries)
 
     def _finish(self, sweep: Sweep) -> None:
-        """Make the file hold what a whole scan has seen, and what came since; or OSError."""
+        """Drop from the file what a whole scan did not see; add what was there before the watch.
+
+        Decisions that were made during the scan stay. Raises OSError.
+        """
         with self._writing:
             root = sweep.root if sweep.saw_files else self._root
-            # Decisions made and flushed during the scan stand in the file only: keep it all. So
-            # too when this is another root than before, as an empty mount point.
+            # Keep the whole file if there was a flush during the scan: the scan knows nothing of
+            # the new entries. Keep it also if this is another root than before: that may be an
+            # empty mount point.
             kept = None
             if sweep.file is self._file and sweep.root == self._root:
                 kept = sweep.seen
@@ -342,7 +357,10 @@ class Ledger:
                 self._baseline, self._root, self._since = 0, root, since
 
     def _missing_of(self, sweep: Sweep) -> Iterator[dict[bytes, bytes]]:
-        """Yield the entries of a sweep that the file lacks; not newer ones of what came since."""
+        """Yield a sweep's entries of files that were there before the watch.
+
+        Those for which the file has an entry by now are left out, because that is newer.
+        """
         for entries in sweep.existing:
             part = _by_key(bytes(entries))
             if self._file is not None and self._file.count:
@@ -350,7 +368,10 @@ class Ledger:
             yield part
 
     def _put_away(self, kept: bytearray) -> None:
-        """Keep for the root before this one what is about to be dropped, for a while."""
+        """Put away the entries that are to be dropped: the root before this one may come back.
+
+        After KEEP seconds with this root, what was put away is deleted instead.
+        """
         if self._clock() - self._since >= KEEP:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._away)
@@ -363,7 +384,7 @@ class Ledger:
             Draft(self._away, {}, entries).commit()
 
     def _take_back(self) -> None:
-        """Know again what was put away: this may be the root it is about. Or raise OSError."""
+        """Take back what was put away, because it may be about this root. Raises OSError."""
         try:
             away = LedgerFile.open(self._away)
         except FileNotFoundError:
@@ -375,44 +396,50 @@ class Ledger:
         os.unlink(self._away)
 
     def _is_disturbed(self, sweep: Sweep) -> bool:
+        """Whether a directory was renamed during a scan, or the watch has another root since."""
         return sweep.disturbances != self._disturbances or sweep.root != _inode(self.watch_path)
 
     def close(self) -> None:
-        """Write everything down and let go of the file."""
+        """Flush, and let go of the file. Raises OSError."""
         self.flush()
         self._file = None
 
     def remove(self) -> None:
-        """Remove the file of a watch that is none any more."""
+        """Delete the ledger's file, after its watch has left the INI file."""
         os.unlink(self._path)
 
 
 class Sweep:
-    """One scan of a whole watch: what it sees unchanged is what the ledger keeps."""
+    """One scan of a whole watch: marks the entries of files that it sees, and drops the others."""
 
     def __init__(
         self, ledger: Ledger, file: LedgerFile | None, disturbances: int, root: int
     ) -> None:
         self._ledger = ledger
-        #: The ledger's file as the scan began, and for each of its entries whether it was seen.
+        #: The ledger's file when the scan began, and for each of its entries whether it was seen.
         self.file = file
         self.seen = bytearray(file.count if file is not None else 0)
-        #: Entries of files that were there before the watch, by their first byte.
+        #: Entries of files that were there before the watch, by the first byte of their keys.
         self.existing = [bytearray() for _ in range(256)]
         self.disturbances = disturbances
         self.root = root
         self.saw_files = False
-        #: The filesystems that it has come to: what is on others is not to be seen now.
+        #: Tags of the filesystems that the scan has come to. Files on others cannot be seen now.
         self._met = {OWN}
+        #: The device of the latest file, and the tag of its filesystem.
         self._device, self._tag = -1, OWN
 
     def is_of(self, root: int) -> bool:
-        """Whether it began with this directory, by inode: one may have come back just now."""
+        """Whether the watch's root had this inode when the scan began.
+
+        A disk may have been mounted just after that.
+        """
         return root == self.root
 
     def unchanged(self, name: str, status: os.stat_result) -> bool:
-        """Whether a file is as the ledger's file has it. What most are, so it is told at once; if
-        not, `known` tells.
+        """Whether a file is exactly as the ledger's file has it. If not, ask `known`.
+
+        Most files are unchanged, so this is quick for them.
         """
         file, ledger = self.file, self._ledger
         if file is None or file is not ledger._file or status.st_dev != self._device:
@@ -428,7 +455,10 @@ class Sweep:
         return True
 
     def known(self, subpath: str, state: FileState) -> bool:
-        """As `Ledger.known`; and keep the file's decision, which another one may follow."""
+        """Ask `Ledger.known`, and mark the file's entry as seen.
+
+        It is marked even if the file was written since, until another decision follows.
+        """
         if state.device != self._device:
             self._device = state.device
             self._tag = self._ledger.filesystems.tag(subpath, state.device)
@@ -446,7 +476,7 @@ class Sweep:
         return True
 
     def finish(self, *, complete: bool) -> None:
-        """Drop the decisions about files that a complete scan did not see."""
+        """Drop the decisions about files that a complete scan did not see. Logs errors."""
         if complete:
             self._ledger.scanned = True
             self._keep_unseen()
@@ -456,8 +486,10 @@ class Sweep:
                 logger.warning("Ledger kept as it was, it cannot be written: %s.", e.strerror)
 
     def _keep_unseen(self) -> None:
-        """Take for seen what cannot be: what is on a filesystem that is not mounted now; and what
-        is not settled, for its directory may have gone to another watch, which asks about it.
+        """Mark entries as seen although the scan did not see their files.
+
+        They are those on filesystems that are not mounted now, and those of uploads that are not
+        settled: if their directory was renamed into another watch, that asks for these decisions.
         """
         index = self.seen.find(0)
         while index >= 0:
@@ -468,7 +500,7 @@ class Sweep:
 
 
 def _newer(entries: Mapping[bytes, bytes], file: LedgerFile) -> dict[bytes, bytes]:
-    """Return those of some entries that a file lacks, or has older."""
+    """Return those entries that a file lacks, or has in an older version."""
     found = {}
     for wanted, entry in entries.items():
         mine = file.get(wanted)
@@ -482,13 +514,13 @@ def _joined(changes: Mapping[bytes, bytes]) -> bytes:
 
 
 def _by_key(entries: bytes) -> dict[bytes, bytes]:
-    """Return entries by key: two hard links of one name, in two directories, share one."""
+    """Return entries by key. Two hard links with one name in two directories share a key."""
     starts = range(0, len(entries), ENTRY.size)
     return {entries[at : at + 8]: entries[at : at + ENTRY.size] for at in starts}
 
 
 def _inode(path: str) -> int:
-    """Return the inode of a directory, 0 where there is none."""
+    """Return the inode of a directory, 0 if it is not there."""
     try:
         return os.stat(path).st_ino
     except OSError:

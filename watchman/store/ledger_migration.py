@@ -1,4 +1,4 @@
-"""Which watch's ledger goes on with what another one knows, when watches come and go."""
+"""Hands decisions from ledger to ledger, when watches come into the INI file or leave it."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ NAME = re.compile("[0-9a-f]{16}")
 
 
 def migrate(settings: Settings, ledgers: Mapping[str, Ledger]) -> None:
-    """Have ledgers know what was decided about their files while another watch owned these.
+    """Give each ledger the decisions about its files that were made while another watch had them.
 
-    Durable on return, but for what cannot be read or written: that is left for the next start or
-    reload. All that was decided is durable.
+    All decisions must be durable in the journal. Durable on return. A ledger that cannot be read or
+    written is logged, and left for the next start or reload.
     """
     try:
         rules = Rules(settings)
@@ -39,15 +39,17 @@ def migrate(settings: Settings, ledgers: Mapping[str, Ledger]) -> None:
             owner = _owner(rules, ledger.watch_path)
             if owner is not None:
                 ledgers[owner].adopt([ledger])
-                # Should its watch come back, then to what its heir knows by then.
+                # If its watch comes back, its new ledger adopts what this owner knows by then.
                 ledger.remove()
                 logger.info("Watch %s has the files of %r now.", owner, ledger.watch_path)
     except OSError as e:
-        logger.warning("Ledgers of watches that came or went are not handed over: %s.", e)
+        logger.warning(
+            "Watches came or went, and the ledgers of their files cannot be handed over: %s.", e
+        )
 
 
 def _left(settings: Settings) -> Iterator[Ledger]:
-    """Yield the ledgers of watches that are not in the INI file any more."""
+    """Yield the ledgers of watches that have left the INI file."""
     directory = ledger_directory(settings)
     watched = {watch.path for watch in settings.watches.values()}
     for name in filter(NAME.fullmatch, sorted(os.listdir(directory))):
@@ -64,7 +66,7 @@ def _left(settings: Settings) -> Iterator[Ledger]:
 
 
 def _owner(rules: Rules, path: str) -> str | None:
-    """Return the watch whose scans come by a directory."""
+    """Return the name of the watch whose scans visit a directory, None if there is none."""
     located = rules.locate(path)
     if located is None:
         return None

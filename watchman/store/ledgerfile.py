@@ -1,4 +1,4 @@
-"""A ledger's file: sorted entries of 36 bytes each, mapped, and replaced as a whole."""
+"""A ledger's file: sorted entries of 36 bytes each. It is mapped, and replaced as a whole."""
 
 from __future__ import annotations
 
@@ -19,30 +19,34 @@ from watchman.config.files import fsync_directory
 #: Key, size, ctime, sample, and the tag of the filesystem. Big-endian, so that bytes sort as keys.
 ENTRY = struct.Struct(">8sQqQ4s")
 
-#: What follows the key.
+#: An entry's values, which follow the key.
 VALUES = struct.Struct(">QqQ4s")
 
 #: The values of an entry: size, ctime, sample, filesystem.
 Values = tuple[int, int, int, bytes]
 
-#: Bytes of a key: a hash, so that keys are spread evenly.
+#: Bytes of a key. It is a hash, so keys are spread evenly.
 KEY = 8
 
-#: Changes of a file in parts by the key's first byte: the new entry, or b"" for none, by key.
+#: Changes of a file, in parts for each first byte of a key, in order. A part has by key the new
+#: entry, or b"" if the entry is to go.
 Changes = Iterable[Mapping[bytes, bytes]]
 
-#: Leading bits of a key that tell the bucket it is in, at the most; about as many entries as fit in
-#: a few cache lines are in one.
+#: A key's leading bits say in which bucket it is: at most BUCKET_BITS. Up to a million entries, the
+#: buckets are so small that one fits in a few cache lines: some 2 ** BUCKET_SIZE_BITS entries.
 BUCKET_BITS, BUCKET_SIZE_BITS = 16, 4
 
 MAGIC = "watchman ledger 2"
 
 
 class LedgerFile:
-    """What stands in the file at `path` now; any thread may ask while it is being replaced."""
+    """The entries of a file as it was when it was opened. Any thread may read them.
+
+    They do not change when the file at `path` is replaced by another.
+    """
 
     def __init__(self, path: str, file: BinaryIO) -> None:
-        """Read an open file; raises ValueError if it is none of a ledger."""
+        """Read an open file. Raises ValueError if it is not a ledger's, or of another version."""
         self._path = path
         self.header: dict[str, Any] = json.loads(file.readline())
         magic = self.header.get("magic") if isinstance(self.header, dict) else None
@@ -60,7 +64,10 @@ class LedgerFile:
         self._buckets = array("Q", self._bucket_offsets(bits))
 
     def _bucket_offsets(self, bits: int) -> Iterator[int]:
-        """Find where the leading bits of the sorted keys change, in their first two bytes."""
+        """Yield where each bucket begins, and where the last one ends.
+
+        For that only the first two bytes of the sorted keys are searched.
+        """
         first = self._map[self._start :: ENTRY.size]
         second = self._map[self._start + 1 :: ENTRY.size]
         begin, end, before = 0, 0, -1
@@ -74,18 +81,19 @@ class LedgerFile:
 
     @classmethod
     def open(cls, path: str) -> LedgerFile:
-        """Read the file; raises FileNotFoundError where there is none, ValueError if it is bad."""
+        """Read the file. Raises FileNotFoundError if there is none, ValueError if it is bad."""
         with open(path, "rb") as file:
             return cls(path, file)
 
     def get(self, wanted: bytes) -> tuple[int, Values] | None:
-        """Return index and values of the entry with a key."""
-        # Asked for each file of a scan, so without a call that could be spared.
+        """Return index and values of the entry with a key, None if there is none."""
+        # A scan calls this for each file. So it makes no call that it can do without.
         bucket = (wanted[0] << 8 | wanted[1]) >> self._shift
         begin, end = self._buckets[bucket], self._buckets[bucket + 1]
         at = self._map.find(wanted, begin, end)
         while at >= 0:
             index, rest = divmod(at - self._start, ENTRY.size)
+            # Only at the beginning of an entry these bytes are a key.
             if not rest:
                 return index, VALUES.unpack_from(self._map, at + KEY)
             at = self._map.find(wanted, at + 1, end)
@@ -101,9 +109,10 @@ class LedgerFile:
         return VALUES.unpack_from(self._map, self._start + index * ENTRY.size + KEY)
 
     def changed(self, changes: Changes, kept: bytearray | None = None) -> Iterator[bytes]:
-        """Yield the entries with `changes` made, in order, and without those not marked in `kept`.
+        """Yield the file's entries after `changes`, in order.
 
-        `kept` has a byte for each entry.
+        `kept` has a byte for each entry. Those whose byte is 0 are left out, unless `changes` has
+        them.
         """
         at = 0
         for part in changes:
@@ -118,7 +127,7 @@ class LedgerFile:
         yield from self._slices(at, self.count, kept)
 
     def entries(self, left_out: bytearray | None = None) -> Iterator[dict[bytes, bytes]]:
-        """Yield entries as changes of another file: all, or those not marked in `left_out`."""
+        """Return entries as changes for another file: all, or those not marked in `left_out`."""
         parts = groupby(self._each(left_out), key=itemgetter(0))
         return ({entry[:KEY]: entry for entry in part} for _, part in parts)
 
@@ -134,7 +143,7 @@ class LedgerFile:
         return self._map[offset : offset + KEY]
 
     def _place(self, wanted: bytes) -> int:
-        """Return the index of the first entry that has this key, or a higher one."""
+        """Return the index of the first entry with this key or a higher one."""
         bucket = (wanted[0] << 8 | wanted[1]) >> self._shift
         low, high = self._buckets[bucket], self._buckets[bucket + 1]
         indices = range((low - self._start) // ENTRY.size, (high - self._start) // ENTRY.size)
@@ -151,7 +160,7 @@ class LedgerFile:
 
 
 class Draft:
-    """A file that has been written under another name, durably. Either `commit` or `discard` it."""
+    """A new file that is durable under another name. Either `commit` or `discard` it."""
 
     def __init__(self, path: str, header: Mapping[str, Any], entries: Iterator[bytes]) -> None:
         self._path, self._temporary = path, path + ".new"
@@ -168,7 +177,7 @@ class Draft:
             raise
 
     def commit(self) -> LedgerFile:
-        """Have it take the place of what was there; durable on return, or OSError."""
+        """Let the new file take the place of the old one. Durable on return; raises OSError."""
         try:
             os.rename(self._temporary, self._path)
             fsync_directory(os.path.dirname(self._path))

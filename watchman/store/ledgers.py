@@ -1,4 +1,4 @@
-"""The ledgers of all watches, and what the journal's replay makes of them."""
+"""The ledgers of all watches, and how a replay of the journal completes them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 class Ledgers(Mapping[str, Ledger]):
-    """The ledgers by watch. All parts go by the same object; the dispatcher's thread changes it."""
+    """The ledgers by watch. All parts share this object; the dispatcher's thread changes it."""
 
     def __init__(self, by_watch: Mapping[str, Ledger], rules: Rules) -> None:
         self._by_watch = by_watch
@@ -30,18 +30,18 @@ class Ledgers(Mapping[str, Ledger]):
         return len(self._by_watch)
 
     def change(self, by_watch: Mapping[str, Ledger]) -> list[Ledger]:
-        """Go over to others; return those that are not among them, for them to be closed."""
+        """Replace the ledgers; return those that are not used any more, to be closed."""
         before, self._by_watch = self._by_watch, by_watch
         return [ledger for ledger in before.values() if ledger not in by_watch.values()]
 
     def replay(self, upload: Upload, *, has_failed: bool) -> None:
-        """Take up a decision from the journal, unless it is known."""
+        """Put a decision from the journal into the ledger of its watch, unless it is there."""
         located = self._rules.locate(upload.source_path)
         if located is not None:
             watch, subpath = located
             ledger, state = self[watch.name], upload.state
             if ledger.decided_since(subpath, upload.source_state or state):
-                pass  # of an older write, written down later, as that its task has failed
+                pass  # about an older write, but recorded later, as when its task failed
             elif upload.source_state is not None:
                 ledger.forget(subpath, upload.source_state)
             else:
@@ -54,7 +54,7 @@ class Ledgers(Mapping[str, Ledger]):
                 _flush_early(ledger)
 
     def replay_rename(self, path: str, state: FileState) -> None:
-        """Take up from the journal that a decision has followed a file to its new name."""
+        """Put a decision that followed a renamed file from the journal into its ledger."""
         located = self._rules.locate(path)
         if located is not None:
             watch, subpath = located
@@ -63,18 +63,21 @@ class Ledgers(Mapping[str, Ledger]):
                 self[watch.name].put(subpath, state)
 
     def settle(self, upload: Upload) -> None:
-        """Have the ledger know that it alone need know of an upload's file."""
+        """Note in the ledger that an upload is settled, so the journal need not have its record."""
         located = self._rules.locate(upload.source_path)
         if located is not None:
             self[located[0].name].settle(located[1], upload.state)
 
     def forget_lost(self, journal: Journal) -> None:
-        """Have the scans that begin with every start find the files again whose record is lost.
+        """Forget the decisions whose uploads have lost their records, so that scans find the files.
 
-        A ledger may know of the decision, which would have them passed over.
+        Every start scans all watches. If a ledger kept such a decision, its file would be passed
+        over, and its upload would be lost.
         """
         recorded = set()
         for upload in map(Upload.decode, journal.decisions()):
+            if upload.alarm_of:
+                continue
             if located := self._rules.locate(upload.source_path):
                 ledger, state = self[located[0].name], upload.source_state or upload.state
                 recorded.add(ledger.key(located[1], state))
@@ -86,14 +89,14 @@ class Ledgers(Mapping[str, Ledger]):
                 )
 
     def flush(self, *, all_of_them: bool) -> None:
-        """Have them hold what is decided: those that ask for it, or all. Durable, or OSError."""
+        """Flush the ledgers that are full, or all of them. Durable on return; raises OSError."""
         for ledger in self.values():
             if all_of_them or ledger.full():
                 ledger.flush()
 
 
 def close(ledgers: Collection[Ledger]) -> None:
-    """Close ledgers as far as they can be written: all that they lack stands in the journal."""
+    """Close ledgers. One that cannot be written stays as it was: the journal has what it lacks."""
     for ledger in ledgers:
         try:
             ledger.close()
@@ -102,7 +105,7 @@ def close(ledgers: Collection[Ledger]) -> None:
 
 
 def _flush_early(ledger: Ledger) -> None:
-    """While the journal is replayed, which may hold a million decisions."""
+    """Flush a ledger during a replay, because the journal may hold a million decisions."""
     try:
         ledger.flush()
     except OSError as e:

@@ -1,4 +1,4 @@
-"""A set of positions in one segment of the journal, nine bytes each: there may be a million."""
+"""A set of positions in one segment of the journal. Each takes 9 bytes: there may be a million."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Iterator
 
 
 class Positions:
-    """A sorted set, quick for what grows at its end. For one thread."""
+    """A sorted set of positions. Adding the highest one is quick. Only one thread may use it."""
 
     __slots__ = ("_count", "_here", "_positions")
 
     def __init__(self) -> None:
         self._positions = array("q")
-        #: Whether each of them is in the set, or was.
+        #: By index, 1 if the position is in the set, 0 if it was discarded.
         self._here = bytearray()
         self._count = 0
 

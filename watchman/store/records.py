@@ -10,7 +10,7 @@ from watchman.errors import JournalCorrupt
 
 CHECKSUM = b',"crc":"'
 
-#: What an upload's id stands behind in its records: no other text of them precedes it.
+#: What comes before the upload's id in a record. It is the first such text in the line.
 ID = b'"id":"'
 
 
@@ -33,6 +33,6 @@ def decode(line: bytes) -> dict[str, Any]:
 
 
 def id_of(line: bytes) -> str:
-    """Return the upload id in a record's line, "" where it has none; cheaper than to read it."""
+    """Return the upload id in a record's line, "" if it has none. It is faster than `decode`."""
     _, found, after = line.partition(ID)
     return after[: after.find(b'"')].decode("ascii") if found else ""

@@ -1,4 +1,4 @@
-"""The journal's files: where they are, how a line of them is found again, how they get smaller."""
+"""The journal's files: where they are, how a line is found again, and how files get smaller."""
 
 from __future__ import annotations
 
@@ -26,36 +26,38 @@ OPEN_SEGMENTS = 16
 
 SUFFIX = ".jsonl"
 
-#: The first line of a segment. `before` is the closed one before it and how many bytes that has, so
-#: that what a disk loses of it is missed. `holds` are the bytes that follow in a rewritten one.
+#: The first line of a segment. Its `before` is the number of the segment before and how many bytes
+#: that has: so we find out if a disk loses some. A rewritten segment also has `holds`, the number
+#: of bytes after this line.
 HEAD = {"event": "segment"}
 
-#: Of the records that a daemon writes and reads, in the first line of each segment. Those without
-#: one are of version 1.
+#: The version of the records that we write, and the newest that we read. It is in the first line of
+#: each segment. A segment without it has version 1.
 VERSION = 1
 
-#: Of a segment that is being rewritten.
+#: The end of a segment's name while it is being rewritten.
 UNFINISHED = ".new"
 
 
 class Segments:
-    """Files `00000001.jsonl`, ... in a directory, and in another what is settled of them.
+    """Files `00000001.jsonl`, ... in a directory, and settled ones in another, the history.
 
-    A position is a segment and the offset at which a line was written. It stays good for as long as
-    the line is kept, also when what surrounds it is not. One thread changes, any thread reads.
+    A position is a segment's number and the offset at which a line was first written. It names the
+    line for as long as that is kept, even if the lines around it are dropped. One thread changes
+    the files; any thread may read.
     """
 
     def __init__(self, directory: str, history: str) -> None:
         self.directory = directory
         self._history = history
-        #: Guards all below, and a descriptor against being closed while it is read.
+        #: Guards what is below. A read holds it, so that its descriptor is not closed meanwhile.
         self._reading = threading.Lock()
         self._readers: OrderedDict[int, int] = OrderedDict()
-        #: Of rewritten segments, the offsets of what was kept: those of old, and those of today.
+        #: By rewritten segment, the offsets of its lines: first their old ones, then the new ones.
         self._moved: dict[int, tuple[array[int], array[int]]] = {}
 
     def make(self) -> None:
-        """Make the directories, and clear away what a crash has left unfinished."""
+        """Make the directories, and remove what a crash has left of a rewrite."""
         for directory in (self.directory, self._history):
             make_directory(directory, 0o700)
         for name in os.listdir(self.directory):
@@ -63,30 +65,30 @@ class Segments:
                 os.unlink(os.path.join(self.directory, name))
 
     def numbers(self) -> list[int]:
-        """Return the segments there are, the oldest first."""
+        """Return the numbers of the segments outside the history, the oldest first."""
         return _numbers(self.directory)
 
     def highest(self) -> int:
-        """Return the highest number that a segment has, or has had in the history; 0 if none."""
+        """Return the highest number of a segment, also in the history; 0 if there is none."""
         return max([*self.numbers(), *_numbers(self._history)], default=0)
 
     def path(self, segment: int) -> str:
         return os.path.join(self.directory, f"{segment:08}{SUFFIX}")
 
     def lengths(self) -> dict[int, int]:
-        """Return how many bytes segments must have, of those that say so."""
+        """Return by segment how many bytes it must have, as far as first lines say so."""
         lengths: dict[int, int] = {}
         for segment in self.numbers():
             line, record = self._head(segment)
             if "holds" in record:
                 lengths[segment] = len(line) + record["holds"]
             if "before" in record:
-                # One that was rewritten since says so itself.
+                # If that segment was rewritten, its own `holds` counts.
                 lengths.setdefault(*record["before"])
         return lengths
 
     def version(self) -> int:
-        """Return the newest version that a segment is of."""
+        """Return the newest version among the segments."""
         heads = (self._head(segment)[1] for segment in self.numbers())
         return max((head.get("version", VERSION) for head in heads), default=VERSION)
 
@@ -94,7 +96,7 @@ class Segments:
         return "holds" in self._head(segment)[1]
 
     def _head(self, segment: int) -> tuple[bytes, dict[str, Any]]:
-        """Return the first line of a segment and what it says, nothing if that is no head."""
+        """Return the first line of a segment, and its record, {} if it is not a HEAD."""
         with open(self.path(segment), "rb") as file:
             line = file.readline()
         with contextlib.suppress(JournalCorrupt, ValueError):
@@ -121,7 +123,7 @@ class Segments:
             size *= 4
 
     def _offset(self, position: int) -> int:
-        """Return where a line stands today."""
+        """Return the offset that a line has now. Raises JournalCorrupt if it was dropped."""
         offset = position & OFFSET
         moved = self._moved.get(position >> OFFSET_BITS)
         if moved is None:
@@ -143,10 +145,10 @@ class Segments:
         return fd
 
     def rewrite(self, segment: int, kept: Positions) -> None:
-        """Leave nothing of a segment but the lines at some positions; durable on return.
+        """Drop all lines of a segment but those at the positions `kept`. Durable on return.
 
-        All of it goes to the history, and with nothing kept the segment is over. Raises OSError,
-        and then it is as it was.
+        The history keeps the whole segment. If no line is kept, the segment is retired. Raises
+        OSError, and then the segment is as it was.
         """
         path = self.path(segment)
         if not kept:
@@ -175,7 +177,7 @@ class Segments:
         fsync_directory(self.directory)
 
     def retire(self, segment: int) -> None:
-        """Move a segment to the history, which keeps it for some time from now on."""
+        """Move a segment to the history. The time for which it is kept there begins now."""
         self._remember(segment)
         with self._reading:
             os.unlink(self.path(segment))
@@ -183,16 +185,16 @@ class Segments:
             self._close(segment)
 
     def _remember(self, segment: int) -> None:
-        """Have the history hold all that ever stood in a segment."""
+        """Have the history hold everything that was ever written to a segment. Raises OSError."""
         path = os.path.join(self._history, os.path.basename(self.path(segment)))
-        # One that was rewritten has been there before, and whole.
+        # A segment that was rewritten is there already, and whole.
         with contextlib.suppress(FileExistsError):
             os.link(self.path(segment), path)
         os.utime(path)
         fsync_directory(self._history)
 
     def close(self) -> None:
-        """Let go of what is open; it is opened again when it is needed."""
+        """Close what is open for reading. It is opened again when it is needed."""
         with self._reading:
             for segment in list(self._readers):
                 self._close(segment)
@@ -203,16 +205,17 @@ class Segments:
             os.close(fd)
 
     def forget(self, history: float) -> None:
-        """Remove from the history what has been there for longer than `history` seconds."""
+        """Remove the segments that have been in the history for longer than `history` seconds."""
         for name in _names(self._history):
             path = os.path.join(self._history, name)
             if os.stat(path).st_mtime < time.time() - history:
                 os.unlink(path)
 
     def lines(self) -> Iterator[bytes]:
-        """Yield all lines, of the past too, oldest first."""
+        """Yield all lines, oldest first, those of the history too. Any thread may call it."""
         for name in sorted({*_names(self._history), *_names(self.directory)}):
-            # What is in both is whole in the history only; and it goes there before it leaves.
+            # A segment in both directories is whole only in the history. The history comes last
+            # again, because a segment may have moved there after we looked.
             for directory in (self._history, self.directory, self._history):
                 with contextlib.suppress(FileNotFoundError):
                     with open(os.path.join(directory, name), "rb") as file:

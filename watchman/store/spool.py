@@ -1,4 +1,4 @@
-"""The spool directory: held by one daemon, and the ledgers in it."""
+"""The spool directory: its lock, which one daemon holds, and the ledgers in it."""
 
 import contextlib
 import fcntl
@@ -14,7 +14,10 @@ from watchman.store.ledger import Ledger
 
 
 def lock(spool: str) -> int:
-    """Make the spool, owner-only, and hold it until the descriptor is closed."""
+    """Make the spool, for its owner only, and lock it. Return a descriptor.
+
+    The lock is held until the descriptor is closed. Raises SpoolLocked or OSError.
+    """
     for name in ("", "ledger", "journal", "history"):
         directory = os.path.join(spool, name)
         make_directory(directory.rstrip("/"), 0o700)
@@ -26,8 +29,11 @@ def lock(spool: str) -> int:
     except BlockingIOError as e:
         holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
         os.close(fd)
-        raise SpoolLocked(f"the daemon with pid {holder or '?'} holds the spool {spool}") from e
-    # A word for whom it keeps out; a disk that is full shall not keep us from starting.
+        raise SpoolLocked(
+            f"the daemon with pid {holder or '?'} holds the spool {spool}: it runs already, and"
+            " `watchman status` tells how it does"
+        ) from e
+    # Our pid is for the message above. If the disk is full we start without writing it.
     with contextlib.suppress(OSError):
         os.ftruncate(fd, 0)
         os.pwrite(fd, b"%d\n" % os.getpid(), 0)
@@ -35,12 +41,16 @@ def lock(spool: str) -> int:
 
 
 def ledger_directory(settings: Settings) -> str:
-    """Return where the files of all ledgers are."""
+    """Return the directory with the files of all ledgers."""
     return os.path.join(settings.spool, "ledger")
 
 
 def open_ledger(settings: Settings, watch: WatchSettings) -> Ledger:
-    """Open a watch's ledger, and at first sight settle what is to become of what is there."""
+    """Open the ledger of a watch. Raises OSError.
+
+    For a new watch, the option `existing` says whether files that are there already become uploads.
+    For a known one, `catch_up` says it of files that came while the watch was not looked at.
+    """
     name = hashlib.blake2b(os.fsencode(watch.path), digest_size=8).hexdigest()
     ledger = Ledger(os.path.join(ledger_directory(settings), name), watch.path)
     now = _now(settings.spool)
@@ -52,10 +62,13 @@ def open_ledger(settings: Settings, watch: WatchSettings) -> Ledger:
 
 
 def _now(spool: str) -> int:
-    """Return the time (ns) that the kernel stamps a file with now: our clock may be another."""
+    """Return the time (ns) that the kernel gives as ctime to a file that changes now.
+
+    It is compared with such ctimes, and our own clock may differ from the one that sets them.
+    """
     try:
         with tempfile.TemporaryFile(dir=spool) as file:
             return os.fstat(file.fileno()).st_ctime_ns
     except OSError:
-        # A full disk has no inode left, maybe; the directory was stamped when we locked the spool.
+        # A full disk may have no inode left. The lock was changed last when we took it.
         return os.stat(os.path.join(spool, "lock")).st_ctime_ns

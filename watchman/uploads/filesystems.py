@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 
-from watchman.uploads.local import is_local
+from watchman.uploads.mounts import is_local
 
 #: Bytes of a tag, which tells one filesystem from others.
 TAG = 4

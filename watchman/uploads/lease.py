@@ -7,7 +7,7 @@ and the kernel sends us SIGIO. So a lease is released at once.
 import errno
 import fcntl
 
-from watchman.uploads.local import is_local
+from watchman.uploads.mounts import is_local
 
 
 def take(fd: int) -> bool | None:

@@ -192,6 +192,7 @@ class Upload(NamedTuple):
     `root` is device and inode of the watch's root when the file was seen there.
     `sample` is the sample of its content, 0 if it could not be read.
     `owner` is the file's owner and group when it was accepted.
+    `alarm_of` is for an alarm alone, see `[watchman] on_failed`: the id of the upload that failed.
     `position` is where the journal has its record, -1 before it is written.
     """
 
@@ -213,6 +214,7 @@ class Upload(NamedTuple):
     root: tuple[int, int] | None = None
     sample: int = 0
     owner: tuple[int, int] | None = None
+    alarm_of: str = ""
     position: int = -1
 
     @property
@@ -244,13 +246,21 @@ class Upload(NamedTuple):
             "path": self.path,
             "original": self.original,
             "state": self.state.encode(),
-            "source": self.source.value,
+            "source": str(self.source),
             "accepted": self.accepted,
             "task": self.task.encode() if self.task else None,
         }
-        for name in ("user", "client", "protocol", "move", "destination", "moved_from"):
-            if getattr(self, name):
-                values[name] = getattr(self, name)
+        for name, value in (
+            ("user", self.user),
+            ("client", self.client),
+            ("protocol", self.protocol),
+            ("move", self.move),
+            ("destination", self.destination),
+            ("moved_from", self.moved_from),
+            ("alarm_of", self.alarm_of),
+        ):
+            if value:
+                values[name] = value
         if self.source_state is not None:
             values["source_state"] = self.source_state.encode()
         if self.root is not None:
@@ -284,6 +294,7 @@ class Upload(NamedTuple):
             root=tuple(values["root"]) if "root" in values else None,
             sample=values.get("sample", 0),
             owner=tuple(values["owner"]) if "owner" in values else None,
+            alarm_of=values.get("alarm_of", ""),
             position=position,
         )
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from watchman.commands.check import places
 from watchman.commands.check.findings import Finding, Level, error, ok, warn
-from watchman.commands.check.rights import WRITE
 from watchman.commands.shared.routes import Routes
 from watchman.config.rules import fill
 from watchman.config.settings import BrokerSettings, Settings, TaskSettings
@@ -19,6 +18,7 @@ from watchman.sinks.publishing import rehearsal, tls
 from watchman.sinks.publishing.celeryapp import embedded_folders
 from watchman.sinks.publishing.messages import Message, compose
 from watchman.sinks.publishing.sender import Sent, explain
+from watchman.uploads.rights import WRITE
 from watchman.uploads.upload import FileState, Source, State, Upload
 
 #: Seconds to wait for a broker, all hosts of its url together.
@@ -28,16 +28,24 @@ TIMEOUT = 15.0
 def check(settings: Settings, *, connect: bool) -> Iterator[Finding]:
     """Look at brokers and tasks; `connect` asks the brokers about their tasks, and sends none."""
     routes = Routes(settings.brokers)
-    asked = set()
+    asked, tasks = set(), [*settings.tasks, *_on_failed(settings)]
+    used = {task.broker for task in tasks}
     for broker in settings.brokers.values():
         if (yield from _broker(broker, routes, connect=connect)):
             asked.add(broker.name)
-        if broker.name not in {task.broker for task in settings.tasks}:
+        if broker.name not in used:
             yield warn(f"broker:{broker.name}", "no task uses it")
-    for number, task in enumerate(settings.tasks):
+    for number, task in enumerate(tasks):
         broker = settings.brokers[task.broker]
         yield _task(task, broker, routes, ask=broker.name in asked)
-        yield from _hidden(task, settings.tasks[:number])
+        yield from _hidden(task, tasks[:number])
+
+
+def _on_failed(settings: Settings) -> Iterator[TaskSettings]:
+    """The task of the option `on_failed`, if there is one, as a section would have it."""
+    if found := settings.on_failed:
+        told = dict.fromkeys(("id", "path", "user", "client", "reason"), "example")
+        yield TaskSettings("on_failed", (), found.broker, found.task, args=[], kwargs=told)
 
 
 def _broker(
@@ -81,7 +89,7 @@ def _folders(subject: str, url: str) -> Iterator[Finding]:
 
 
 def _task(task: TaskSettings, broker: BrokerSettings, routes: Routes, *, ask: bool) -> Finding:
-    subject = f"task:{task.name}"
+    subject = f"task:{task.name}" if task.patterns else task.name
     try:
         app = routes.app(broker.name)
         message = compose(app, _example(task))
@@ -98,7 +106,7 @@ def _task(task: TaskSettings, broker: BrokerSettings, routes: Routes, *, ask: bo
     if not refused:
         return ok(subject, f"{text}, which takes it{reason and '; '}{reason}")
     if "PRECONDITION_FAILED" in reason:
-        reason += "; have task_queues say what it is like there, or declare = no"
+        reason += "; describe the queue in task_queues as it is there, or set declare = no"
     return error(subject, f"{text}, which would not take it: {reason}")
 
 

@@ -1,37 +1,46 @@
 """`watchman check`: the INI file and everything it names.
 
 Check the INI file and everything it names: directories, rights, limits, and where each task
-goes. Run it as the user who runs the daemon. Touches and sends nothing. --brokers also asks each
+goes. Root looks as the daemon's user would, who owns the spool, and with the capabilities of the
+daemon if it runs; --as USER names another one. Touches and sends nothing. --brokers also asks each
 broker whether it would take each task: none is sent, and what RabbitMQ lacks is made for a moment,
 as the first task would make it. --proftpd FILE reads ProFTPD's configuration. Exit code 1 says
 that there is an ERROR; a WARN alone is 0.
 """
 
 import argparse
+import importlib
 import os
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 
 from watchman.commands.check import brokers, places, proftpd, trees
-from watchman.commands.check.findings import Finding, Level, ok, warn
+from watchman.commands.check.findings import Finding, Level, error, ok, warn
+from watchman.commands.check.user import become, user_of
 from watchman.commands.screens import check, screen
 from watchman.commands.shared import shell
-from watchman.commands.shared.filesystems import user_name
 from watchman.commands.shared.phrases import count
 from watchman.config import inifile, locations
 from watchman.config.settings import Settings
+from watchman.uploads.rights import complaint, me
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object per finding")
     parser.add_argument("--brokers", action="store_true", help="ask each broker about its tasks")
     parser.add_argument("--proftpd", metavar="FILE", help="check ProFTPD's configuration as well")
+    parser.add_argument(
+        "--as",
+        dest="user",
+        metavar="USER",
+        help="look with the rights of USER (else of who owns the spool); for root",
+    )
 
 
 def main(arguments: argparse.Namespace) -> int:
     settings = inifile.load(locations.find(arguments.config))
     levels: Counter[Level] = Counter()
-    for finding in _check(settings, connect=arguments.brokers, proftpd_file=arguments.proftpd):
+    for finding in _check(settings, arguments):
         levels[finding.level] += 1
         if arguments.json:
             shell.print_json(finding._asdict())
@@ -43,12 +52,29 @@ def main(arguments: argparse.Namespace) -> int:
     return shell.REFUSED if levels[Level.ERROR] else shell.DONE
 
 
-def _check(settings: Settings, *, connect: bool, proftpd_file: str | None) -> Iterator[Finding]:
-    yield ok("config", f"{settings.file}, checked as {user_name(os.geteuid())}")
-    if settings.exposed:
-        yield warn("config", settings.warning())
+def _check(settings: Settings, arguments: argparse.Namespace) -> Iterator[Finding]:
+    # What ProFTPD reads is root's, and need not be the daemon's to read.
+    file = arguments.proftpd
+    of_proftpd = proftpd.check(settings, os.path.abspath(file)) if file is not None else ()
+    user = user_of(settings, arguments.user)
+    if user is not None:
+        _load(settings)
+        become(user)
+    how = f", {user.how}" if user else ""
+    if os.geteuid() == 0 and not os.path.exists(settings.spool):
+        how = "; is that the daemon's user? If not: --as USER"
+    yield ok("config", f"{settings.file}, checked as {me()}{how}")
+    if text := complaint(settings.file, os.R_OK):
+        yield error("config", text)
+    yield from (warn("config", warning) for warning in settings.warnings())
     yield from places.check(settings)
     yield from trees.check(settings)
-    yield from brokers.check(settings, connect=connect)
-    if proftpd_file is not None:
-        yield from proftpd.check(settings, os.path.abspath(proftpd_file))
+    yield from brokers.check(settings, connect=arguments.brokers)
+    yield from of_proftpd
+
+
+def _load(settings: Settings) -> None:
+    """Load what Python loads when it is first used: root may keep it where others may not go."""
+    for name in ("encodings.idna", "secrets"):  # when a connection is made
+        importlib.import_module(name)
+    deque(brokers.check(settings, connect=False), maxlen=0)

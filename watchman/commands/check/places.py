@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from watchman.commands.check.findings import Finding, error, ok, warn
-from watchman.commands.check.rights import ENTER, WRITE, closed, complaint, directory, me
+from watchman.commands.check.rights import closed, directory
 from watchman.commands.check.spool import strays
-from watchman.commands.shared.filesystems import NETWORK, VOLATILE, may, type_of, user_name
+from watchman.commands.shared.filesystems import NETWORK, VOLATILE, type_of
 from watchman.config.settings import Settings
+from watchman.uploads.rights import ENTER, WRITE, complaint, may, me, user_name
 
 #: Bytes that should be free for the journal.
 FREE = 100 * 2**20
@@ -20,6 +21,8 @@ def check(settings: Settings) -> Iterator[Finding]:
     yield from _spool(settings)
     yield from _socket(settings.socket)
     yield _log_file(settings.log_file)
+    if settings.metrics:
+        yield _metrics(settings.metrics)
     yield from hard_links()
     for path in settings.proftpd.transfer_log:
         for place, rights in ((os.path.dirname(path), ENTER), (path, os.R_OK)):
@@ -70,6 +73,19 @@ def _log_file(path: str) -> Finding:
         return error("log_file", f"{path!r} is no file that {me()} may write")
     text = complaint(path, os.W_OK)
     return error("log_file", text) if text else ok("log_file", path)
+
+
+def _metrics(path: str) -> Finding:
+    above = os.path.dirname(path)
+    if not os.path.isdir(above):
+        text = f"{above!r} is not a directory; it is where node_exporter looks for textfiles, see"
+        return error("metrics", f"{text} its option --collector.textfile.directory")
+    # Not the file itself: it is replaced as a whole.
+    if text := complaint(above, WRITE):
+        return error("metrics", text)
+    if not path.endswith(".prom"):
+        return warn("metrics", f"node_exporter reads no {path!r}; its name must end in .prom")
+    return ok("metrics", path)
 
 
 def writable(subject: str, path: str, mode: str, rights: int = WRITE) -> Finding:

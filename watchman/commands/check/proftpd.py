@@ -12,12 +12,12 @@ from pathlib import Path
 from watchman.commands.check import findings
 from watchman.commands.check.findings import Finding
 from watchman.commands.check.proftpd_file import Configuration, Directive, Server, hidden_name
-from watchman.commands.check.rights import closed, me
-from watchman.commands.shared.filesystems import may
+from watchman.commands.check.rights import closed
 from watchman.commands.shared.phrases import count
 from watchman.config.rules import Rules
 from watchman.config.settings import Settings
 from watchman.sources.transferlog.lines import LOG_FORMAT
+from watchman.uploads.rights import complaint, group_name, may
 
 #: Where a hook speaks to, unless --socket says otherwise.
 SOCKET = "/run/watchman/watchman.sock"
@@ -63,8 +63,15 @@ def _what(hook: re.Match[str]) -> set[str]:
 
 
 def check(settings: Settings, file: str) -> Iterator[Finding]:
-    """Check a configuration against the INI file; each thing is said once."""
-    yield from dict.fromkeys(_Check(settings, Configuration(file)).check())
+    """Check a configuration against the INI file; each thing is said once.
+
+    The configuration is read at once. What it names is looked at later, as the daemon's user.
+    """
+    return _each_once(_Check(settings, Configuration(file)))
+
+
+def _each_once(check: _Check) -> Iterator[Finding]:
+    yield from dict.fromkeys(check.check())
 
 
 def _error(place: str, text: str) -> Finding:
@@ -141,7 +148,7 @@ class _Check:
         # Users are locked in by mod_vroot and not by chroot(2), so that hooks run.
         is_virtual = has_vroot and not server.all("VRootServerRoot")
         locks_in = hooks_alone and not is_virtual
-        no_hook = "no hook runs for whom it locks in; use the transfer log"
+        no_hook = "no hook runs for users whom it locks in; use the transfer log"
         match one.name, one.values:
             case "DefaultRoot", (root,) if locks_in and root != "/":
                 yield _error(place, f"DefaultRoot: {no_hook}")
@@ -152,22 +159,26 @@ class _Check:
             case "ExecEnable", ("off" | "no" | "false", *_) if hooks_alone:
                 yield _warn(place, "ExecEnable: no hook runs there; use the transfer log")
             case "UserOwner", _ if self._hooks:
-                text = "files are not their session's user's, whose word on them is refused"
+                text = (
+                    "files belong to another user than that of the session, so his word is refused"
+                )
                 yield _warn(place, f"UserOwner: {text}; use the transfer log as well")
             case "VRootEngine", _ if is_virtual and hooks_alone:
                 text = "hooks name renames, STOU and all of SFTP by paths below its root"
-                text += ", which lead nowhere; use the transfer log"
+                text += ", which are not there; use the transfer log"
                 yield _error(place, f"VRootEngine: {text}")
             case "VRootEngine", _ if is_virtual and log:
-                text = "the log names renames and STOU by paths below its root: only what their"
-                text += " user has uploaded just before is known again, and hooks cannot say which"
-                text += " file a session that dies has begun; use DefaultRoot without it"
+                text = "the log names renames and STOU by paths below its root, so watchman knows"
+                text += (
+                    " only files again that their user has uploaded just before; and hooks cannot"
+                )
+                text += " say which file a session that dies has begun; use DefaultRoot without it"
                 yield _warn(place, f"VRootEngine: {text}")
             case "VRootAlias", _ if has_vroot:
-                text = "what is uploaded through it is told of by a path that is not there"
+                text = "ProFTPD tells of what is uploaded through it by a path that is not there"
                 yield _error(place, f"VRootAlias: {text}; use mount --bind")
             case "VRootServerRoot", _ if has_vroot:
-                text = "no hook runs, and renames are told of by paths that lead nowhere"
+                text = "no hook runs, and ProFTPD tells of renames by paths that are not there"
                 text += "; use DefaultRoot without mod_vroot, and the transfer log"
                 yield _error(place, f"VRootServerRoot: {text}")
             case "ExecOptions", values if "usestdin" in map(str.lower, values):
@@ -267,7 +278,9 @@ class _Check:
             text = "its first field is not [proftpd] token; make them the same"
             yield _error(form.place, text)
         file = form.place.rpartition(":")[0]
-        if os.stat(file).st_mode & stat.S_IROTH and not closed(os.path.dirname(file)):
+        # Where we cannot look at it, a directory is closed, and to everybody.
+        is_open = may(file, os.F_OK) and os.stat(file).st_mode & stat.S_IROTH
+        if is_open and not closed(os.path.dirname(file)):
             text = "everybody may read the token, and forge lines with it"
             yield _warn(form.place, f"{text}; chmod o= {file}")
 
@@ -287,10 +300,13 @@ class _Check:
 def _log_file(path: str) -> Iterator[Finding]:
     """Whether ProFTPD will write the log, we may read it, and nobody else."""
     directory = os.path.dirname(path)
+    if text := complaint(directory, os.X_OK):
+        yield _error(path, text)
+        return
     if os.path.islink(path):
         yield _error(path, "ProFTPD writes to no symlink; make it a file")
     if not os.path.isdir(directory):
-        make = f"install -d -m 0750 -g {me()} {directory}"
+        make = f"install -d -m 0750 -g {group_name(os.getegid())} {directory}"
         yield _error(path, f"ProFTPD does not make {directory}; {make}")
         return
     for above in (directory, *map(str, Path(directory).parents)):
@@ -305,16 +321,16 @@ def _log_file(path: str) -> Iterator[Finding]:
     if mode & stat.S_IROTH and not closed(directory):
         text = "FTP users may read it, its token too, and forge lines"
         yield _warn(path, f"{text}; chmod o= {directory}")
-    if may(path, os.R_OK) if is_there else may(directory, os.X_OK):
-        yield findings.ok("proftpd", path)
-    else:
-        yield _error(path, f"{me()} may not read it; chgrp {me()} {directory}")
+    text = complaint(path, os.R_OK) if is_there else ""
+    yield _error(path, text) if text else findings.ok("proftpd", path)
 
 
 def _cannot_run(program: str) -> str:
     """Why a user of ProFTPD's cannot run a program, or nothing."""
     if not os.path.isabs(program):
         return "is no absolute path"
+    for above in closed(os.path.dirname(os.path.realpath(program))):
+        return f"cannot be reached by FTP users through {above}; chmod o+x {above}"
     try:
         mode = os.stat(program).st_mode
     except OSError as e:
@@ -325,8 +341,6 @@ def _cannot_run(program: str) -> str:
         return f"cannot be run by FTP users; chmod 755 {program}"
     if mode & stat.S_IWOTH:
         return f"may be changed by everybody; chmod 755 {program}"
-    for above in closed(os.path.dirname(os.path.realpath(program))):
-        return f"cannot be reached by FTP users through {above}; chmod o+x {above}"
     return ""
 
 

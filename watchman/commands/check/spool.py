@@ -5,10 +5,9 @@ import os
 import shlex
 from collections.abc import Iterator
 
-from watchman.commands.check.rights import account, me
 from watchman.commands.shared import keeper
-from watchman.commands.shared.filesystems import may, user_name
 from watchman.config.settings import Settings
+from watchman.uploads.rights import account, may, me, user_name
 
 
 def whose(settings: Settings) -> str:

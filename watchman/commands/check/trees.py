@@ -5,80 +5,49 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-import stat
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping
 
 from watchman.commands.check.findings import Finding, Level, error, ok, warn
-from watchman.commands.check.rights import ENTER, WRITE, account, complaint, directory, me
+from watchman.commands.check.rights import directory
 from watchman.commands.shared.filesystems import (
-    CAP_CHOWN,
-    CAP_FOWNER,
     grants_leases,
-    group_name,
-    has_capability,
-    may,
     may_lease_any_file,
     type_of,
-    user_name,
     watch_limit,
 )
 from watchman.commands.shared.phrases import count
 from watchman.config.rules import Rules
 from watchman.config.settings import MoveSettings, Settings, WatchSettings
-from watchman.uploads import mounts
+from watchman.sinks.moving.rights import MoveRights, regular
+from watchman.uploads.rights import (
+    ENTER,
+    Problems,
+    complaint,
+    group_name,
+    me,
+)
 
 #: Files at whose rights is looked, of one directory and of a watch.
 FILES_OF_ONE = 20
 FILES = 10_000
 
-#: Places that are named of all that have a problem.
-NAMED = 10
-
 #: Part of the kernel's limit on watched directories from which to raise it.
 NEARLY = 0.8
-
-#: A file and what lstat(2) says of it.
-File = tuple[str, os.stat_result]
 
 
 def check(settings: Settings) -> Iterator[Finding]:
     rules = Rules(settings)
-    moves = {name: _Move(move) for name, move in settings.moves.items()}
+    moves = {name: MoveRights(move) for name, move in settings.moves.items()}
     directories = 0
     for watch in settings.watches.values():
         directories += yield from _watch(watch, rules, moves)
     yield _limit(directories)
-    for move in moves.values():
-        yield from move.check()
-
-
-class _Problems:
-    """What is wrong in many places, of which the first are named."""
-
-    def __init__(self) -> None:
-        self._texts: dict[str, None] = {}
-        self._more = 0
-
-    def need(self, path: str, rights: int) -> None:
-        """Add what we may not do with a path."""
-        if not may(path, rights):
-            self.add(complaint(path, rights))
-
-    def add(self, text: str) -> None:
-        if text and text not in self._texts:
-            if len(self._texts) < NAMED:
-                self._texts[text] = None
-            else:
-                self._more += 1
-
-    def told(self, what: str) -> Iterator[str]:
-        yield from (f"{what}: {text}" for text in self._texts)
-        if self._more:
-            yield f"{what}: {count(self._more, 'more place')} like these"
+    for name, rights in moves.items():
+        yield from _move(settings.moves[name], rights)
 
 
 def _watch(
-    watch: WatchSettings, rules: Rules, moves: Mapping[str, _Move]
+    watch: WatchSettings, rules: Rules, moves: Mapping[str, MoveRights]
 ) -> Generator[Finding, None, int]:
     """Walk a watch as the daemon will, no symlink is followed; return its directories' number."""
     subject, path = f"watch:{watch.name}", watch.path
@@ -87,7 +56,7 @@ def _watch(
     if finding.level is not Level.OK:
         yield finding
         return 0
-    barred, unread = _Problems(), _Problems()
+    barred, unread = Problems(), Problems()
     devices: set[int] = set()
     directories, left = 0, FILES
 
@@ -118,7 +87,7 @@ def _watch(
                 file
                 for name in some
                 if rules.excluded(watch, os.path.join(subpath, name)) is None
-                for file in _regular(os.path.join(top, name))
+                for file in regular(os.path.join(top, name))
             ]
             for file, _ in files:
                 unread.need(file, os.R_OK)
@@ -132,14 +101,6 @@ def _watch(
         yield warn(subject, text)
     yield _wholeness(subject, path)
     return directories
-
-
-def _regular(path: str) -> Iterator[File]:
-    """Yield a path with what lstat(2) says of it, if it is a file that could be an upload."""
-    with contextlib.suppress(OSError):
-        status = os.lstat(path)
-        if stat.S_ISREG(status.st_mode):
-            yield path, status
 
 
 def _wholeness(subject: str, path: str) -> Finding:
@@ -163,95 +124,30 @@ def _unleased(path: str) -> str:
     return ""
 
 
-class _Move:
-    """A move, and what was seen in the directories that it takes files from."""
-
-    def __init__(self, settings: MoveSettings) -> None:
-        self._settings = settings
-        self._problems = _Problems()
-        #: Whether files of others are renamed: these stay theirs, where a copy is ours.
-        self._renames_foreign = False
-        #: Of the destination, -1 where that cannot be looked at.
-        self._device = -1
-        with contextlib.suppress(OSError):
-            self._device = os.stat(settings.destination).st_dev
-
-    def look(self, top: str, status: os.stat_result, files: Sequence[File]) -> None:
-        """Look at a directory, unless nothing can be uploaded there: as the FTP root is root's."""
-        if not files and not _others_may_write(status):
-            return
-        owners = {file.st_uid for _, file in files} or {status.st_uid}
-        is_foreign = owners != {os.geteuid()}
-        self._problems.need(top, WRITE)
-        # In a sticky directory only the owner of one of both renames a file, see unlink(2).
-        is_sticky = status.st_mode & stat.S_ISVTX and status.st_uid != os.geteuid()
-        if is_foreign and is_sticky and may(top, WRITE) and not has_capability(CAP_FOWNER):
-            text = f"{top!r} is sticky, so that {me()} may not move what others own"
-            self._problems.add(f"{text}; chown {account()} {shlex.quote(top)}")
-        if status.st_dev == self._device:
-            self._renames_foreign |= is_foreign
-        else:
-            for path, _ in files:
-                self._problems.need(path, os.R_OK)
-        there = self._settings.destination
-        target = os.path.normpath(os.path.join(there, os.path.relpath(top, self._settings.source)))
-        while target != there and not os.path.lexists(target):
-            target = os.path.dirname(target)
-        if target != there:
-            self._problems.need(target, WRITE)
-
-    def miss(self, top: str) -> None:
-        """Take a directory that cannot be looked into for one in which there are files."""
-        with contextlib.suppress(OSError):
-            if _others_may_write(os.stat(top)):
-                self._problems.add(complaint(top, ENTER | WRITE))
-
-    def check(self) -> Iterator[Finding]:
-        subject, there = f"move:{self._settings.name}", self._settings.destination
-        text = f"{there!r} is not there yet; the daemon waits for it, never makes it"
-        # Only who may enter it sees whether something is mounted there.
-        rights = os.X_OK if self._settings.mounted else 0
-        finding = directory(subject, there, rights) or warn(subject, text)
-        if finding.level is not Level.OK:
-            yield finding
-            return
-        if self._settings.mounted and not mounts.is_mounted(there):
-            yield warn(subject, f"{there!r} is not mounted; the daemon waits until it is")
-            return
-        self._problems.need(there, WRITE)
-        for text in (*self._problems.told("files cannot be moved"), *self._beyond_us()):
-            yield error(subject, text)
-        source = self._settings.source
-        how = "copied, for it is on another filesystem"
-        if os.path.isdir(source) and self._device == os.stat(source).st_dev:
-            how = "renamed, for it is on the same filesystem"
-        yield ok(subject, f"files go from {source} to {there}, {how}")
-        if reason := _unleased(source):
-            text = "who opens a file for writing at the moment it is moved may not be seen"
-            yield warn(subject, f"{text}: {reason}")
-
-    def _beyond_us(self) -> Iterator[str]:
-        """Say what of `owner`, `group` and `mode` only root may set, see chown(2), chmod(2)."""
-        owner, group, mode = self._settings.owner, self._settings.group, self._settings.mode
-        is_ours = not self._renames_foreign
-        if not has_capability(CAP_CHOWN):
-            if owner is not None and not (is_ours and owner == os.geteuid()):
-                yield f"owner = {user_name(owner)} takes CAP_CHOWN: leave it out, or run as root"
-            if group is not None and group not in {os.getegid(), *os.getgroups()}:
-                yield f"{me()} is not in its group; usermod -a -G {group_name(group)} {me()}"
-            elif group is not None and not is_ours:
-                yield "group of others' files takes CAP_CHOWN: leave it out, or run as root"
-        if mode is not None and not is_ours and not has_capability(CAP_FOWNER):
-            yield "mode of others' files takes CAP_FOWNER: leave it out, or run as root"
-
-
-def _others_may_write(status: os.stat_result) -> bool:
-    mode = status.st_mode
-    return bool(
-        (status.st_uid and mode & stat.S_IWUSR)
-        or (status.st_gid and mode & stat.S_IWGRP)
-        or mode & stat.S_IWOTH
-    )
+def _move(move: MoveSettings, rights: MoveRights) -> Iterator[Finding]:
+    subject, there = f"move:{move.name}", move.destination
+    # Only who may enter it sees whether something is mounted there.
+    finding = directory(subject, there, os.X_OK if move.mounted else 0)
+    if finding and finding.level is not Level.OK:
+        yield finding
+        return
+    if text := rights.absent():
+        yield warn(subject, text)
+        return
+    for text in rights.problems():
+        yield error(subject, text)
+    source = move.source
+    how = "copied, for it is on another filesystem"
+    if os.path.isdir(source) and rights.device == os.stat(source).st_dev:
+        how = "renamed, for it is on the same filesystem"
+    yield ok(subject, f"files go from {source} to {there}, {how}")
+    if not rights.looked and os.geteuid() != 0:
+        text = f"no user can upload below {source} yet; {me()} needs rwx on each directory there"
+        make = f"install -d -o NAME -g {group_name(os.getegid())} -m 2770"
+        yield warn(subject, f"{text}, as by {make} {shlex.quote(source)}/NAME")
+    if reason := _unleased(source):
+        text = "who opens a file for writing at the moment it is moved may not be seen"
+        yield warn(subject, f"{text}: {reason}")
 
 
 def _limit(directories: int) -> Finding:

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import RenderableType
 
 from watchman.commands.screens.screen import details, indented, text
-from watchman.commands.shared.phrases import ago, clock, count
+from watchman.commands.shared.phrases import ago, clock, count, programs
 
 #: Columns of the names beside which something is told.
 WIDTH = 8
@@ -26,7 +26,7 @@ def _past(found: Mapping[str, Any]) -> Iterator[RenderableType]:
     if found["story"] is None:
         why = found["story_error"]
         yield indented(text(f"What has happened to it is not known: {why}."))
-    elif not found["story"]:
+    elif not found["story"] and not found.get("now"):
         yield indented(text("The daemon knows of no upload of it."))
     if found.get("earlier"):
         yield indented(text(f"{count(found['earlier'], 'earlier upload')} of it, and then:"))
@@ -38,7 +38,8 @@ def _past(found: Mapping[str, Any]) -> Iterator[RenderableType]:
             yield indented(text(_loose(record)))
     for row in found.get("now", ()):
         reason = f": {row['reason']}" if row["reason"] else ""
-        yield indented(text(f"Now {row['id'] or 'it'} is {row['state']}{reason}."))
+        since = f" since {clock(row['since'])} ({ago(row['since'])})" if row["since"] else ""
+        yield indented(text(f"Now {row['id'] or 'it'} is {row['state']}{since}{reason}."))
 
 
 def _title(upload: Mapping[str, Any]) -> str:
@@ -127,6 +128,8 @@ def _plan(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         size = count(file["size"], "byte")
         file = f"{size}, modified {clock(modified)} ({ago(modified)} ago)"
     yield "file", file
+    if found.get("writers"):
+        yield "", f"open for writing by {programs(found['writers'])}"
     yield "whole by", found["wholeness"]
     yield "excluded", f"by {found['excluded']}" if found["excluded"] else "no"
     if "move" in found:

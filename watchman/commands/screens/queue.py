@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from watchman.commands.screens.screen import details, indented, show, text
-from watchman.commands.shared.phrases import ago, count, until
+from watchman.commands.shared.phrases import ago, count, programs, until
 from watchman.uploads.text import printable
 
 #: How each state looks.
@@ -48,6 +48,8 @@ def show_all(uploads: Iterable[Mapping[str, Any]]) -> None:
             age = f"{ago(upload.get('since')):>4}"
             path = printable(upload["path"] or "-")
             print(f"  {upload['id'] or '-':<36}  {age}  {path}")
+            if by := _writers(upload):
+                print(f"    {printable(by)}")
         print()
 
 
@@ -82,4 +84,10 @@ def _inside(group: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
 
 
 def _named(upload: Mapping[str, Any]) -> str:
-    return " ".join([upload["id"] or "-", upload["path"] or "-"])
+    by = _writers(upload)
+    return " ".join([upload["id"] or "-", upload["path"] or "-", *([f"({by})"] if by else [])])
+
+
+def _writers(upload: Mapping[str, Any]) -> str:
+    of_file = upload.get("writers")
+    return f"open for writing by {programs(of_file)}" if of_file else ""

@@ -97,6 +97,8 @@ def _held_up(brokers: Mapping[str, Mapping[str, Any]]) -> Iterator[RenderableTyp
 
 def _about_watches(watches: Mapping[str, Mapping[str, Any]]) -> Iterator[RenderableType]:
     for name, watch in watches.items():
+        if watch.get("scanning"):
+            yield indented(text(f"{name}: {_progress(watch)}"))
         if watch.get("unwatched"):
             yield indented(
                 text(
@@ -111,6 +113,16 @@ def _about_watches(watches: Mapping[str, Mapping[str, Any]]) -> Iterator[Rendera
             words = ", ".join(f"{number:,} by {source}" for source, number in told.items())
             doubt = count(unconfirmed, "upload")
             yield indented(text(f"{name}: ProFTPD told of {words}; {doubt} unconfirmed"))
+
+
+def _progress(watch: Mapping[str, Any]) -> str:
+    """How far the scan of a watch is: its directories are known before it begins."""
+    seen, walked = count(watch.get("files", 0), "file"), watch.get("walked", 0)
+    total = watch.get("directories", 0) + watch.get("unwatched", 0)
+    if not total or walked > total:
+        return f"scanning, {seen} in {count(walked, 'directory', 'directories')} so far"
+    directories = count(total, "directory", "directories")
+    return f"scanning, {seen} in {walked:,} of {directories}, {100 * walked // total} %"
 
 
 def _logs(logs: Mapping[str, Mapping[str, Any]]) -> Iterator[RenderableType]:

@@ -4,7 +4,7 @@ import io
 import itertools
 import json
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, BinaryIO
 
@@ -32,8 +32,11 @@ def request(
     event: str,
     fields: Mapping[str, str] | None = None,
     timeout: float = TIMEOUT,
+    heard: Callable[[int], None] = lambda _: None,
 ) -> Iterator[dict[str, Any]]:
     """Ask a query; raises SocketUnavailable, or RequestRefused with the daemon's reason.
+
+    `heard` is called with how many lines were read so far.
 
     All lines are read before the first is yielded, as fast as the daemon tells them: it would
     give up a peer that looks at each for as long as somebody at a pager does. They need not fit
@@ -48,6 +51,7 @@ def request(
                     found = _on_disk(found, inside)
                 found.write(text.encode() + b"\n")
                 count += 1
+                heard(count)
         word, _, detail = text.partition(" ")
         if word != "OK":
             raise RequestRefused(detail or text)
@@ -56,6 +60,22 @@ def request(
         found.seek(0)
         for line in found:
             yield json.loads(line)
+
+
+def follow(socket_path: str, event: str, fields: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    """Ask a query whose answer goes on, and yield each line as it comes; errors as `request`.
+
+    Only the first line is waited for with an end.
+    """
+    with _connection(socket_path, TIMEOUT) as connected:
+        connected.sendall(encode(event, fields))
+        with connected.makefile("rb") as answers:
+            while (text := _next(answers, socket_path)).startswith("{"):
+                connected.settimeout(None)
+                yield json.loads(text)
+    word, _, detail = text.partition(" ")
+    if word != "OK":
+        raise RequestRefused(detail or text)
 
 
 def _on_disk(found: io.BytesIO, inside: ExitStack) -> BinaryIO:
@@ -105,13 +125,20 @@ def _answer(text: str) -> tuple[Outcome, str]:
 @contextmanager
 def _conversation(path: str, requests: bytes, timeout: float) -> Iterator[BinaryIO]:
     """Send `requests`, then read answers; whatever fails is SocketUnavailable."""
+    with _connection(path, timeout) as connected:
+        connected.sendall(requests)
+        with connected.makefile("rb") as answers:
+            yield answers
+
+
+@contextmanager
+def _connection(path: str, timeout: float) -> Iterator[socket.socket]:
+    """Connect to the daemon; whatever fails is SocketUnavailable."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connected:
         connected.settimeout(timeout)
         try:
             connected.connect(path)
-            connected.sendall(requests)
-            with connected.makefile("rb") as answers:
-                yield answers
+            yield connected
         except TimeoutError as error:
             raise SocketUnavailable(
                 f"the daemon on {path!r} did not answer within {timeout:g} seconds"

@@ -1,17 +1,11 @@
-"""What the kernel says of filesystems, rights and limits. Reads /proc and nothing else."""
+"""What the kernel says of filesystems and limits. Reads /proc and nothing else."""
 
-import grp
 import os
-import pwd
 import re
 from pathlib import Path
 
-from watchman.uploads.local import is_local
-
-#: Bits of capabilities, see capabilities(7) and linux/capability.h.
-CAP_CHOWN = 0
-CAP_FOWNER = 3
-CAP_LEASE = 28
+from watchman.uploads.mounts import is_local
+from watchman.uploads.rights import CAP_LEASE, has_capability
 
 #: Where other hosts write unseen: inotify tells only of our own, and leases are refused.
 NETWORK = re.compile(r"nfs\d*|cifs|smb3|smbfs|9p|ceph|afs|lustre|fuse\..*|fuse")
@@ -51,34 +45,9 @@ def may_lease_any_file() -> bool:
     return has_capability(CAP_LEASE)
 
 
-def has_capability(bit: int) -> bool:
-    status = Path("/proc/self/status").read_text()
-    match = re.search(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)
-    return match is not None and bool(int(match[1], 16) >> bit & 1)
-
-
 def watch_limit() -> int | None:
     """How many directories one user may watch; None where the kernel has no inotify."""
     try:
         return int(Path("/proc/sys/fs/inotify/max_user_watches").read_text())
     except FileNotFoundError:
         return None
-
-
-def user_name(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"uid {uid}"
-
-
-def group_name(gid: int) -> str:
-    try:
-        return grp.getgrgid(gid).gr_name
-    except KeyError:
-        return str(gid)
-
-
-def may(path: str, rights: int) -> bool:
-    """As access(2), for the rights in effect."""
-    return os.access(path, rights, effective_ids=True)

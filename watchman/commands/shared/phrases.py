@@ -1,6 +1,8 @@
 """How ages, times and numbers are said to people."""
 
 import time
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 def age(seconds: float) -> str:
@@ -31,3 +33,8 @@ def clock(epoch: float) -> str:
 def count(number: int, one: str, more: str = "") -> str:
     """`1 file`, `2,000 files`; `more` where that is no plain s."""
     return f"{number:,} {one if number == 1 else more or one + 's'}"
+
+
+def programs(of_file: Iterable[Mapping[str, Any]]) -> str:
+    """The programs that have a file open, see `writers`."""
+    return ", ".join(f"{one['program']} (pid {one['pid']}, {one['user']})" for one in of_file)

@@ -5,14 +5,16 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from watchman.commands.shared.filesystems import grants_leases, may_lease_any_file, user_name
+from watchman.commands.shared.filesystems import grants_leases, may_lease_any_file
 from watchman.commands.shared.routes import Routes
+from watchman.commands.shared.writers import writers
 from watchman.config import places
 from watchman.config.moves import destination_of
 from watchman.config.rules import Rules, fill
 from watchman.config.settings import Settings, TaskSettings, WatchSettings
 from watchman.errors import NotBelowWatch, WatchmanError
 from watchman.uploads import beneath
+from watchman.uploads.rights import user_name
 from watchman.uploads.upload import FileState
 
 
@@ -36,6 +38,7 @@ class Plan:
         found: dict[str, Any] = {"path": path, "watch": watch.name, "watch_path": watch.path}
         state, problem = _look(watch, subpath)
         found["file"] = {"size": state.size, "modified": state.mtime / 1e9} if state else problem
+        found["writers"] = writers([path]).get(path, [])
         found["wholeness"] = _wholeness(watch.path, path)
         found["excluded"] = self._rules.excluded(watch, subpath)
         move = self._rules.move_for(path)
@@ -115,6 +118,8 @@ def _sentence(found: Mapping[str, Any], watch: WatchSettings, subpath: str, prob
         return f"Once it is uploaded, {sent}"
     if problem:
         return f"Nothing: {problem}"
+    if found["writers"]:
+        return f"Once it is written and nobody has it open for writing, {sent}"
     return f"The next time it is written, {sent}"
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 from watchman.commands.shared import client, shell
 from watchman.uploads.text import printable
@@ -26,7 +27,8 @@ def add_filters(parser: argparse.ArgumentParser) -> None:
         "ids", nargs="*", metavar="ID", help="uploads' ids, or any beginning that no other has"
     )
     which = parser.add_argument_group(
-        "instead of ids", "Those that all of these are true of; with both states, either."
+        "instead of ids",
+        "Uploads of which all of these are true. With both states, uploads of either.",
     )
     which.add_argument("--failed", action="store_true", help="that have failed")
     which.add_argument("--deferred", action="store_true", help="that are deferred")
@@ -38,7 +40,15 @@ def add_filters(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def carry_out(event: str, done: str, arguments: argparse.Namespace) -> int:
+class Progress(Protocol):
+    """Is called with how many uploads were told of, and closed before these are printed."""
+
+    def __call__(self, done: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def carry_out(event: str, done: str, arguments: argparse.Namespace, progress: Progress) -> int:
     """Have the daemon do it, and tell of each upload; `done` is the word for it."""
     acted = refused = 0
     if arguments.dry_run:
@@ -46,7 +56,8 @@ def carry_out(event: str, done: str, arguments: argparse.Namespace) -> int:
     for fields in _requests(arguments):
         asked = {"what": event, **fields} if arguments.dry_run else fields
         name = "rehearse" if arguments.dry_run else event
-        for row in client.request(arguments.socket, name, asked, TIMEOUT):
+        for row in client.request(arguments.socket, name, asked, TIMEOUT, heard=progress):
+            progress.close()
             if row["refused"]:
                 refused += 1
                 shell.complain(f"watchman {event}", f"{row['id']}: {row['refused']}")
@@ -56,9 +67,22 @@ def carry_out(event: str, done: str, arguments: argparse.Namespace) -> int:
                 shell.print_json(row)
             elif not row["refused"]:
                 print(done, row["id"], printable(row["path"]))
+    progress.close()
     if not acted and not refused and not arguments.json:
         print(f"nothing to {event}")
     return shell.REFUSED if refused else shell.DONE
+
+
+def total(arguments: argparse.Namespace) -> int | None:
+    """How many uploads the daemon would tell of, as far as that is known beforehand."""
+    if arguments.ids:
+        return len(arguments.ids)
+    if arguments.broker or arguments.path:
+        return None
+    [status] = client.request(arguments.socket, "status")
+    states = [state for state in ("failed", "deferred") if getattr(arguments, state)]
+    counts: dict[str, int] = status["uploads"]
+    return sum(counts[state] for state in states or ("failed", "deferred"))
 
 
 def filters_of(arguments: argparse.Namespace) -> dict[str, str]:

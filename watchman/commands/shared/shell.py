@@ -44,7 +44,8 @@ EXIT_CODES = """\
 exit codes:
   0  done
   1  some paths or ids were refused
-     (status: not healthy; check: there is an ERROR; run: it could not start)
+     (status: not healthy; check: there is an ERROR; run: it could not start;
+     import-config: something is left to be filled in)
   2  wrong usage, or the INI file is wrong
      (run: or the spool is another user's, or its journal of a newer version)
   3  the daemon does not answer

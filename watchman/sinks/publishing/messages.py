@@ -175,11 +175,15 @@ def header_of(upload: Upload) -> dict[str, Any]:
     """Return the header `watchman` of an upload's task, without fields that are empty."""
     header = {
         "id": upload.id,
+        "path": upload.path,
         "original": upload.original,
         "size": upload.state.size,
+        # By it a worker knows a file that was sorted away before its task is delivered again.
+        "inode": upload.state.inode,
         "source": upload.source.value,
         "user": upload.user,
         "client": upload.client,
         "protocol": upload.protocol,
+        "alarm_of": upload.alarm_of,
     }
     return {name: value for name, value in header.items() if value != ""}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from watchman.config.settings import BrokerSettings
@@ -123,7 +123,7 @@ class Publisher(Sink):
             except TaskRefused as e:
                 self._fail(upload, str(e))
                 continue
-            refused = self._refused.get(str(message.route))
+            refused = self._refused.get(str(message.route)) if self._refused else None
             if refused and refused.until > asked:
                 self._defer_for_route(message, refused.reason, tried=False)
             else:
@@ -168,16 +168,17 @@ class Publisher(Sink):
         try:
             if self._sender is None:
                 self._sender = self._connected()
-            states: dict[str, set[State]] = {}
+            answered: list[Sent] = []
             for sent in self._sender.send(tuple(messages)):
                 if sent:
                     self._say("up")
                 for one in sent:
                     messages.remove(one.message)
-                    states.setdefault(str(one.message.route), set()).add(one.state)
                 self._settle(sent)
+                answered += sent
             self._say("up")
-            self._forgive(states)
+            if self._refused:
+                self._forgive(answered)
         except BaseException as e:
             if self._sender is not None:
                 self._sender.discard()
@@ -225,8 +226,11 @@ class Publisher(Sink):
             elif one.state is State.DEFERRED:
                 self._defer_for_route(one.message, one.reason, tried=True)
 
-    def _forgive(self, states: Mapping[str, Set[State]]) -> None:
+    def _forgive(self, answered: Sequence[Sent]) -> None:
         """End the back-off of refused routes that took a message, or shorten it if some failed."""
+        states: dict[str, set[State]] = {}
+        for one in answered:
+            states.setdefault(str(one.message.route), set()).add(one.state)
         for route in self._refused.keys() & states.keys():
             if State.DONE in states[route]:
                 if State.DEFERRED in states[route]:

@@ -30,6 +30,8 @@ class PushingSender(Sender):
         super()._open(channel)
         #: By list, messages that wait to be pushed, with their payload.
         self._lists: dict[str, list[tuple[Message, str]]] = {}
+        # One for all pushes: each new one fills a table of some 300 answers' types.
+        self._client = channel._create_client()
 
     def _to_be_cut(self, message: Message) -> Template | None:
         # kombu renews the time to live of a queue that expires with each message.
@@ -64,11 +66,10 @@ class PushingSender(Sender):
 
     def _push(self, lists: dict[str, list[tuple[Message, str]]]) -> None:
         """Push to all lists in one pipeline. Raises the first error that concerns the server."""
-        with self._channel.conn_or_acquire() as client:
-            pipeline = client.pipeline(transaction=False)
-            for name, pushed in lists.items():
-                pipeline.lpush(name, *(payload for _, payload in pushed))
-            answers = pipeline.execute(raise_on_error=False)
+        pipeline = self._client.pipeline(transaction=False)
+        for name, pushed in lists.items():
+            pipeline.lpush(name, *(payload for _, payload in pushed))
+        answers = pipeline.execute(raise_on_error=False)
         faults = []
         for pushed, answer in zip(lists.values(), answers, strict=True):
             if not isinstance(answer, Exception):
@@ -110,7 +111,8 @@ class _Cut:
         self._cut(f"{encode(name)}: {encode(name)}", "headers")
         self._cut(encode(id_), "id")
         self._cut(encode(whole["body"]), "body")
-        self._cut(encode(whole["properties"]["delivery_tag"]), "tag")
+        # Letters and digits, which JSON has as they are.
+        self._cut(whole["properties"]["delivery_tag"], "tag")
 
     def _cut(self, text: str, name: str) -> None:
         assert self._text.count(text) == 1
@@ -123,5 +125,5 @@ class _Cut:
             "headers": encode(self._template.own(message.options["headers"]))[1:-1],
             "id": encode(message.upload.id),
             "body": encode(body),
-            "tag": encode(channel._next_delivery_tag()),
+            "tag": channel._next_delivery_tag(),
         }

@@ -56,7 +56,7 @@ class _RolledBack(ConfirmingSender):
         if declaring.made:
             notes.append(f"the first task makes {' and '.join(declaring.made)}")
         if message.route.exchange and not message.route.queue:
-            notes.append("whether a queue is bound to it only a task can tell")
+            notes.append("only a task can tell whether a queue is bound to it")
         self._settled.append(Sent(message, State.DONE, "; ".join(notes)))
 
     def _publish_and_roll_back(self, message: Message) -> None:

@@ -111,7 +111,7 @@ class Sender:
         self._refused = {}
         try:
             for message in messages:
-                if reason := self._refused.get(message.route):
+                if self._refused and (reason := self._refused.get(message.route)):
                     self._settled.append(Sent(message, State.DEFERRED, reason))
                 elif message.route in self._proven:
                     self._publish(message)
@@ -123,7 +123,8 @@ class Sender:
                     yield self._taken()
             self._flush()
             yield self._taken()
-            self._wary -= {message.route for message in messages} - self._refused.keys()
+            if self._wary:
+                self._wary -= {message.route for message in messages} - self._refused.keys()
         except self.faults as e:
             yield self._taken()
             raise BrokerUnavailable(explain(e)) from e

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from dataclasses import replace
 from numbers import Real
+from operator import attrgetter
 from typing import Any
 
 from celery import signals
@@ -26,6 +27,10 @@ from watchman.uploads.upload import Upload
 #: Signals of Celery. A receiver may change a message, or expects to be called for each. So if one
 #: of them has receivers, Celery makes every message.
 HEARD = (signals.before_task_publish, signals.after_task_publish, signals.task_sent)
+RECEIVERS = attrgetter("receivers")
+
+#: The types of arguments that `saferepr` only quotes.
+TEXT = {str}
 
 encode = JSONEncoder().encode
 
@@ -43,6 +48,7 @@ class Composer:
         self._app = app
         self._templates: dict[tuple[str, str], Template | None] = {}
         self._levels = app.conf.task_repr_maxlevels
+        self._longest = app.amqp.argsrepr_maxsize, app.amqp.kwargsrepr_maxsize
         self._is_plain = app.conf.task_protocol == 2 and all(
             isinstance(router, MapRoute) for router in app.amqp.routes
         )
@@ -51,7 +57,7 @@ class Composer:
         """Make the message of an upload. Raises TaskRefused; does not connect."""
         task = upload.task
         assert task is not None
-        if self._is_plain and not any(signal.receivers for signal in HEARD):
+        if self._is_plain and not any(map(RECEIVERS, HEARD)):
             try:
                 # The repr, because 1 and 1.0 are equal as keys but make different messages.
                 kind = task.name, repr(task.options)
@@ -97,8 +103,8 @@ class Composer:
             **template.headers,
             "id": upload.id,
             "root_id": upload.id,
-            "argsrepr": self._shown(args, self._app.amqp.argsrepr_maxsize),
-            "kwargsrepr": self._shown(task.kwargs, self._app.amqp.kwargsrepr_maxsize),
+            "argsrepr": self._shown(args, self._longest[0]),
+            "kwargsrepr": self._shown(task.kwargs, self._longest[1]),
             "watchman": header_of(upload),
         }
         for name, seconds in template.moments.items():
@@ -110,9 +116,9 @@ class Composer:
 
     def _shown(self, arguments: Any, longest: int) -> str:
         """Return the same as `saferepr`, but faster if nothing must be shortened or nested."""
-        if type(arguments) is list and all(type(one) is str for one in arguments):
+        if type(arguments) is list and TEXT.issuperset(map(type, arguments)):
             text = f"[{', '.join(map(_quoted, arguments))}]"
-        elif type(arguments) is dict and all(type(one) is str for one in arguments.values()):
+        elif type(arguments) is dict and TEXT.issuperset(map(type, arguments.values())):
             items = (f"{_quoted(key)}: {_quoted(value)}" for key, value in arguments.items())
             text = f"{{{', '.join(items)}}}"
         else:

@@ -143,17 +143,18 @@ class Coverage:
 
     def _status(self, root: Root) -> dict[str, Any]:
         node, refusals = root.node, self._refusals.of(root)
+        lasting = self._refusals.lasting(root)
         if root.missing is not None:
             state = "missing"
-        elif refusals:
+        elif lasting:
             state = "incomplete"
         else:
-            state = "watching" if root.covered else "starting"
+            state = "watching" if root.covered and not refusals else "starting"
         return {
             "state": state,
             "directories": 0 if node is None else node.count(),
             "unwatched": len(refusals),
-            "error": root.missing or next(iter(refusals), None),
+            "error": root.missing or next(iter(lasting), None),
         }
 
     def _cover_soon(self, root: Root) -> None:
@@ -246,8 +247,8 @@ class Coverage:
         Return how many entries were looked at.
         """
         (root, subpath), names = place, directory.names
-        self._refusals.pop(node, None)
         if not root.settings.rec:
+            self._refusals.pop(node, None)
             return 0
         adopts, prefix = root.adopts(), join(subpath, "")
         before, count = list(node.children.items()), 0
@@ -265,6 +266,7 @@ class Coverage:
         except OSError as e:
             self._refusals.add(node, e)
             return count
+        self._refusals.pop(node, None)
         listed = set(names)
         for name, child in before:
             if name not in listed and node.children.get(name) is child:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import logging
+import time
 from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from watchman.sources.inotify.tree import Node, Root
 from watchman.uploads.beneath import below
@@ -16,6 +19,10 @@ logger = logging.getLogger(__name__)
 #: a moment later.
 RETRY_SOON, RETRY = 1.0, 60.0
 
+#: Seconds from the first try on in which a directory counts as one that is about to be watched.
+#: The second try is over by then.
+FRESH = 3.0
+
 _ADVICE = {
     errno.ENOSPC: (
         " The limit of inotify watches is reached: raise sysctl fs.inotify.max_user_watches."
@@ -26,8 +33,16 @@ _ADVICE = {
 }
 
 
-class Refusals(dict[Node, OSError]):
-    """The directories that could not be watched, each with its error."""
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a directory could not be watched, and when it could not at first (monotonic)."""
+
+    error: OSError
+    since: float
+
+
+class Refusals(dict[Node, Refusal]):
+    """The directories that could not be watched."""
 
     def __init__(self) -> None:
         #: By watch, until all of it is watched: the errnos that were logged already, and the
@@ -39,15 +54,19 @@ class Refusals(dict[Node, OSError]):
         self._next_retry, self._retry_in = 0.0, RETRY
 
     def add(self, node: Node, error: OSError) -> None:
-        """Remember that a directory cannot be watched. Each errno is logged once per watch."""
+        """Remember that a directory cannot be watched. Each errno is logged once per watch.
+
+        The first try of a directory is not logged, for the second one may be in time.
+        """
         place = node.locate()
         if place is None:
             return
-        self[node] = error
+        before = self.get(node)
+        self[node] = Refusal(error, before.since if before else time.monotonic())
         root, subpath = place
         self._is_new |= subpath not in self._tried[root]
         self._tried[root].add(subpath)
-        if error.errno in self._said[root]:
+        if before is None or error.errno in self._said[root]:
             return
         self._said[root].add(error.errno)
         logger.error(
@@ -76,16 +95,24 @@ class Refusals(dict[Node, OSError]):
 
     def log_recovered(self) -> None:
         """Log each watch that had refused directories and has none any more."""
-        for root in list(self._said):
+        for root in list(self._tried):
             if not self.of(root):
-                del self._said[root], self._tried[root]
-                logger.info("Watch %s: all of it is watched now.", root.settings.name)
+                del self._tried[root]
+                if self._said.pop(root, None):
+                    logger.info("Watch %s: all of it is watched now.", root.settings.name)
 
     def of(self, root: Root) -> list[str]:
         """Return which directories of a watch cannot be watched, and why. For any thread."""
-        found = []
-        for node, error in list(self.items()):
+        return [text for text, _ in self._of(root)]
+
+    def lasting(self, root: Root) -> list[str]:
+        """Return those of them that are not fresh any more. For any thread."""
+        until = time.monotonic() - FRESH
+        return [text for text, since in self._of(root) if since <= until]
+
+    def _of(self, root: Root) -> Iterator[tuple[str, float]]:
+        for node, refusal in list(self.items()):
             place = node.locate()
             if place is not None and place[0] is root:
-                found.append(f"{below(root.settings.path, place[1])!r}: {error.strerror}")
-        return found
+                path = below(root.settings.path, place[1])
+                yield f"{path!r}: {refusal.error.strerror}", refusal.since

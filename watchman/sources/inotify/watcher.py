@@ -85,12 +85,16 @@ class Watcher:
         rescan: Callable[[str, str], None],
         excluded: Callable[[WatchSettings, str], object],
         mounts_changed: Callable[[], None] = lambda: None,
+        overflowed: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`mounts_changed` is called when mounts have changed, before scans are asked for."""
+        """`mounts_changed` is called when mounts have changed, before scans are asked for;
+        `overflowed` when events were lost.
+        """
         self._clock = clock
         self._mounts = MountPoints()
         self._mounts_changed = mounts_changed
+        self._overflowed = overflowed
         self._submit = submit
         self._excluded = excluded
         self._inotify = Inotify()
@@ -127,6 +131,9 @@ class Watcher:
         self._coverage.close()
         self._inotify.close()
         self._mounts.close()
+
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
 
     def status(self) -> dict[str, dict[str, Any]]:
         """Return by watch: state, directories, unwatched, error. Any thread may call it."""
@@ -249,6 +256,7 @@ class Watcher:
         wd, mask, _, name = event
         if mask & events.OVERFLOW:
             logger.warning("inotify lost events: its queue overflowed. Rescanning every watch.")
+            self._overflowed()
             self._coverage.recheck_all()
             return
         node = self._watched.by_wd.get(wd)

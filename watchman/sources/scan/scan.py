@@ -86,6 +86,7 @@ class Scan:
     request: Request
     began: float
     files: int = 0
+    directories: int = 0
     found: int = 0
     errors: int = 0
     error: str | None = None
@@ -113,6 +114,7 @@ class Scan:
                 if self.foreign and directory.identity in self.foreign:
                     continue
                 directory.here = join(directory.above, directory.name)
+            self.directories += 1
             try:
                 yield from self._look(directory)
             except OSError as e:

@@ -47,6 +47,7 @@ class _Progress:
 
     scanning: bool = False
     files: int = 0
+    walked: int = 0
     last_scan: float | None = None
     error: str | None = None
 
@@ -69,11 +70,14 @@ class Scanner:
         takes: Callable[[int], bool],
         excluded: Callable[[WatchSettings, str], object],
         ledgers: Mapping[str, Ledger],
+        ended: Callable[[str], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`ended` is called with the watch of which each scan of a whole watch was."""
         self._watches = {watch.name: watch for watch in watches}
         self._scan = partial(Scan, submit=submit, excluded=excluded)
         self._takes = takes
+        self._ended = ended
         self._ledgers = ledgers
         self._progress = {name: _Progress() for name in self._watches}
         #: By watch, device and inode of its root when a scan last saw files below it.
@@ -99,6 +103,9 @@ class Scanner:
         if self._thread.ident is not None:
             self._thread.join()
 
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
     def request(self, watch: str, subpath: str = "") -> None:
         """Ask for a scan of a subtree as soon as possible, "" for the whole watch.
 
@@ -119,9 +126,9 @@ class Scanner:
     def status(self) -> dict[str, dict[str, Any]]:
         """Return the progress of each watch's scans; any thread may call it.
 
-        `scanning` says whether the whole watch is being scanned, `files` how many files this scan
-        or the last one has seen. `last_scan` is when the last complete one ended (epoch), and
-        `error` is why the last one was not complete.
+        `scanning` says whether the whole watch is being scanned. `files` and `walked` are how many
+        files and directories this scan or the last one has seen. `last_scan` is when the last
+        complete one ended (epoch), and `error` is why the last one was not complete.
         """
         return {name: asdict(progress) for name, progress in self._progress.items()}
 
@@ -167,17 +174,19 @@ class Scanner:
     def _scan_watch(self, request: Request) -> None:
         """Scan a whole watch. If it was complete, the ledger forgets the files that are gone."""
         progress = self._progress[request.watch]
-        progress.scanning, progress.files = True, 0
+        progress.scanning, progress.files, progress.walked = True, 0, 0
         sweep = self._ledgers[request.watch].sweep()
         scan = self._begin(request, sweep)
         complete = False
         try:
             complete = self._walk_watch(scan, sweep)
         finally:
-            progress.scanning, progress.files, progress.error = False, scan.files, scan.error
+            progress.scanning, progress.error = False, scan.error
+            progress.files, progress.walked = scan.files, scan.directories
             sweep.finish(complete=complete)
         if complete:
             progress.last_scan = time.time()
+        self._ended(request.watch)
         logger.info(
             "Scanned watch %s: %d files in %.1f seconds, %d of them new%s.",
             request.watch,
@@ -246,7 +255,8 @@ class Scanner:
         if scan.request.subpath:
             return
         name = scan.watch.name
-        self._progress[name].files = scan.files
+        progress = self._progress[name]
+        progress.files, progress.walked = scan.files, scan.directories
         now = self._clock()
         if now - scan.said >= PROGRESS:
             scan.said = now

@@ -2,9 +2,10 @@
 
 import socket
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from selectors import EVENT_READ, EVENT_WRITE
+from typing import NamedTuple
 
 from watchman.errors import RequestRefused
 from watchman.sources.socket.peers import Peer
@@ -28,8 +29,16 @@ IDLE = 30.0
 LINGER = 2.0
 
 
-#: The parts of an answer, each with whether it is the last.
-Parts = Iterator[tuple[bytes, bool]]
+class Part(NamedTuple):
+    """A part of an answer. `is_live` if what follows it has yet to happen."""
+
+    text: bytes
+    is_last: bool = False
+    is_live: bool = False
+
+
+#: The parts of an answer, made one by one.
+Parts = Generator[Part, None, None]
 
 
 @dataclass(slots=True, eq=False)
@@ -43,6 +52,9 @@ class Due:
     connection: "Connection"
     text: bytes | None = None
     rest: Parts | None = None
+    #: Whether it goes on until the peer leaves, and when its next part may be made (monotonic).
+    is_live: bool = False
+    after: float = 0.0
     #: Whether it counts towards the answers that one user may wait for, see `listener.SHARE`.
     is_share: bool = False
 
@@ -77,7 +89,7 @@ class Connection:
             return
         if not data:
             self.ended = True
-        elif not self._lost:
+        elif not self._lost and not self.is_live:
             if not self._input.unfinished:
                 self.progress = now
             self._input.feed(data)
@@ -121,13 +133,27 @@ class Connection:
         if self._lost and not self._owed():
             self.socket.shutdown(socket.SHUT_WR)
 
-    def continues(self) -> tuple[Due, Parts] | None:
+    @property
+    def is_live(self) -> bool:
+        """Whether the peer is told of what happens. It can ask for nothing else then."""
+        return bool(self.pending) and self.pending[0].is_live
+
+    def close(self) -> None:
+        """Close the socket, and end what would be told of."""
+        for due in self.pending:
+            if due.rest is not None:
+                due.rest.close()
+        self.socket.close()
+
+    def continues(self, now: float) -> tuple[Due, Parts] | None:
         """Return an answer whose next part is needed soon, with what makes that part.
 
         Each part is asked for once; None if none is needed.
         """
         due = self.pending[0] if self.pending else None
         if due is None or due.text is not None or len(self._output) >= SEND_LIMIT:
+            return None
+        if now < due.after:
             return None
         rest, due.rest = due.rest, None
         return None if rest is None else (due, rest)
@@ -145,6 +171,8 @@ class Connection:
 
     def finished(self, now: float) -> bool:
         """Whether the connection can be closed: all is done, or the peer was silent too long."""
+        if self.is_live:
+            return self.ended  # however slow it is: it is told what it has missed
         if self._owed():
             return bool(self._output) and now > self.progress + IDLE
         return self.ended or now > self.progress + (LINGER if self._lost else IDLE)
@@ -154,7 +182,9 @@ class Connection:
 
         `more` says whether another request of this peer would be taken.
         """
-        reading = not self.ended and (self._lost or (more and self._has_room()))
+        # Of one that is told of what happens we read only that it has left.
+        reading = self._lost or self.is_live or (more and self._has_room())
+        reading = reading and not self.ended
         return (EVENT_READ if reading else 0) | (EVENT_WRITE if self._output else 0)
 
     def _has_room(self) -> bool:

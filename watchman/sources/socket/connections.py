@@ -119,7 +119,7 @@ class Connections(dict[Connection, int]):
     def drop(self, connection: Connection) -> None:
         if self.pop(connection, 0):
             self._selector.unregister(connection.socket)
-        connection.socket.close()
+        connection.close()
 
     def _displace(self) -> None:
         """Close the oldest idle connection of the user who has most of them."""

@@ -7,11 +7,11 @@ import selectors
 import threading
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from typing import Any
 
 from watchman.errors import RequestRefused, WatchmanError
-from watchman.sources.socket.connection import Connection, Due, Parts
+from watchman.sources.socket.connection import Connection, Due, Part, Parts
 from watchman.sources.socket.connections import Connections
 from watchman.sources.socket.peers import Admins, Peer
 from watchman.sources.socket.refused import Refused
@@ -28,6 +28,11 @@ Query = Callable[[str, dict[str, str]], Iterable[Mapping[str, Any] | None]]
 #: Bytes and seconds after which a query's answer is interrupted, for the next query to get a turn.
 PART = 64 * 1024
 TURN = 0.1
+
+#: Yielded by a query that tells of what happens, while nothing does; and seconds until it is asked
+#: again. To be woken by each event would cost those who make them.
+LATER: Mapping[str, Any] = {}
+LIVE = 0.1
 
 #: Notifications of one user that may wait for their answers, on all of his connections together.
 SHARE = 64
@@ -54,6 +59,8 @@ class Listener:
     reads the answer; None in it says that nothing was found yet. If `query` raises a WatchmanError,
     or an OSError because a disk cannot be read, the answer is ERROR.
 
+    After LATER in a result the rest is asked for in a while, until the peer leaves.
+
     A peer that is slow or silent takes up a file descriptor, but delays nobody.
     """
 
@@ -71,10 +78,13 @@ class Listener:
         #: reached his SHARE. The first is served first.
         self._starved: dict[int, OrderedDict[Connection, None]] = {}
         self._next_sweep = 0.0
+        #: Connections whose answers go on until they leave.
+        self._live: set[Connection] = set()
+        self._next_live = 0.0
         self._stopping = threading.Event()
         self._queries: queue.SimpleQueue[tuple[Due, Parts] | None] = queue.SimpleQueue()
         #: Answers that are known and not sent yet, each with what makes its next part, if any.
-        self._answers: deque[tuple[Due, bytes, Parts | None]] = deque()
+        self._answers: deque[tuple[Due, Part, Parts | None]] = deque()
         self._threads = [
             threading.Thread(target=self._run, name="listener", daemon=True),
             threading.Thread(target=self._answer_queries, name="queries", daemon=True),
@@ -96,6 +106,9 @@ class Listener:
         for thread in self._threads:
             thread.join()
 
+    def is_alive(self) -> bool:
+        return all(thread.is_alive() for thread in self._threads)
+
     def admit(self, admins: Collection[str]) -> None:
         """Replace the admins, after a reload. Any thread may call it."""
         self._admins = Admins(admins)
@@ -114,19 +127,21 @@ class Listener:
     def _answer_queries(self) -> None:
         while (asked := self._queries.get()) is not None:
             due, parts = asked
-            text, is_last = next(parts)
-            self._settle(due, text, None if is_last else parts)
+            part = next(parts)
+            self._settle(due, part, None if part.is_last else parts)
 
     def _parts(self, request: Request) -> Parts:
         """Yield the answer to a query in parts. Runs in the thread of queries."""
         text, until, count = bytearray(), time.monotonic() + TURN, 0
+        rows: Iterable[Mapping[str, Any] | None] = ()
         try:
-            for one in self._query(request.name, dict(request.fields)):
-                if one is not None:
+            rows = self._query(request.name, dict(request.fields))
+            for one in rows:
+                if one is not None and one is not LATER:
                     text += json.dumps(one).encode() + b"\n"
                     count += 1
-                if len(text) >= PART or time.monotonic() > until:
-                    yield bytes(text), False
+                if one is LATER or len(text) >= PART or time.monotonic() > until:
+                    yield Part(bytes(text), is_live=one is LATER)
                     text, until = bytearray(), time.monotonic() + TURN
             text += line("OK", str(count))
         except (WatchmanError, OSError) as refusal:
@@ -134,13 +149,17 @@ class Listener:
         except Exception:
             logger.exception("Could not answer %s.", request.name)
             text += INTERNAL_ERROR
-        yield bytes(text), True
+        finally:
+            if isinstance(rows, Generator):
+                rows.close()
+        yield Part(bytes(text), is_last=True)
 
     def _turn(self, timeout: float) -> None:
         """Wait until there is something to do, and do it."""
         read: Counter[int] = Counter()
         # Connections that are not read in this turn will be ready in the next one, too.
-        for connection, events in self._connections.wait(0.0 if self._answers else timeout):
+        timeout = 0.0 if self._answers else min(timeout, LIVE) if self._live else timeout
+        for connection, events in self._connections.wait(timeout):
             if connection is None:
                 for new in self._connections.accept():
                     self._serve(new, receive=True)
@@ -153,17 +172,27 @@ class Listener:
         # Only the answers that are there now. A peer that asks again after each answer would keep
         # this loop going for ever.
         for _ in range(len(self._answers)):
-            due, text, rest = self._answers.popleft()
-            due.text, due.rest = text, rest
-            peer = due.connection.peer
+            due, part, rest = self._answers.popleft()
+            text = due.text = part.text
+            due.rest, peer = rest, due.connection.peer
             if due.is_share:
                 self._owed[peer.uid] -= 1
             if text.startswith(b"ERROR ") and peer not in self._admins:
                 self._refused.tell(peer, text[6:-1].decode())
-            if due.connection in self._connections:
-                self._serve(due.connection)
+            if due.connection not in self._connections:
+                due.connection.close()
+                continue
+            if part.is_live:
+                due.is_live, due.after = True, time.monotonic() + LIVE
+                self._live.add(due.connection)
+            self._serve(due.connection)
         self._feed()
         now = time.monotonic()
+        if self._live and now >= self._next_live:
+            self._next_live = now + LIVE
+            self._live &= self._connections.keys()
+            for connection in self._live:
+                self._serve(connection)
         if now >= self._next_sweep:
             self._next_sweep = now + SWEEP
             for connection in list(self._connections):
@@ -200,7 +229,7 @@ class Listener:
                     if not self._has_share(uid):
                         break
                 connection.send(now)
-            if continued := connection.continues():
+            if continued := connection.continues(now):
                 self._queries.put(continued)
             if not self._has_share(uid):
                 self._starved.setdefault(uid, OrderedDict())[connection] = None
@@ -243,11 +272,11 @@ class Listener:
         try:
             self._submit(
                 notification,
-                lambda answer: self._settle(due, line(answer.outcome, answer.detail)),
+                lambda answer: self._settle(due, Part(line(answer.outcome, answer.detail))),
             )
         except Exception:
             logger.exception("Could not submit %s.", request.name)
-            self._settle(due, INTERNAL_ERROR)
+            self._settle(due, Part(INTERNAL_ERROR))
 
     def _signed(self, notification: Notification, peer: Peer) -> Notification:
         """Return the notification with the uid and groups of who sent it, and its session."""
@@ -259,9 +288,9 @@ class Listener:
             session = notification.session
         return notification._replace(uid=peer.uid, groups=groups, session=session)
 
-    def _settle(self, due: Due, text: bytes, rest: Parts | None = None) -> None:
+    def _settle(self, due: Due, part: Part, rest: Parts | None = None) -> None:
         """Hand an answer over to the listener's thread. Any thread may call it."""
-        self._answers.append((due, text, rest))
+        self._answers.append((due, part, rest))
         # The first answer wakes the thread. The answers of one commit follow at once, and `_turn`
         # takes them along.
         if len(self._answers) == 1:

@@ -62,13 +62,13 @@ FIELDS: Mapping[str, Read] = {
     **dict.fromkeys(("size", "limit"), _number),
     **dict.fromkeys(("same_id", "all", "failed", "deferred"), _yes),
     # ProFTPD takes no longer user names, and DNS has no longer host names (RFC 1035, 2.3.4).
-    **dict.fromkeys(("user", "client", "broker", "name"), _text(256)),
+    **dict.fromkeys(("user", "client", "broker", "name", "watch", "task"), _text(256)),
     **dict.fromkeys(("protocol", "id", "what"), _text(64)),
     "session": _text(128),
     "reason": _text(1024),
     "pattern": _text(PATH_LIMIT),
-    # As many ids as one request can hold.
-    "ids": _text(REQUEST_LIMIT),
+    # As many ids, or paths, as one request can hold.
+    **dict.fromkeys(("ids", "open"), _text(REQUEST_LIMIT)),
 }
 
 
@@ -107,9 +107,11 @@ EVENTS: Mapping[str, Event] = {
     "ended": _upload(Kind.ENDED, optional=ABOUT),
     "resubmit": Event(required=("path",), optional=("as", "same_id"), kind=Kind.COMPLETED),
     "status": Event(),
-    "queue": Event(optional=("limit", "ids", *FILTERS)),
+    # `open` names files that are open for writing, as a list in JSON.
+    "queue": Event(optional=("limit", "open", "ids", *FILTERS)),
     # The same in groups, each of what has the same state, place and reason.
-    "groups": Event(optional=("ids", *FILTERS)),
+    "groups": Event(optional=("open", "ids", *FILTERS)),
+    "tail": Event(optional=("pattern", "watch", "task", "user")),
     "explain": Event(either=("path", "id")),
     "retry": Event(either=("ids", "all", *FILTERS)),
     "drop": Event(either=("ids", *FILTERS)),

@@ -131,6 +131,18 @@ class LogFiles:
         both = zip(now.files, then.files, strict=True)
         return all(0 <= a.offset - b.offset < UNMARKED for a, b in both)
 
+    def unread(self) -> int:
+        """Return how many bytes of the file at `path` were not read yet; any thread may ask."""
+        tails = list(self._tails)
+        try:
+            status = os.stat(self.path)
+        except OSError:
+            return 0
+        if not tails:
+            return 0
+        is_read = tails[-1].identity == (status.st_dev, status.st_ino)
+        return max(0, status.st_size - (tails[-1].offset if is_read else 0))
+
     def _mark(self) -> Mark | None:
         if self._first_sight:
             return None

@@ -69,6 +69,7 @@ class Log:
             "refused": self._counts["refused"],
             "ambiguous": self._counts[AMBIGUOUS],
             "last": self._last,
+            "unread": self.files.unread(),
             "missing": isinstance(self.files.problem, FileNotFoundError),
             "lost_since": self.files.lost_since,
             "error": self._error(),
@@ -77,12 +78,13 @@ class Log:
     def _error(self) -> str | None:
         problem = self.files.problem
         if self._counts["refused"] and not self._counts["records"]:
-            return "no line is as it should be: compare LogFormat and token with the INI file"
+            return "no line has the right form: compare LogFormat and token with the INI file"
         if self.files.lost_since is not None:
             since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.files.lost_since))
             return (
-                f"no file holds what it had after {since}, so uploads since then may have failed"
-                " unseen: look for it where logrotate puts old files; reload says no more of it"
+                f"no file holds the lines that came after {since}, so watchman may have missed"
+                " failed uploads since then: look where logrotate puts old files, and then type"
+                " watchman reload"
             )
         # ProFTPD makes the file when a session begins, but it never makes the directory.
         not_yet = isinstance(problem, FileNotFoundError)
@@ -180,6 +182,9 @@ class TransferLog:
         self._inotify.close()
         for log in self._logs:
             log.files.close()
+
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
 
     def status(self) -> dict[str, dict[str, Any]]:
         """Return the status of each log: how many records, how many refused lines, any error."""

@@ -1,0 +1,50 @@
+"""What a `celeryconfig.py` says, as options of `[celery]`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from watchman.commands.importing.conversion import as_json
+from watchman.commands.importing.draft import Draft, Section
+from watchman.commands.importing.literals import Environment, Opaque, Pairs, Written
+from watchman.config import celery_file, celery_settings
+
+#: Settings that are for programs that do the work or start it, and nothing to who sends tasks.
+_OTHERS = ("worker_", "beat_")
+
+
+def convert(written: Written, path: str, draft: Draft) -> None:
+    section = draft.add("celery")
+    for name, value in written.values.items():
+        if name.startswith("_"):
+            continue
+        current = celery_settings.current_name(name)
+        if current is not None:
+            _setting(section, name, current, value, path)
+        elif name not in written.used and (hint := celery_file.unknown(name)):
+            section.notes.append(hint if hint.endswith("?") else f"{hint}.")
+    for other in written.others:
+        section.notes.append(f"Not read, as only running it could tell what it does: {other}.")
+
+
+def _setting(section: Section, name: str, current: str, value: Any, path: str) -> None:
+    if current.startswith(_OTHERS):
+        section.notes.append(f"{name} is for workers. watchman only sends tasks.")
+        return
+    if isinstance(value, Opaque | Environment):
+        hint = f"config = {path} reads it, if the daemon's user may"
+        section.notes.append(f"{name} is not written out, {value}: {hint}.")
+        return
+    match value:
+        case bool():
+            text = "yes" if value else "no"
+        case Pairs() | list():
+            text = as_json(value)
+        case None:
+            return
+        case _:
+            text = str(value)
+    if text:
+        section.set(current, text)
+    else:
+        section.notes.append(f"{name} is not written out: config = {path} reads it.")
