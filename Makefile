@@ -22,6 +22,9 @@ DEBIAN = redis-server rabbitmq-server proftpd-core proftpd-mod-crypto lftp curl 
 # Of those that conflict with one of these: they are unpacked, and not installed.
 UNPACKED = pure-ftpd pure-ftpd-common
 
+# What `make soak` builds images with.
+BUILDERS = buildah
+
 # What `make bench` measures beside watchman.
 MEASURED = inotify-tools
 
@@ -72,7 +75,7 @@ generated:
 
 # The table comes last, whatever the tests before it say.
 soak:
-	@.ci/install-debian $(DEBIAN) || [ "$$(id -u)" != 0 ]
+	@.ci/install-debian $(DEBIAN) $(BUILDERS) || [ "$$(id -u)" != 0 ]
 	.ci/make-environment "$(PYTHON)" "$(VENV)" test
 	status=0
 	CI=1 "$(VENV)/bin/python" -m pytest -m soak $(PYTEST) || status=1
