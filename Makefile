@@ -25,6 +25,9 @@ UNPACKED = pure-ftpd pure-ftpd-common
 # For promtool, which checks alerts and metrics. Installed, it would start a server.
 PROMETHEUS = prometheus
 
+# What `make soak` builds images with.
+BUILDERS = buildah
+
 # What `make bench` measures beside watchman.
 MEASURED = inotify-tools
 
@@ -76,7 +79,7 @@ generated:
 
 # The table comes last, whatever the tests before it say.
 soak:
-	@.ci/install-debian $(DEBIAN) || [ "$$(id -u)" != 0 ]
+	@.ci/install-debian $(DEBIAN) $(BUILDERS) || [ "$$(id -u)" != 0 ]
 	.ci/make-environment "$(PYTHON)" "$(VENV)" test
 	status=0
 	CI=1 "$(VENV)/bin/python" -m pytest -m soak $(PYTEST) || status=1

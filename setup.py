@@ -36,6 +36,7 @@ TEST = [
     "pytest >= 9",
     "pytest-timeout >= 2.4",
     "pytest-xdist >= 3.8",
+    "pyyaml >= 6",
     "ruff == 0.17.*",
     # What it writes is compared with share/.
     "shtab == 1.13.*",

@@ -54,9 +54,9 @@ class BareServer:
 
     def __enter__(self) -> Self:
         command = ["unshare", "--mount", "--pid", "--net", "--uts", "--fork", "--kill-child"]
-        with _base() as base:
+        with base() as lower:
             self._process = subprocess.Popen(
-                [*command, "sh", "-euc", SETUP, "sh", self.directory, base],
+                [*command, "sh", "-euc", SETUP, "sh", self.directory, lower],
                 stdin=subprocess.DEVNULL,
             )
         try:
@@ -148,7 +148,7 @@ def _environment() -> dict[str, str]:
 
 
 @contextmanager
-def _base() -> Iterator[Path]:
+def base() -> Iterator[Path]:
     """What debootstrap made, now or long ago, of this machine's own release and mirror."""
     release = _release()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "watchman-tests"

@@ -83,6 +83,7 @@ complete -c watchman -n '_shtab_watchman_using status' -l socket -xka "(__fish_c
 complete -c watchman -n '_shtab_watchman_using status' -l wait -x -d 'wait for it to answer and to be healthy, for at most so long'
 complete -c watchman -n '_shtab_watchman_using status' -l json -d 'print one JSON object'
 complete -c watchman -n '_shtab_watchman_using status' -s q -l quiet -d 'print nothing: the exit code'
+complete -c watchman -n '_shtab_watchman_using status' -l watch -d 'show it again and again, on a terminal'
 complete -c watchman -n '_shtab_watchman_using status' -l nagios -d 'print the line of a monitoring plugin'
 complete -c watchman -n '_shtab_watchman_using; and test $_shtab_watchman_npos -eq 0' -a queue -d 'Show the uploads that are not done, in groups of what has the same state, place and reason: failed'
 complete -c watchman -n '_shtab_watchman_using queue' -s h -l help -d 'show this help message and exit'
