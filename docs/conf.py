@@ -12,8 +12,6 @@ project = "watchman"
 version = release = __version__
 extensions = ["ini_reference"]
 exclude_patterns = ["share"]
-# The table of contents has places for pages that are still being written.
-suppress_warnings = ["toc.not_readable"]
 smartquotes = False
 
 html_theme = "alabaster"
