@@ -1,6 +1,7 @@
 """Fixtures: real brokers, workers and daemons; and which tests may be left out."""
 
 import os
+import signal
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,10 @@ from tests.servers.daemon import Daemon
 from tests.servers.proftpd import Options, ProftpdServer, public_directory
 from tests.support.needs import need
 from tests.support.publishing import Publishers
+
+# Where the tests were begun in the background of a shell, it is ignored (POSIX, 2.11 of the shell),
+# and all that they start would ignore it, too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

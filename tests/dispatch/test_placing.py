@@ -85,9 +85,9 @@ def test_below_mod_vroot_the_log_tells_of_all(public_path: Path, mode: str) -> N
     with server(public_path, mode, vroot=True, max_store_file_size="100 Kb") as s:
         is_told_of(s)
         status = s.daemon.status()
-        assert (status["untold"], status["sources"]["log"]["unplaced"]) == (3, 0)
+        assert (status["untold"], status["sources"]["log"]["unplaced"]) == (6, 0)
         [failed] = status["problems"]
-        assert failed.startswith("3 uploads have failed")
+        assert failed.startswith("6 uploads have failed")
 
 
 @pytest.mark.root
