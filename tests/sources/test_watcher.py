@@ -17,6 +17,7 @@ import pytest
 from tests.support.deadline import eventually
 from tests.support.watching import Clock, Watching, tree_too_deep
 from watchman.config.settings import WatchSettings
+from watchman.sources.inotify.tree import Node
 from watchman.sources.inotify.watcher import Watcher
 from watchman.uploads.upload import Kind, Notification, Source
 
@@ -342,6 +343,31 @@ def test_a_directory_renamed_to_an_excluded_name_is_one_moved_out(start: Start, 
     eventually(lambda: watches_of(watching) == 1)
     settled(watching, root)
     assert watching.notifications == []
+
+
+def test_directories_are_counted_again_only_after_a_change(
+    start: Start, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = []
+
+    def count(node: Node) -> int:
+        counted.append(node)
+        return whole(node)
+
+    whole = Node.count
+    monkeypatch.setattr(Node, "count", count)
+    (root / "a/b").mkdir(parents=True)
+    watching = start(WatchSettings("in", str(root)))
+    assert watching.directories() == 3
+    counted.clear()
+    assert [watching.directories() for _ in range(3)] == [3, 3, 3]
+    assert not counted
+    (root / "a").rename(tmp_path / "away")
+    eventually(lambda: watching.directories() == 1)
+    (tmp_path / "away").rename(root / "c")
+    eventually(lambda: watching.directories() == 3)
+    (root / "c/b").rmdir()
+    eventually(lambda: watching.directories() == 2)
 
 
 def test_every_file_is_reported_under_its_last_name_while_directories_are_renamed(

@@ -142,8 +142,7 @@ class Coverage:
         return {root.settings.name: self._status(root) for root in self.roots}
 
     def _status(self, root: Root) -> dict[str, Any]:
-        node, refusals = root.node, self._refusals.of(root)
-        lasting = self._refusals.lasting(root)
+        refusals, lasting = self._refusals.of(root)
         if root.missing is not None:
             state = "missing"
         elif lasting:
@@ -152,8 +151,8 @@ class Coverage:
             state = "watching" if root.covered and not refusals else "starting"
         return {
             "state": state,
-            "directories": 0 if node is None else node.count(),
-            "unwatched": len(refusals),
+            "directories": self.watched.count(root),
+            "unwatched": refusals,
             "error": root.missing or next(iter(lasting), None),
         }
 

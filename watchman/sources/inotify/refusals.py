@@ -96,19 +96,17 @@ class Refusals(dict[Node, Refusal]):
     def log_recovered(self) -> None:
         """Log each watch that had refused directories and has none any more."""
         for root in list(self._tried):
-            if not self.of(root):
+            if not any(self._of(root)):
                 del self._tried[root]
                 if self._said.pop(root, None):
                     logger.info("Watch %s: all of it is watched now.", root.settings.name)
 
-    def of(self, root: Root) -> list[str]:
-        """Return which directories of a watch cannot be watched, and why. For any thread."""
-        return [text for text, _ in self._of(root)]
-
-    def lasting(self, root: Root) -> list[str]:
-        """Return those of them that are not fresh any more. For any thread."""
-        until = time.monotonic() - FRESH
-        return [text for text, since in self._of(root) if since <= until]
+    def of(self, root: Root) -> tuple[int, list[str]]:
+        """Return how many directories of a watch cannot be watched, and which of them are not fresh
+        any more, and why. For any thread.
+        """
+        found, until = list(self._of(root)), time.monotonic() - FRESH
+        return len(found), [text for text, since in found if since <= until]
 
     def _of(self, root: Root) -> Iterator[tuple[str, float]]:
         for node, refusal in list(self.items()):

@@ -291,7 +291,7 @@ class Watcher:
         _, mask, cookie, name = event
         child = node.children.get(name) if mask & events.ISDIR else None
         if child is not None:
-            child.detach()
+            self._watched.detach(child)
         path, excluded = below(watch.path, subpath), bool(self._excluded(watch, subpath))
         until = self._clock() + MOVE_WAIT
         self._moves[cookie] = Move(path, excluded, child, self._turn, until)
