@@ -22,7 +22,7 @@ from watchman.config.files import limit_umask
 from watchman.config.settings import Settings
 from watchman.dispatch.dispatcher import Dispatcher
 from watchman.errors import ConfigError, InotifyUnavailable, WatchmanError
-from watchman.operate.control import Control
+from watchman.operate.control import LOOK, Control
 from watchman.operate.logs import log_to
 from watchman.operate.metrics.exporter import Exporter
 from watchman.operate.parts import Parts
@@ -139,7 +139,8 @@ class Daemon:
                 gc.collect()
                 collect = time.monotonic() + COLLECT
             if time.monotonic() >= look:
-                look = time.monotonic() + control.look()
+                control.look()
+                look = time.monotonic() + LOOK
             self._reload(parts, listener)
 
     def _catch_signals(self) -> None:

@@ -44,16 +44,12 @@ class Control:
             queue_view, dispatcher=parts.dispatcher, hurry=parts.hurry
         )
 
-    def look(self) -> float:
-        """Note whether all is well, for `status` says since when; return when to look again.
-
-        That is in so many seconds.
-        """
+    def look(self) -> None:
+        """Note whether all is well, for `status` says since when."""
         try:
             self.status()
         except Exception:
             logger.exception("Could not find out whether all is well.")
-        return LOOK
 
     def status(self) -> dict[str, Any]:
         """Return what `watchman status` shows. Any thread may call it."""

@@ -6,13 +6,15 @@ import os
 import shlex
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from watchman import __version__
+from watchman.config.settings import Settings
 from watchman.operate.parts import Parts
 from watchman.operate.queue_view import DOWN, QueueView
 from watchman.sinks.backlogs import Group
+from watchman.sinks.failures import Failure
 from watchman.sinks.pauses import ALL
 from watchman.uploads.upload import Source, State
 
@@ -77,7 +79,8 @@ def status(parts: Parts, queue_view: QueueView, since: float, health: Health) ->
     for name, move in sinks["move"].items():
         known = settings.moves.get(name)
         move["destination"] = known.destination if known else None
-    problems = list(_problems(parts, watches, logs, sinks))
+    untold = dispatcher.pipeline.failures.untold()
+    problems = list(_problems(parts, watches, logs, sinks, untold))
     waiting, held = Counter[str](waiting=len(dispatcher.pipeline.arriving)), Counter[str]()
     for group in groups:
         waiting[group.state] += group.count
@@ -115,7 +118,7 @@ def status(parts: Parts, queue_view: QueueView, since: float, health: Health) ->
             **{state: waiting[state] for state in ("waiting", "deferred", "failed")},
             "done": dispatcher.pipeline.settled[State.DONE.value],
         },
-        "untold": len(dispatcher.pipeline.failures.untold()),
+        "untold": len(untold),
         "oldest_waiting": min(oldest.values(), default=None),
     }
 
@@ -170,7 +173,11 @@ def _sinks(parts: Parts, groups: Iterable[Group], oldest: Mapping[str, float]) -
 
 
 def _problems(
-    parts: Parts, watches: Told, logs: Told, sinks: Mapping[str, Told]
+    parts: Parts,
+    watches: Told,
+    logs: Told,
+    sinks: Mapping[str, Told],
+    untold: Sequence[Failure],
 ) -> Iterator[Problem]:
     """Yield everything that an operator should look at."""
     dispatcher = parts.dispatcher
@@ -202,7 +209,8 @@ def _problems(
             )
     if problem := dispatcher.placing.problem(dispatcher.judge.decisive):
         yield Problem(problem, CHECK_PROFTPD)
-    yield from _untold(parts)
+    if untold:
+        yield _failed(untold, parts.settings)
     if dispatcher.unwritable():
         spool = parts.settings.spool
         yield Problem(f"the journal below {spool} cannot be written", f"df {shlex.quote(spool)}")
@@ -213,19 +221,16 @@ def _own_warnings(parts: Parts) -> Iterator[str]:
         yield f"metrics are not written: {problem}"
 
 
-def _untold(parts: Parts) -> Iterator[Problem]:
+def _failed(untold: Sequence[Failure], settings: Settings) -> Problem:
     """Say that uploads have failed of which nobody was told."""
-    untold = parts.dispatcher.pipeline.failures.untold()
-    if not untold:
-        return
     what = "1 upload has" if len(untold) == 1 else f"{len(untold):,} uploads have"
     them = "it" if len(untold) == 1 else "them"
     text = f"{what} failed: watchman retry --failed tries {them} again,"
     text += f" watchman drop --failed gives {them} up"
     refused = next((one.refused for one in untold if one.refused), "")
-    if parts.settings.on_failed:
+    if settings.on_failed:
         text += f"; on_failed has told nobody yet{refused and f': {refused}'}"
-    yield Problem(text, "watchman queue --failed")
+    return Problem(text, "watchman queue --failed")
 
 
 def _sink_problems(kind: str, name: str, sink: Mapping[str, Any]) -> Iterator[Problem]:
