@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 
@@ -26,6 +27,32 @@ def made_with(mode: int) -> Callable[[str, int], int]:
         return fd
 
     return opener
+
+
+def replace_file(path: str, content: bytes, mode: int, *, durable: bool = False) -> None:
+    """Put a file in the place of another one: whoever reads it finds one or the other, whole.
+
+    If `durable`, it outlives a power failure on return; else a kill only, for it is a rename.
+    Raises OSError, and then the other one is there still; but for one that says that it may not be
+    durable.
+    """
+    new = f"{path}.new"
+    try:
+        # One that a kill has left need not be ours.
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(new)
+        with open(new, "wb", opener=made_with(mode)) as file:
+            file.write(content)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.rename(new, path)
+        if durable:
+            fsync_directory(os.path.dirname(path))
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(new)
+        raise
 
 
 def make_directory(path: str, mode: int) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
 import time
 
-from watchman.config.files import fsync_directory, made_with
+from watchman.config.files import replace_file
 from watchman.errors import PausesUnwritable
 
 logger = logging.getLogger(__name__)
@@ -56,18 +55,9 @@ class Pauses:
         self._replace(left)
 
     def _replace(self, since: dict[str, float]) -> None:
-        """Write a new file, sync it, rename it over the old one, and sync the directory."""
         ordered = dict(sorted(since.items(), key=lambda item: item[1]))
-        temporary = self._path + ".new"
         try:
-            with open(temporary, "w", opener=made_with(0o600)) as file:
-                json.dump(ordered, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.rename(temporary, self._path)
-            fsync_directory(os.path.dirname(self._path))
+            replace_file(self._path, json.dumps(ordered).encode(), 0o600, durable=True)
         except OSError as e:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
             raise PausesUnwritable(f"{self._path} cannot be written: {e.strerror}") from e
         self._since = ordered

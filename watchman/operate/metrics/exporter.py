@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from watchman.config.files import made_with
+from watchman.config.files import replace_file
 from watchman.operate.metrics.totals import Totals
 from watchman.sinks.steps import Steps
 
@@ -123,21 +123,5 @@ class Exporter:
             with contextlib.suppress(FileNotFoundError):
                 os.utime(path)
                 return
-        _replace(path, text)
+        replace_file(path, text, MODE)  # node_exporter reads whole ones only
         self._written, self._written_to = text, path
-
-
-def _replace(path: str, text: bytes) -> None:
-    """Put a file in the place of another one; node_exporter reads whole ones only."""
-    new = f"{path}.new"
-    try:
-        # One that a kill has left need not be ours.
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(new)
-        with open(new, "wb", opener=made_with(MODE)) as file:
-            file.write(text)
-        os.rename(new, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.unlink(new)
-        raise

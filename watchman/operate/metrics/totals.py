@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
 
-from watchman.config.files import made_with
+from watchman.config.files import replace_file
 
 logger = logging.getLogger(__name__)
 
@@ -67,19 +66,12 @@ class Totals:
     def store(self) -> None:
         """Write them down if they have changed. Raises OSError.
 
-        It outlives a kill, for it is a rename; without fsync, which would slow the journal down,
-        a power failure may leave an earlier file, or none.
+        They outlive a kill. To have them outlive a power failure takes an fsync, which would slow
+        the journal down; so that may leave an earlier file, or none.
         """
         if not self._changed:
             return
         totals = {name: list(sums.items()) for name, sums in self._sums.items()}
-        new = f"{self._path}.new"
-        try:
-            with open(new, "w", opener=made_with(0o600), encoding="ascii") as file:
-                json.dump({"version": VERSION, "totals": totals}, file)
-            os.rename(new, self._path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.unlink(new)
-            raise
+        content = json.dumps({"version": VERSION, "totals": totals}).encode("ascii")
+        replace_file(self._path, content, 0o600)
         self._changed = False
