@@ -7,6 +7,7 @@ task is being sent at this moment is waited for, and refused if it could be sent
 """
 
 import argparse
+from functools import partial
 
 from watchman.commands.screens import progress
 from watchman.commands.shared import selection
@@ -15,5 +16,5 @@ add_arguments = selection.add_arguments
 
 
 def main(arguments: argparse.Namespace) -> int:
-    shown = progress.progress("drop", selection.total(arguments) if progress.is_seen() else None)
+    shown = progress.progress("drop", partial(selection.total, arguments))
     return selection.carry_out("drop", "dropped", arguments, shown)

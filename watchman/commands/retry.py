@@ -6,6 +6,7 @@ INI file as it is now gives them. Printed once it is safe on disk: `retried ID P
 """
 
 import argparse
+from functools import partial
 
 from watchman.commands.screens import progress
 from watchman.commands.shared import selection
@@ -17,5 +18,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    shown = progress.progress("retry", selection.total(arguments) if progress.is_seen() else None)
+    shown = progress.progress("retry", partial(selection.total, arguments))
     return selection.carry_out("retry", "retried", arguments, shown)

@@ -118,11 +118,12 @@ def _piped(end: bytes) -> Iterator[list[str]]:
 
 def _progress(arguments: Sequence[str], end: bytes) -> progress.Progress:
     """For a terminal whose user sees nothing else happen."""
-    if sys.stdout.isatty() or not progress.is_seen():
-        return progress.UNSEEN
-    piped = _count_piped(end) if "-" in arguments else 0
-    named = sum(path != "-" for path in arguments)
-    return progress.progress("send", None if piped is None else named + piped)
+
+    def total() -> int | None:
+        piped = _count_piped(end) if "-" in arguments else 0
+        return None if piped is None else sum(path != "-" for path in arguments) + piped
+
+    return progress.UNSEEN if sys.stdout.isatty() else progress.progress("send", total)
 
 
 def _count_piped(end: bytes) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any, Protocol
 
 
@@ -69,11 +70,9 @@ class _Bar:
 UNSEEN = _Unseen()
 
 
-def is_seen() -> bool:
-    """Whether progress would be seen."""
-    return sys.stderr.isatty()
+def progress(what: str, total: Callable[[], int | None]) -> Progress:
+    """Return what shows the progress to a total, None if that is not known.
 
-
-def progress(what: str, total: int | None) -> Progress:
-    """Return what shows the progress to a total, None if that is not known."""
-    return _Bar(what, total) if is_seen() else UNSEEN
+    `total` is called only if the progress would be seen.
+    """
+    return _Bar(what, total()) if sys.stderr.isatty() else UNSEEN
