@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import Any
@@ -94,16 +93,11 @@ class Alarms:
         accepted = {"event": State.ACCEPTED.value, **alarm.encode()}
         self._commit.stage(accepted, lambda at: self._wait(alarm.at(at)), lasting=True)
 
-    def settle(self, report: Report, backlog: Backlog, *, tries: int = 0) -> None:
-        """Write down what became of an alarm, after so many tries in vain."""
-        alarm, at, has_failed = report.upload, time.time(), report.state is State.FAILED
-        state = State.DROPPED if has_failed else report.state
-        record: dict[str, Any] = {"event": state.value, "at": at, "id": alarm.id}
-        if report.reason:
-            record["reason"] = report.reason
-        record |= report.sent
-        if tries:
-            record["try"] = tries + 1
+    def settle(self, report: Report, record: dict[str, Any], backlog: Backlog) -> None:
+        """Write down what became of an alarm; `record` is as that of any upload."""
+        alarm, has_failed = report.upload, report.state is State.FAILED
+        if has_failed:
+            record["event"] = State.DROPPED.value
         # Who drops an alarm by hand knows of the failure.
         record |= {ALARM_OF: alarm.alarm_of, "told": not has_failed}
 
@@ -113,7 +107,7 @@ class Alarms:
             if has_failed:
                 self._refuse(alarm.alarm_of, report.reason)
             elif self._failures.tell(alarm.alarm_of, alarm.id, position):
-                self._steps.tell(TOLD, alarm._replace(id=alarm.alarm_of), at)
+                self._steps.tell(TOLD, alarm._replace(id=alarm.alarm_of), record["at"])
                 logger.info("Told of failed upload %s: %r.", alarm.alarm_of, alarm.path)
 
         self._commit.stage(record, durable, lasting=True)

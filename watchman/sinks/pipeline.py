@@ -354,15 +354,10 @@ class Pipeline:
         If its file was renamed, `renamed` is the upload that it becomes under the new name.
         """
         upload, state = report.upload, report.state
+        record = self._tries.settlement(report)
         if upload.alarm_of:
-            self.alarms.settle(report, backlog, tries=self._tries.over(upload.id))
+            self.alarms.settle(report, record, backlog)
             return
-        record: dict[str, Any] = {"event": state.value, "at": time.time(), "id": upload.id}
-        if report.reason:
-            record["reason"] = report.reason
-        record |= report.sent
-        if tries := self._tries.over(upload.id):
-            record["try"] = tries + 1
         if state in AWAY and upload.source_state is None:
             record |= {"path": upload.path, "gone": upload.state.encode()}
             is_away = state is not State.SUPERSEDED or self.file_tracker.is_replaced(upload)

@@ -6,6 +6,7 @@ import threading
 import time
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from watchman.store.groupcommit import GroupCommit
 from watchman.uploads.upload import Report
@@ -58,7 +59,18 @@ class Tries:
             # It is lost where the journal cannot be written: nothing depends on it.
             self._commit.bring_first(partial(self._commit.stage, record))
 
-    def over(self, upload_id: str) -> int:
+    def settlement(self, report: Report) -> dict[str, Any]:
+        """Return the record of what an upload is settled as, and forget its tries."""
+        upload_id = report.upload.id
+        record: dict[str, Any] = {"event": report.state.value, "at": time.time(), "id": upload_id}
+        if report.reason:
+            record["reason"] = report.reason
+        record |= report.sent
+        if tries := self._over(upload_id):
+            record["try"] = tries + 1
+        return record
+
+    def _over(self, upload_id: str) -> int:
         """Return how often an upload was tried in vain, and forget it."""
         if upload_id not in self._tried:  # as nearly all
             return 0
