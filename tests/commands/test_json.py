@@ -11,13 +11,12 @@ from tests.commands.test_screens import DOCS
 from tests.project.test_docs import parse
 from tests.servers.daemon import Daemon
 from tests.support.deadline import eventually
+from tests.support.inis import csv_tasks
 
-INI = """
+INI = csv_tasks("""
 [proftpd]
 transfer_log = {tmp}/log/uploads.log
 token = secret
-[broker:b]
-url = filesystem://{tmp}/broker
 [broker:away]
 url = redis://127.0.0.1:1/0
 [watch:in]
@@ -25,10 +24,6 @@ path = {tmp}/in
 [move:store]
 source = {tmp}/in/moved
 destination = {tmp}/store
-[task:csv]
-pattern = *.csv
-broker = b
-task = tests.record
 [task:away]
 pattern = *.nc
 broker = away
@@ -39,7 +34,7 @@ broker = b
 task = tests.record
 exchange = nowhere
 routing_key = none
-"""
+""")
 
 #: Objects whose names are those of sections and so on, with what the documentation has there.
 NAMED = dict.fromkeys(("brokers", "moves", "watches", "sources"), "NAME")

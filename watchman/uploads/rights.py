@@ -12,6 +12,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from watchman.uploads.access import ACL
+
 #: Bits of capabilities, see capabilities(7) and linux/capability.h.
 CAP_CHOWN = 0
 CAP_FOWNER = 3
@@ -132,7 +134,7 @@ def _grant(path: str, lacking: str, rights: int) -> str:
 
 def _has_list(path: str) -> bool:
     try:
-        return bool(os.getxattr(path, "system.posix_acl_access"))
+        return bool(os.getxattr(path, ACL))
     except OSError:
         return False
 
