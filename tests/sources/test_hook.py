@@ -322,14 +322,18 @@ def system_log(tmp_path):
 
 def run_with_log(tmp_path, *arguments):
     """Run the hook where the test's directory is /dev; returns its pid and the time it took."""
-    script = 'mount --bind "$0" /dev && exec "$@"'
+    # In a process of its own: the hook's time runs from the start of that.
+    hook = 'sh -c \'echo $$; exec "$@"\' sh "$@"'
+    script = f'mount --bind "$0" /dev && {{ {hook}; exit; }}'
     before = time.monotonic()
-    hook = subprocess.Popen(
+    done = subprocess.run(
         ["unshare", "--mount", "sh", "-c", script, tmp_path / "dev", HOOK, *arguments],
         stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        timeout=10,
     )
-    assert hook.wait(10) == 0
-    return hook.pid, time.monotonic() - before
+    assert done.returncode == 0
+    return int(done.stdout), time.monotonic() - before
 
 
 def lines(receiving):
