@@ -30,6 +30,8 @@ TEST = [
     "argparse-manpage == 4.8",
     "build >= 1.2",
     "docutils >= 0.21",
+    # Grafana's own types of a dashboard, of its version 11.6.
+    "grafana-foundation-sdk == 1769699379!11.6.0",
     "hypothesis >= 6.100",
     "mypy == 2.4.*",
     "paramiko >= 5",

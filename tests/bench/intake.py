@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -73,13 +73,13 @@ def ours() -> float:
             f"[watchman]\nspool = spool\n{INI}".replace("{tmp}", str(directory))
         )
         settings = inifile.load(str(directory / "watchman.ini"))
-        paths: list[str] = []
+        paths: set[str] = set()
         room = threading.Event()
 
-        def submit(notification: Notification) -> None:
+        def submit(notifications: Sequence[Notification]) -> None:
             if not paths:
                 room.wait()
-            paths.append(notification.path)
+            paths.update(one.path for one in notifications)
 
         watcher = Watcher(
             settings.watches.values(),

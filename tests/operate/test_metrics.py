@@ -7,8 +7,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.models.dashboard import Dashboard
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.servers.brokers import ROOT
@@ -308,8 +312,28 @@ def test_the_alerts_come_when_they_should_and_only_then(tmp_path: Path) -> None:
     assert "SUCCESS" in promtool("test", "rules", str(test))
 
 
-def test_the_dashboard_is_one_that_grafana_can_load(tmp_path: Path) -> None:
-    """Its panels have places and sources; promtool reads each query."""
+def test_grafanas_own_types_load_the_dashboard_and_know_all_that_it_says() -> None:
+    written = json.loads(DASHBOARD.read_text())
+    register_default_plugins()
+    loaded = Dashboard.from_json(written)
+    assert not lost(written, json.loads(JSONEncoder(sort_keys=True).encode(loaded)))
+
+
+def lost(written: Any, loaded: Any, place: str = "") -> list[str]:
+    """Return where a part of a JSON value was not loaded as it was written."""
+    match written, loaded:
+        case dict(), dict():
+            parts = [(name, value, loaded.get(name)) for name, value in written.items()]
+        case list(), list() if len(written) == len(loaded):
+            parts = [(n, *pair) for n, pair in enumerate(zip(written, loaded, strict=True))]
+        case _:
+            return [] if written == loaded else [place]
+    return [found for name, value, got in parts for found in lost(value, got, f"{place}/{name}")]
+
+
+def test_the_dashboards_panels_have_places_and_sources_and_promtool_reads_each_query(
+    tmp_path: Path,
+) -> None:
     dashboard = json.loads(DASHBOARD.read_text())
     assert dashboard["title"] == "watchman"
     panels = dashboard["panels"]

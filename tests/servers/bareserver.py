@@ -159,7 +159,7 @@ def base() -> Iterator[Path]:
         if not base.exists():
             new = cache / f"debian-{release}.new"
             shutil.rmtree(new, ignore_errors=True)
-            command = ["debootstrap", "--variant=minbase", release, new, *_mirror(release)]
+            command = ["debootstrap", "--variant=minbase", release, str(new), *_mirror(release)]
             done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
             assert done.returncode == 0, done.stdout + done.stderr
             new.rename(base)

@@ -326,7 +326,7 @@ class ProftpdServer(Server):
             return [pid for pid in sessions if names & _open_files(pid)]
 
         # For a moment what it has just forked may have it open, too.
-        return eventually(lambda: len(found := having()) == 1 and found)[0]
+        return eventually(lambda: found if len(found := having()) == 1 else [])[0]
 
 
 def shipped(*parts: int, hook: Path | str, log: Path | str, token: str) -> str:
