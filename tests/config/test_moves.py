@@ -2,6 +2,7 @@
 
 import os
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -9,7 +10,8 @@ from tests.config.test_rules import FTP, INNER, names, settings
 from watchman.config.moves import NAME_MAX, claim_name, copy_name, destination_of, unique_name
 from watchman.config.rules import Rules
 from watchman.config.settings import MoveSettings, WatchSettings
-from watchman.uploads.beneath import is_below
+from watchman.errors import Obstructed
+from watchman.uploads.beneath import below, is_below, subpath_of
 
 STORAGE = MoveSettings("storage", "/srv/ftp", "/mnt/storage")
 ALICE = MoveSettings("alice", "/srv/ftp/alice", "/mnt/alice", unique="always")
@@ -52,6 +54,27 @@ def test_the_root_directory_is_above_everything() -> None:
     assert not is_below("/srv2", "/srv")
     root = MoveSettings("root", "/", "/mnt/storage")
     assert destination_of(root, "/srv/a.csv", 1) == "/mnt/storage/srv/a.csv"
+
+
+def test_a_move_with_another_source_by_now_has_no_destination_for_a_file_of_the_old_one() -> None:
+    with pytest.raises(Obstructed, match="not below the source of"):
+        destination_of(ALICE, "/srv/ftp/bob/a.csv", 1)
+
+
+plain_paths = st.lists(st.sampled_from(["a", "b", "a b", "..a"]), max_size=4).map(
+    lambda names: "/" + "/".join(names)
+)
+
+
+@given(plain_paths, plain_paths)
+def test_a_subpath_is_what_relpath_says_and_below_puts_it_back(path: str, root: str) -> None:
+    subpath = subpath_of(path, root)
+    assert is_below(path, root) is (subpath is not None)
+    if subpath is None:
+        assert os.path.relpath(path, root).split("/")[0] == ".."
+    else:
+        assert os.path.relpath(path, root) == (subpath or ".")
+        assert below(root, subpath) == path
 
 
 def test_the_longest_source_above_a_path_moves_it() -> None:

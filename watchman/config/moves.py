@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterator, Mapping
 
 from watchman.config.settings import MoveSettings, WatchSettings
-from watchman.uploads.beneath import is_below
+from watchman.errors import Obstructed
+from watchman.uploads.beneath import is_below, subpath_of
 
 #: The names of files while they are moved. Such a file is never an upload, whatever the INI file
 #: says.
@@ -47,8 +48,14 @@ def unique_name(name: str, milliseconds: int) -> str:
 
 
 def destination_of(move: MoveSettings, path: str, milliseconds: int) -> str:
-    """Return where a move puts the file uploaded as `path`, if that name is free."""
-    directory, name = os.path.split(os.path.relpath(path, move.source))
+    """Return where a move puts the file uploaded as `path`, if that name is free.
+
+    Raises Obstructed if the move has another source by now, which is not above the path.
+    """
+    subpath = subpath_of(path, move.source)
+    if subpath is None:
+        raise Obstructed(f"{path!r} is not below the source of [move:{move.name}] any more")
+    directory, name = os.path.split(subpath)
     if move.unique == "always":
         name = unique_name(name, milliseconds)
     return os.path.join(move.destination, directory, name)

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from watchman.config.moves import claim_name, destination_of
 from watchman.config.settings import MoveSettings, WatchSettings
 from watchman.errors import NotBelowWatch, Obstructed, WatchmanError
-from watchman.sinks.moving.directories import Directories, subpath_of
+from watchman.sinks.moving.directories import Directories
 from watchman.sinks.moving.move import Move
 from watchman.uploads import mounts
-from watchman.uploads.beneath import is_below
+from watchman.uploads.beneath import is_below, subpath_of
 from watchman.uploads.upload import State, Upload
 
 logger = logging.getLogger(__name__)

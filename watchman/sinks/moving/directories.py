@@ -11,7 +11,6 @@ from watchman.config.settings import MoveSettings
 from watchman.errors import NotBelowWatch, Obstructed
 from watchman.sinks.moving.attributes import SET_ID, owner_of, permit, set_owner
 from watchman.uploads import beneath, mounts
-from watchman.uploads.beneath import is_below
 
 #: Permissions of a directory whose counterpart at the source is gone.
 DEFAULT_MODE = 0o755
@@ -126,11 +125,3 @@ class Directories(contextlib.ExitStack):
             return os.fstat(fd)
         finally:
             os.close(fd)
-
-
-def subpath_of(path: str, root: str) -> str | None:
-    """Return the part of `path` below `root`, by the strings alone; None if it is not below."""
-    if not is_below(path, root):
-        return None
-    subpath = os.path.relpath(path, root)
-    return "" if subpath == "." else subpath
