@@ -2,6 +2,7 @@
 
 Check the INI file and all that it names: directories, rights, limits, tasks.
 It says where each task goes. It changes no file and sends no task.
+
 Root checks with the rights of the daemon's user, who owns the spool. If the
 daemon runs, these include its capabilities. --as USER names another user.
 
