@@ -488,9 +488,9 @@ def test_explain_says_in_one_sentence_what_would_happen(place):
     sentences = {
         "ftp/new.csv": "Once it is uploaded, task import_csv is sent to broker main, queue",
         "alias/new.csv": "Once it is uploaded, task import_csv is sent to broker main, queue",
-        "elsewhere.csv": f"Nothing: it is below no watch. There are: {place}/ftp.",
-        "ftp": "Nothing: it is [watch:ftp] itself, whose files are the uploads.",
-        "alias/": "Nothing: it is [watch:ftp] itself, whose files are the uploads.",
+        "elsewhere.csv": f"Nothing: it is below no watch. The watches are: {place}/ftp.",
+        "ftp": "Nothing: it is the directory of [watch:ftp] itself, not a file in it.",
+        "alias/": "Nothing: it is the directory of [watch:ftp] itself, not a file in it.",
         "ftp/a.csv.bak": "Nothing: [watch:ftp] excludes it by the pattern *.bak.",
         "ftp/.git/a.csv": "Nothing: [watch:ftp] excludes it by the pattern .*.",
         "ftp/a.txt": "Nothing: no [task:...] section has a pattern that matches it; it is ignored.",

@@ -500,9 +500,9 @@ def test_what_is_no_file_below_a_watch_is_refused_with_what_to_do(
     (incoming / "plain.txt").write_text("x")
     os.mkfifo(incoming / "fifo.csv")
     find = "name files below a watch, each by its own path, as `find DIRECTORY -type f` does"
-    outside = f"it is below no watch. There are: {tmp_path}/other, {incoming}; {find}"
+    outside = f"it is below no watch. The watches are: {tmp_path}/other, {incoming}; {find}"
     told = {
-        incoming: f"it is [watch:in] itself, whose files are the uploads; {find}",
+        incoming: f"it is the directory of [watch:in] itself, not a file in it; {find}",
         f"{incoming}/sub/": f"it is a directory, not a regular file; {find}",
         storage: f"it is a directory, not a regular file; {find}",
         incoming / "link.csv": f"it is a symlink, not a regular file; {find}",
