@@ -429,7 +429,8 @@ def test_an_id_is_named_by_any_beginning_that_no_other_has(
     assert answer.returncode == 1
     assert answer.stdout == f"dropped {named['0.csv']} {incoming / '0.csv'}\n"
     known = sorted(one for one in named.values() if one.startswith(twice))
-    for text in (f"{twice}: {len(known)} ids begin so: {known[0]}, ", "nonsense: nothing of that"):
+    twofold = f"{twice}: {len(known)} ids begin with it: {known[0]}, "
+    for text in (twofold, "nonsense: no upload with that id"):
         assert text in answer.stderr
     assert len(daemon.queue()) == 16
     story = json.loads(did(daemon, "explain", "--json", named["0.csv"][:20]))
