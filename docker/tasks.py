@@ -1,6 +1,6 @@
-"""The workers of the trial: tasks that say what has arrived.
+"""The tasks of the trial's workers: each logs the path that it has received.
 
-`celery -A tasks worker` with the broker's url in `BROKER`.
+A worker is started by `celery -A tasks worker`, with the broker's url in `BROKER`.
 """
 
 import os
@@ -17,7 +17,7 @@ app.conf.broker_connection_retry_on_startup = True
 
 @app.task(bind=True)
 def import_table(task: Task, path: str) -> None:
-    """Say what has arrived; a real task would read the file."""
+    """Log the path. A real task would read the file."""
     logger.info("Received %s %s: %s", task.name, task.request.id, path)
 
 

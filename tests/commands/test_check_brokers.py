@@ -107,7 +107,7 @@ RABBIT = {
     "missing": Case(note="first task makes exchange 'check-missing' and queue 'check-missing'"),
     "alike-not-ours": Case(declare=False, user="check-writer:secret"),
     "other-priority": Case("PRECONDITION_FAILED - inequivalent arg 'x-max-priority'"),
-    "other-length": Case("describe the queue in task_queues as it is there, or set declare = no"),
+    "other-length": Case("describe the queue in task_queues as the broker has it, or set declare"),
     "not-durable": Case("PRECONDITION_FAILED - inequivalent arg 'durable'"),
     "other-exchange": Case("PRECONDITION_FAILED - inequivalent arg 'type'"),
     "no-such-kind": Case("PRECONDITION_FAILED", celery={"task_queue_max_priority": 300}),

@@ -488,9 +488,9 @@ def test_explain_says_in_one_sentence_what_would_happen(place):
     sentences = {
         "ftp/new.csv": "Once it is uploaded, task import_csv is sent to broker main, queue",
         "alias/new.csv": "Once it is uploaded, task import_csv is sent to broker main, queue",
-        "elsewhere.csv": f"Nothing: it is below no watch. There are: {place}/ftp.",
-        "ftp": "Nothing: it is [watch:ftp] itself, whose files are the uploads.",
-        "alias/": "Nothing: it is [watch:ftp] itself, whose files are the uploads.",
+        "elsewhere.csv": f"Nothing: it is below no watch. The watches are: {place}/ftp.",
+        "ftp": "Nothing: it is the directory of [watch:ftp] itself, not a file in it.",
+        "alias/": "Nothing: it is the directory of [watch:ftp] itself, not a file in it.",
         "ftp/a.csv.bak": "Nothing: [watch:ftp] excludes it by the pattern *.bak.",
         "ftp/.git/a.csv": "Nothing: [watch:ftp] excludes it by the pattern .*.",
         "ftp/a.txt": "Nothing: no [task:...] section has a pattern that matches it; it is ignored.",
@@ -579,7 +579,7 @@ def test_check_finds_what_cannot_work(place):
     assert wrong == [
         f"spool: '{place}/run/spool' cannot be made: '{place}/run' is not a directory",
         f"socket: '{place}/run' is not a directory",
-        f"log_file: '{place}/old-ftp' is no file that {whoami()} may write",
+        f"log_file: '{place}/old-ftp' is not a file; name one that {whoami()} may write",
         f"watch:ftp: '{place}/ftp' is not a directory",
         f"broker:main: '{place}/run' is not a directory",
     ]
@@ -600,11 +600,11 @@ def test_check_warns_of_what_works_badly(place):
     _, wrong, warned = found_by_check(place)
     assert not wrong
     for text in (
-        f"spool: '{place}/spool' is not its owner's alone; chmod go= {place}/spool",
+        f"spool: '{place}/spool' is open to users beside its owner; chmod go= {place}/spool",
         f"socket: FTP users cannot reach it through '{place}'; chmod o+x it",
         f"watch:ftp: '{place}/ftp' is not there yet; the daemon waits for it",
         "broker:idle: no task uses it",
-        "task:csv: never has *.csv: [task:events], which comes first, takes it",
+        "task:csv: never gets *.csv: [task:events] comes first and takes it",
     ):
         assert text in warned
 

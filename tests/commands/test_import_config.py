@@ -136,7 +136,7 @@ def test_each_thing_without_a_counterpart_has_a_note(imported: Imported) -> None
         "it wrote to /var/log/watchman.log",
         "quiet = False has no counterpart",
         "eta = None has no counterpart",
-        "ProFTPD = True is more now",
+        "ProFTPD = True has become proftpd = yes",
         "The password stands here in clear",
         "Left out: it is below no watch, so nothing was ever moved.\n;[move:elsewhere]",
         "CELERY_WORKER_HIJACK_ROOT_LOGGER is for workers",
@@ -154,7 +154,7 @@ ODD = {
     "PATTERNS = {('*.a', {'broker': 'b', 'task': 't'}), ('*.b', {'broker': 'b', 'task': 'u'})}": (
         "# NOTE: PATTERNS had no order"
     ),
-    "PATTERNS = dict(load())": "PATTERNS is not written out, line 3: dict(load())",
+    "PATTERNS = dict(load())": "computed by code, which was not run (line 3: dict(load())). Add",
     "PATTERNS = OrderedDict([('in/*', {'broker': 'b', 'task': 't'}), ('*.c', {'broker': 'b',"
     " 'task': 't'})])": "\n;[task:t]\n;pattern = in/*\n",
     "PATTERNS = [('*.a', {'broker': 'no', 'task': 't'})]": "a broker that is not in BROKERS",
@@ -200,7 +200,7 @@ def test_what_is_no_python_is_told_with_its_line(content: str, imported: Importe
 def test_the_command_says_what_it_did_and_what_is_left(tmp_path: Path) -> None:
     (tmp_path / "config.py").write_text("BROKERS = load()\nPATTERNS = []\n")
     done = run("import-config", tmp_path / "config.py", code=1)
-    assert "# NOTE: BROKERS is not written out, line 1: load()" in done.stdout
+    assert "# NOTE: BROKERS is computed by code, which was not run (line 1: load())" in done.stdout
     assert "watchman import-config: 1 comment to read" in done.stderr
     assert "watchman import-config: still wrong: no [watch:NAME] section" in done.stderr
     assert "none.py: cannot be read" in run("import-config", tmp_path / "none.py", code=2).stderr

@@ -355,21 +355,21 @@ WRONG: dict[str, tuple[Setup, str]] = {
     ),
     "mod_vroot and hooks": (
         more("VRootEngine on\nDefaultRoot ~"),
-        "ERROR proftpd.conf:<VRootEngine>: VRootEngine: hooks name renames, STOU and all of SFTP by"
-        " paths below its root, which are not there; use the transfer log",
+        "ERROR proftpd.conf:<VRootEngine>: VRootEngine: for renames, STOU and all of SFTP hooks"
+        " name paths within the user's root, which watchman cannot find; use the transfer log",
     ),
     "mod_vroot and the log": (
         more("<Global>\nVRootEngine on\nDefaultRoot ~\n</Global>", log_only),
-        "WARN proftpd.conf:<VRootEngine>: VRootEngine: the log names renames and STOU by paths",
+        "WARN proftpd.conf:<VRootEngine>: VRootEngine: for renames and STOU the log names paths",
     ),
     "an alias of mod_vroot": (
         more("VRootEngine on\nVRootAlias /srv/all ~/all", both),
-        "ERROR proftpd.conf:<VRootAlias>: VRootAlias: ProFTPD tells of what is uploaded through it"
-        " by a path that is not there; use mount --bind",
+        "ERROR proftpd.conf:<VRootAlias>: VRootAlias: for uploads through an alias ProFTPD names"
+        " paths that do not exist; use mount --bind",
     ),
     "a root of mod_vroot for a server": (
         more(VHOST.format("VRootEngine on\nVRootServerRoot /srv"), both),
-        "ERROR proftpd.conf:<VRootServerRoot>: VRootServerRoot: no hook runs, and ProFTPD",
+        "ERROR proftpd.conf:<VRootServerRoot>: VRootServerRoot: no hook runs, and for renames",
     ),
     "all locked in and a root for the server": (
         more("VRootEngine on\nVRootServerRoot /srv\nDefaultRoot ~"),
@@ -386,17 +386,17 @@ WRONG: dict[str, tuple[Setup, str]] = {
     ),
     "files of another": (
         more("<Directory /srv>\nUserOwner shared\n</Directory>"),
-        "WARN proftpd.conf:<UserOwner>: UserOwner: files belong to another user than that of the"
-        " session, so his word is refused; use the transfer log as well",
+        "WARN proftpd.conf:<UserOwner>: UserOwner: files do not belong to the session's user, so"
+        " watchman refuses his hooks; use the transfer log as well",
     ),
     "hidden names that are none": (
         watch(more("HiddenStores on"), exclude_defaults=False),
-        "ERROR proftpd.conf:<HiddenStores>: HiddenStores makes names as '.in.a.csv.' of files that"
-        " are being written; [watch:ftp] exclude = .in.*",
+        "ERROR proftpd.conf:<HiddenStores>: HiddenStores calls a file '.in.a.csv.' while it is"
+        " written, and watchman would take that for an upload; [watch:ftp] exclude = .in.*",
     ),
     "a prefix of its own": (
         more("HiddenStores up- .new"),
-        "ERROR proftpd.conf:<HiddenStores>: HiddenStores makes names as 'up-a.csv.new' of files",
+        "ERROR proftpd.conf:<HiddenStores>: HiddenStores calls a file 'up-a.csv.new' while",
     ),
     "no watch for it": (
         watch(hooks_only, proftpd=False),
@@ -453,7 +453,7 @@ WRONG: dict[str, tuple[Setup, str]] = {
     ),
     "a log that all may read": (
         mode("log", 0o755, log_only),
-        "WARN log/uploads.log: FTP users may read it, its token too, and forge lines; chmod o= ",
+        "WARN log/uploads.log: FTP users may read the token in it, and forge lines; chmod o= ",
     ),
     "a log that all may write": (
         mode("log", 0o777, log_only),
@@ -461,7 +461,8 @@ WRONG: dict[str, tuple[Setup, str]] = {
     ),
     "a parent that all may write": (
         mode(".", 0o777, log_only),
-        "ERROR log/uploads.log: everybody may write DIR: all may rename in it; chmod o-w DIR",
+        "ERROR log/uploads.log: everybody may write DIR: anyone could put another log in its place;"
+        " chmod o-w DIR",
     ),
     "no directory for the log": (
         no_log_directory,
@@ -469,7 +470,7 @@ WRONG: dict[str, tuple[Setup, str]] = {
     ),
     "a log that is a symlink": (
         log_is_a_symlink,
-        "ERROR log/uploads.log: ProFTPD writes to no symlink; make it a file",
+        "ERROR log/uploads.log: ProFTPD does not write to a symlink; make it a file",
     ),
     "an include of nothing": (
         more("Include /nothing.conf"),

@@ -1092,8 +1092,8 @@ def test_a_value_of_a_move_that_is_wrong_says_what_would_be_right(
         ("other", "storage", "source = {tmp}/other: is below no watch"),
         ("link/a", "storage", "lies below [watch:in] over a symlink; write {tmp}/in/a"),
         ("in/a", "link/b", "lies below [watch:in] over a symlink; write {tmp}/in/b"),
-        ("in/a", "in", "has [watch:in] below it, and what lies below it is never an upload"),
-        ("in", ".", "has [watch:in] below it, and what lies below it is never an upload"),
+        ("in/a", "in", "lies above [watch:in], but no file below a destination is an upload"),
+        ("in", ".", "lies above [watch:in], but no file below a destination is an upload"),
     ],
 )
 def test_source_and_destination_must_go_together(
@@ -1112,7 +1112,7 @@ def test_a_source_below_another_destination_is_a_problem(write: Write) -> None:
     text += "[move:b]\nsource = in/done/b\ndestination = elsewhere\n"
     [found] = move_problems(write, text)
     assert "[move:b] source" in found
-    assert "lies below the destination of [move:a], where nothing is an upload" in found
+    assert "lies below the destination of [move:a], where no file is an upload" in found
 
 
 def test_a_source_is_moved_to_one_place(write: Write) -> None:

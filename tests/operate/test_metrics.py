@@ -211,7 +211,7 @@ def test_a_directory_that_is_not_there_is_said_and_waited_for(
     [warning] = eventually(lambda: daemon.status()["warnings"])
     assert warning.startswith("metrics are not written: No such file or directory: ")
     assert daemon.status()["problems"] == []
-    assert "is not a directory; it is where node_exporter looks" in daemon.run("check").stdout
+    assert "is not a directory; name the one that node_exporter reads" in daemon.run("check").stdout
     textfile.parent.mkdir()
     eventually(lambda: figures(textfile))
     eventually(lambda: daemon.status()["warnings"] == [])

@@ -429,7 +429,8 @@ def test_an_id_is_named_by_any_beginning_that_no_other_has(
     assert answer.returncode == 1
     assert answer.stdout == f"dropped {named['0.csv']} {incoming / '0.csv'}\n"
     known = sorted(one for one in named.values() if one.startswith(twice))
-    for text in (f"{twice}: {len(known)} ids begin so: {known[0]}, ", "nonsense: nothing of that"):
+    twofold = f"{twice}: {len(known)} ids begin with it: {known[0]}, "
+    for text in (twofold, "nonsense: no upload with that id"):
         assert text in answer.stderr
     assert len(daemon.queue()) == 16
     story = json.loads(did(daemon, "explain", "--json", named["0.csv"][:20]))
@@ -500,9 +501,9 @@ def test_what_is_no_file_below_a_watch_is_refused_with_what_to_do(
     (incoming / "plain.txt").write_text("x")
     os.mkfifo(incoming / "fifo.csv")
     find = "name files below a watch, each by its own path, as `find DIRECTORY -type f` does"
-    outside = f"it is below no watch. There are: {tmp_path}/other, {incoming}; {find}"
+    outside = f"it is below no watch. The watches are: {tmp_path}/other, {incoming}; {find}"
     told = {
-        incoming: f"it is [watch:in] itself, whose files are the uploads; {find}",
+        incoming: f"it is the directory of [watch:in] itself, not a file in it; {find}",
         f"{incoming}/sub/": f"it is a directory, not a regular file; {find}",
         storage: f"it is a directory, not a regular file; {find}",
         incoming / "link.csv": f"it is a symlink, not a regular file; {find}",

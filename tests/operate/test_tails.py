@@ -273,7 +273,7 @@ def test_so_many_may_look_on_and_no_more(path: str, steps: Steps) -> None:
     with contextlib.ExitStack() as peers:
         for _ in range(tails.MOST):
             peers.enter_context(begin(path, steps))
-        with pytest.raises(RequestRefused, match="look on already"):
+        with pytest.raises(RequestRefused, match="run watchman tail already"):
             next(client.follow(path, "tail", {}))
 
 

@@ -290,11 +290,11 @@ def test_check_by_root_looks_as_the_daemons_user_and_finds_the_same(
     [line] = errors(daemon)
     assert f"nobody lacks w on '{yard}/moved/alices'" in line
     by_root = daemon.run("check").stdout
-    assert ", checked as nobody, without capabilities, as no daemon runs" in by_root
+    assert ", checked as nobody, without capabilities, because no daemon runs" in by_root
     assert [one for one in by_root.splitlines() if one.startswith("ERROR")] == [line]
     assert "leases tell who still writes nobody's own files" in by_root
     as_root = daemon.run("check", "--as", "root").stdout
-    assert "the spool is nobody's, and it is root's rights that are looked at" in as_root
+    assert "the spool belongs to nobody, but this checks the rights of root" in as_root
     assert "leases tell who still writes, for every file" in as_root
 
 

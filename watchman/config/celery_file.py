@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 
 from watchman.config import celery_settings, options, trusted
 
-#: What the first version of watchman read from its config.py.
+#: Names that the first version of watchman read from its config.py.
 _FIRST_VERSION = frozenset({"BROKERS", "WATCHES", "PATTERNS", "MOVES", "ProFTPD"})
 
 #: The setting for workers that use `watchman.worker`.
 _WORKERS = frozenset({"watchman_done_file"})
 
-#: In the settings of a Django project all of Celery's begin with CELERY_, and most are others'.
+#: A name that the settings of every Django project have. There all of Celery's settings begin with
+#: CELERY_, and most other names are not Celery's.
 _DJANGO = "INSTALLED_APPS"
 
 
@@ -55,9 +56,9 @@ def load(name: str, directory: str) -> CeleryFile:
 
 
 def unknown(name: str) -> str:
-    """What to say of a name that Celery does not know; nothing if it may well be somebody else's.
+    """Return a message about a name that Celery does not know, "" if the name may be right.
 
-    Celery takes settings of any lowercase name, for those who ask for them.
+    Celery accepts any lowercase name, because programs may have settings of their own.
     """
     if name in _FIRST_VERSION:
         return f"{name} is of the first version's config.py; watchman import-config reads that"
@@ -69,7 +70,7 @@ def unknown(name: str) -> str:
 
 
 def _warnings(values: Mapping[str, Any], content: bytes) -> Iterator[str]:
-    # What the file itself uses is no setting, nor is what it has imported or defined.
+    # A name that the file itself uses is no setting. Nor is one that it has imported or defined.
     nodes = ast.walk(ast.parse(content)) if content else ()
     used = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
     for name, value in values.items():
@@ -136,7 +137,7 @@ def _importing_from(directory: str, name: str) -> Iterator[None]:
 
 
 def _complaint(error: BaseException, file: str, directory: str) -> str:
-    """Return what went wrong and where: in the settings file, rather than in what that calls."""
+    """Return what went wrong, and the line of the settings file rather than of what it calls."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}: {error.msg}"
     frames = traceback.extract_tb(error.__traceback__)

@@ -1,4 +1,4 @@
-"""Reads what the INI file tells Celery and kombu: brokers' urls, and settings by name."""
+"""Reads the options that the INI file has for Celery and kombu: brokers' urls, and settings."""
 
 import os
 import re
@@ -81,7 +81,7 @@ def types() -> dict[str, Any]:
 
 @cache
 def spellings() -> tuple[str, ...]:
-    """The names of all settings, the old ones, and those with the prefix CELERY_, in capitals."""
+    """Return all names of Celery's settings in capitals: old, present, and with CELERY_ before."""
     current = [name.upper() for name in types()]
     prefixed = [f"CELERY_{name}" for name in current]
     return (*_defaults()._TO_NEW_KEY, *current, *prefixed)
@@ -126,7 +126,10 @@ def token_file(value: str, directory: str) -> str:
 
 
 def _content(value: str, directory: str) -> str:
-    """What a file with a secret holds, without the end of its line. No error quotes it."""
+    """Return the content of a file with a secret, without the newline at its end.
+
+    No error quotes the content.
+    """
     file = options.path(_with_environment(options.text(value)), directory)
     try:
         return trusted.read_secret(file).decode().rstrip("\r\n")
@@ -141,7 +144,8 @@ def _content(value: str, directory: str) -> str:
 def _token(token: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9._~+=-]{1,64}", token):
         # In LogFormat a quote or a percent sign has a meaning of its own.
-        raise ValueError("1 to 64 letters, digits and . _ ~ + = - are what ProFTPD writes as it is")
+        what = "1 to 64 letters, digits and . _ ~ + = - are allowed"
+        raise ValueError(f"{what}, because ProFTPD writes these unchanged")
     return token
 
 
@@ -151,10 +155,10 @@ def _broker_urls(value: str, directory: str) -> str:
 
 def _broker_url(value: str, directory: str) -> str:
     scheme, separator, rest = value.partition("://")
-    # What has no form of a scheme may be a part of the password, and is not quoted.
+    # Text that does not look like a scheme may be part of a password, so no message quotes it.
     if not separator or not re.fullmatch(r"[\w+.-]*", scheme):
         raise ValueError("give a url, as amqp://user:password@host:5672/vhost or redis://host/0")
-    # As in sqla+postgresql://, kombu's transport comes before the plus.
+    # kombu's transport comes before the plus, as in sqla+postgresql://.
     transport = scheme.lower().partition("+")[0]
     if transport not in TRANSPORT_ALIASES:
         hint = options.close_to(transport, TRANSPORT_ALIASES)
@@ -169,7 +173,7 @@ def _broker_url(value: str, directory: str) -> str:
         parse_url(f"{transport}://{rest}")
     except ValueError as error:  # Its text may quote the password.
         raise ValueError(
-            "host and port cannot be read; percent-encode what is special in user and password"
+            "host and port cannot be read; percent-encode special characters in user and password"
         ) from error
     except KeyError as error:
         raise ValueError("ssl_cert_reqs is one of required, optional, none") from error

@@ -30,15 +30,15 @@ def made_with(mode: int) -> Callable[[str, int], int]:
 
 
 def replace_file(path: str, content: bytes, mode: int, *, durable: bool = False) -> None:
-    """Put a file in the place of another one: whoever reads it finds one or the other, whole.
+    """Replace a file by a new one. A reader finds either the old file or the new one, whole.
 
-    If `durable`, it outlives a power failure on return; else a kill only, for it is a rename.
-    Raises OSError, and then the other one is there still; but for one that says that it may not be
-    durable.
+    On return the new file outlives a kill, because it was renamed to its place. If `durable`, it
+    also outlives a power failure. Raises OSError. After that the old file is still there, unless
+    the fsync after the rename failed: then the new file is there, and may not be durable.
     """
     new = f"{path}.new"
     try:
-        # One that a kill has left need not be ours.
+        # A file that a kill has left may belong to another user.
         with contextlib.suppress(FileNotFoundError):
             os.unlink(new)
         with open(new, "wb", opener=made_with(mode)) as file:

@@ -29,7 +29,7 @@ _SEND_OPTIONS = (
 #: Names go into file names, and into commands as `watch:NAME`.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 
-#: After more wrong lines than this we stop reading: this is not an INI file.
+#: After more problems than this we stop reading, because the file is not an INI file.
 _ENOUGH = 20
 
 #: Longest message about a problem, in characters.
@@ -41,14 +41,14 @@ _BLANKS = 1000
 #: An option, or a key in JSON, holds a secret if its name has one of these words.
 _SECRET = "password|secret|token"
 
-#: Begins the name that replaces one that came twice, so that reading can go on.
+#: The beginning of names that replace those that came twice, so that reading can go on.
 _TWICE = "\0"
 
 
 def load(path: str) -> Settings:
-    """Read and check the INI file. Raises ConfigError, with everything that is wrong in it.
+    """Read and check the INI file. Raises ConfigError with everything that is wrong in it.
 
-    Reads no other file but the settings files that it names.
+    Of the files that the INI file names it reads Celery settings, `url_file` and `token_file`.
     """
     return _Ini(path).settings()
 
@@ -60,7 +60,8 @@ class _Ini:
         self.path = os.path.abspath(path)
         self.directory = os.path.dirname(self.path)
         self.problems: list[str] = []
-        #: By kind, then name, the values that could be read; {"watchman": {"": {...}}, ...}.
+        #: The values that could be read, by kind and name of section, and by option. A section
+        #: without a name has the name "".
         self.sections: dict[str, dict[str, dict[str, Any]]] = {kind: {} for kind in SECTIONS}
         #: Options that hold a secret.
         self.secrets: list[str] = []
@@ -275,7 +276,7 @@ class _Ini:
                     yield f"broker:{name}", "url", url.removeprefix("filesystem://")
 
     def _doubts(self) -> Iterator[str]:
-        """What is odd about the Celery settings files."""
+        """Yield what is odd about the Celery settings files."""
         for kind in ("celery", "broker"):
             for name, values in self.sections[kind].items():
                 for what in values["config"].warnings if "config" in values else ():
@@ -311,7 +312,7 @@ class _Ini:
 
 
 def _celery(values: dict[str, Any]) -> dict[str, Any]:
-    """Return a section's Celery settings. Its own options go before those of its settings file."""
+    """Return a section's Celery settings. Its options go before those of its settings file."""
     own = SECTIONS["celery"] | SECTIONS["broker"]
     beside = {name: value for name, value in values.items() if name not in own}
     return {**(values["config"].settings if "config" in values else {}), **beside}

@@ -1,4 +1,4 @@
-"""Finds the INI file and the daemon's socket. A command that asks the daemon needs no more."""
+"""Finds the INI file and the daemon's socket. A command needs no more to ask the daemon."""
 
 import configparser
 import contextlib
@@ -9,7 +9,7 @@ from watchman.errors import ConfigError
 DEFAULT_FILE = "/etc/watchman/watchman.ini"
 DEFAULT_SOCKET = "/run/watchman/watchman.sock"
 
-#: How many characters of an INI file are read to find the socket.
+#: Most characters of an INI file that are read to find the socket.
 _LIMIT = 1 << 20
 
 
@@ -43,7 +43,7 @@ def find_socket(option: str | None, config: str | None) -> str:
 
 
 def is_closed(file: str) -> bool:
-    """Whether we have no permission to read a file, which may be there or not."""
+    """Whether permissions keep us from reading a file. It may not even exist."""
     try:
         _read(file)
     except OSError as error:
@@ -59,7 +59,7 @@ def _read(file: str) -> str:
 
 
 def _socket_in(text: str) -> str:
-    """Return the option `socket` of `[watchman]`, "" if there is none. Ignores what is wrong."""
+    """Return the option `socket` of `[watchman]`, "" if there is none. Skips wrong lines."""
     parser = configparser.RawConfigParser(strict=False, default_section="")
     _, _, sections = f"\n{text}".partition("\n[")  # configparser stops at lines before a section
     with contextlib.suppress(configparser.Error):  # raised at the end, about lines that it ignored

@@ -1,6 +1,6 @@
 """The names that moves give to files, and what is wrong in `[move:...]` sections.
 
-Of the disk only symlinks are looked at, by realpath(3).
+It reads nothing on the disk but symlinks, by realpath(3).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from watchman.config.settings import MoveSettings, WatchSettings
 from watchman.errors import Obstructed
 from watchman.uploads.beneath import is_below, subpath_of
 
-#: The names of files while they are moved. Such a file is never an upload, whatever the INI file
-#: says.
+#: A pattern for the names of files while they are moved. Such a file is never an upload, whatever
+#: the INI file says.
 HIDDEN = ".watchman-*"
 
 #: The lane of uploads whose move takes long. A thread of its own takes them.
@@ -62,7 +62,7 @@ def destination_of(move: MoveSettings, path: str, milliseconds: int) -> str:
 
 
 def origin_of(move: MoveSettings, path: str) -> str:
-    """Return where a file below a move's destination was uploaded, as far as its path tells."""
+    """Return where a file below a move's destination was uploaded, as its path now suggests."""
     directory, name = os.path.split(os.path.relpath(path, move.destination))
     name = re.sub(r"@\d{13}(?=\.[^.]*$|$)", "", name)
     return os.path.normpath(os.path.join(move.source, directory, name))
@@ -71,7 +71,7 @@ def origin_of(move: MoveSettings, path: str) -> str:
 def problems(
     moves: Mapping[str, MoveSettings], watches: Mapping[str, WatchSettings]
 ) -> Iterator[tuple[str, str, str, str]]:
-    """Yield what does not fit between moves and watches: section, option, value, and what."""
+    """Yield what does not fit between moves and watches: section, option, value, and message."""
     sources: dict[str, str] = {}
     for name, move in moves.items():
         section = f"move:{name}"
@@ -95,7 +95,7 @@ def _source_problems(
         return
     for other in moves.values():
         if is_below(real, os.path.realpath(other.destination)):
-            what = f"lies below the destination of [move:{other.name}], where nothing is an upload"
+            what = f"lies below the destination of [move:{other.name}], where no file is an upload"
             yield section, "source", move.source, what
     if any(
         is_below(move.source, w.path) or is_below(w.path, move.source) for w in watches.values()
@@ -119,7 +119,7 @@ def _destination_problems(
     for watch in watches.values():
         root = os.path.realpath(watch.path)
         if is_below(root, real):
-            what = f"has [watch:{watch.name}] below it, and what lies below it is never an upload"
+            what = f"lies above [watch:{watch.name}], but no file below a destination is an upload"
             yield section, "destination", move.destination, what
         elif is_below(real, root) and not is_below(move.destination, watch.path):
             path = os.path.join(watch.path, os.path.relpath(real, root))

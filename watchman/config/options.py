@@ -1,7 +1,7 @@
-"""What an option's value may be: each reader turns the text of the INI file into a typed value.
+"""The readers of options: each turns an option's text in the INI file into a typed value.
 
-A reader raises ValueError that says what would be right. Its docstring begins with what it takes:
-the reference of the INI file (docs/) shows that sentence to operators.
+A reader raises ValueError with a message that says what would be right. The first sentences of its
+docstring say what it takes: the reference of the INI file (docs/) shows them to operators.
 """
 
 import difflib
@@ -145,7 +145,7 @@ def path_or(name: str) -> Callable[[str, str], str]:
 
 
 def on_failed(value: str) -> OnFailed | None:
-    """A broker and a task, as in `main:ops.upload_failed`; none for none."""
+    """A broker and a task, as in `main:ops.upload_failed`, or `none`."""
     if value == "none":
         return None
     broker, colon, task = word(value).partition(":")
@@ -163,18 +163,18 @@ def socket_path(value: str, directory: str) -> str:
 
 
 def paths(value: str, directory: str) -> tuple[str, ...]:
-    """One path per line, or commas between."""
+    """Paths, one per line or with commas between."""
     found = (item.strip() for item in re.split(r"[,\n]", value))
     return tuple(path(item, directory) for item in found if item)
 
 
 def words(value: str) -> tuple[str, ...]:
-    """One item per line, or commas between."""
+    """Words without blanks, one per line or with commas between."""
     return tuple(word(item.strip()) for item in re.split(r"[,\n]", value) if item.strip())
 
 
 def folders(value: str) -> tuple[str, ...]:
-    """Names of directories, one per line, or commas between."""
+    """Names of directories, one per line or with commas between."""
     names = words(value)
     for name in names:
         if "/" in name or name in (".", ".."):
@@ -212,7 +212,8 @@ def _patterns(value: str) -> tuple[str, ...]:
     lines = tuple(line.strip() for line in value.split("\n") if line.strip())
     for line in lines:
         if _COMMENT.search(line):
-            raise ValueError("holds a comment; a comment goes on a line of its own, a # is [#]")
+            what = "holds a comment; a comment goes on a line of its own"
+            raise ValueError(f"{what}; for a # in a name write [#]")
         if re.search(r",\s*[*/]", line):
             raise ValueError("patterns go one per line; for a comma in a name write [,]")
     return lines
@@ -221,14 +222,14 @@ def _patterns(value: str) -> tuple[str, ...]:
 def excludes(value: str) -> tuple[str, ...]:
     """Patterns for names, or for whole sub-paths, one per line.
 
-    None begins or ends with a slash.
+    No pattern begins or ends with a slash.
     """
     lines = _patterns(value)
     for pattern in lines:
         if pattern.strip("/") != pattern:
             raise ValueError(
-                f"{pattern} can never match: patterns are held against names and paths below the"
-                " watch, without a slash at either end"
+                f"{pattern} can never match: it is compared with names and with paths below the"
+                " watch, and none of these begins or ends with a slash"
             )
     return lines
 
@@ -283,5 +284,5 @@ def _placeholder_problem(fault: str) -> str:
 
 
 def _no_constant(name: str) -> Any:
-    # NaN and Infinity are Python's own; workers in other languages refuse the whole message.
+    # Only Python takes NaN and Infinity for JSON. Workers in other languages refuse the message.
     raise ValueError(f"{name} is not JSON")

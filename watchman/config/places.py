@@ -26,5 +26,5 @@ def why_nowhere(watches: Iterable[WatchSettings], path: str) -> str:
     real, roots = os.path.realpath(path), [(watch.name, watch.path) for watch in watches]
     for name, root in roots:
         if real == os.path.realpath(root):
-            return f"it is [watch:{name}] itself, whose files are the uploads"
-    return f"it is below no watch. There are: {', '.join(root for _, root in roots)}"
+            return f"it is the directory of [watch:{name}] itself, not a file in it"
+    return f"it is below no watch. The watches are: {', '.join(root for _, root in roots)}"

@@ -1,4 +1,4 @@
-"""Says which watch, move and task a path belongs to, by the path alone. No file is looked at."""
+"""Finds the watch, move and task that a path belongs to, by the path alone. Reads no file."""
 
 import fnmatch
 import functools
@@ -18,7 +18,7 @@ from watchman.config.settings import (
 from watchman.uploads.beneath import below, is_below
 from watchman.uploads.upload import Task
 
-#: What `{...}` may stand for inside the strings of a task's `args` and `kwargs`.
+#: The names that may stand in `{...}` inside the strings of a task's `args` and `kwargs`.
 PLACEHOLDERS = (
     "path",
     "original",
@@ -82,8 +82,8 @@ class Rules:
     def locate(self, path: str) -> tuple[WatchSettings, str] | None:
         """Return the watch that owns `path`, and the sub-path there; None if no watch owns it.
 
-        Of nested watches the inner one owns its directory. No watch owns a path with `..` in it:
-        what that means depends on symlinks, so the caller has to resolve them before.
+        Of nested watches the inner one owns its directory. No watch owns a path with `..` in it,
+        because symlinks decide what `..` means: the caller has to resolve it before.
         """
         return self._locate(path)
 
@@ -143,8 +143,8 @@ class Rules:
 class Patterns(Generic[T]):
     """Patterns as of fnmatch(3), each with a meaning.
 
-    Most patterns name a directory, or end with plain text. A path that does not have that cannot
-    match, so such patterns are not tried. So a thousand task sections cost what ten do.
+    Most patterns name a directory, or end with plain text. A pattern is not tried on a path without
+    that directory or that end, so a thousand task sections cost what ten do.
     """
 
     def __init__(self, patterns: Iterable[tuple[str, bool, T]]) -> None:
@@ -199,14 +199,14 @@ def _directory_in(pattern: str) -> str:
 
 
 class Excludes:
-    """What a watch's patterns exclude. One with a slash is for sub-paths, any other for names."""
+    """The exclude patterns of a watch. One with a slash is for sub-paths, any other for names."""
 
     def __init__(self, watch: WatchSettings) -> None:
         patterns = (*watch.exclude, *(DEFAULT_EXCLUDES if watch.exclude_defaults else ()), HIDDEN)
         self._of_names = Patterns((one, False, one) for one in patterns if "/" not in one)
         self._of_paths = Patterns((one, False, one) for one in patterns if "/" in one)
-        #: Remembered, because the watcher asks and then the judge. So are directories, because many
-        #: files come in the same one.
+        #: Remembered, because first the watcher asks and then the judge. The results of directories
+        #: are remembered too, because many files come in the same one.
         self.first = functools.lru_cache(PATHS)(self._first)
         self._of_directory = functools.lru_cache(DIRECTORIES)(self._first_of_names)
 
@@ -306,7 +306,7 @@ def faults(arguments: Any) -> Iterator[str]:
 
 
 def _filled(arguments: Any, values: dict[str, str]) -> Any:
-    if arguments == "{path}":  # what nearly all tasks are given
+    if arguments == "{path}":  # the argument of nearly all tasks
         return values["path"]
     if isinstance(arguments, str):
         return _BRACES.sub(lambda m: m[0][0] if m[1] is None else values[m[1]], arguments)
@@ -318,7 +318,10 @@ def _filled(arguments: Any, values: dict[str, str]) -> Any:
 
 
 def compiled(pattern: str, ignore_case: bool = False) -> re.Pattern[str]:
-    """Return a compiled pattern as of fnmatch(3). It may come from anyone, see `_translated`."""
+    """Return a compiled pattern as of fnmatch(3).
+
+    Anyone may have written it: `_translated` keeps it from taking minutes to compile.
+    """
     return re.compile(_translated(pattern), re.IGNORECASE if ignore_case else re.NOFLAG)
 
 

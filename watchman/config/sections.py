@@ -15,8 +15,9 @@ from watchman.config.locations import DEFAULT_SOCKET
 class Option:
     """How an option's text is read. If `default` is None, the one in `settings` counts.
 
-    The reader of a `relative` option also gets the directory of the INI file. What an option says
-    `for_` another one is that one's value. Only one of both may be set.
+    The reader of a `relative` option also gets the directory of the INI file. The value of an
+    option with `for_` becomes the value of the option that `for_` names; an INI file may set only
+    one of the two.
     """
 
     read: Callable[..., Any]

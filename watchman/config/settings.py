@@ -1,4 +1,4 @@
-"""The values of the INI file, as `inifile` has read, typed and checked them."""
+"""The values of the INI file, after `inifile` has read, typed and checked them."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -7,7 +7,7 @@ from typing import Any
 
 from watchman.config import trusted
 
-#: Names that clients give to files they are still uploading, and hidden ones.
+#: Patterns for hidden files, and for the names that clients give to files they are still uploading.
 DEFAULT_EXCLUDES = (".*", "*.filepart", "*.part", "*.partial", "*.tmp")
 
 
@@ -92,7 +92,7 @@ class TaskSettings:
 
 @dataclass(frozen=True, slots=True)
 class OnFailed:
-    """The option `on_failed`: which broker is sent which task for each upload that has failed."""
+    """The option `on_failed`: the task that is sent for each failed upload, and its broker."""
 
     broker: str
     task: str
@@ -102,8 +102,8 @@ class OnFailed:
 class Settings:
     """The whole INI file. Names map to sections; `tasks` keep the file's order.
 
-    `exposed` names the options that hold a secret, if everyone may read the file.
-    `doubts` are what Celery settings files seem to get wrong.
+    `exposed` names the options that hold a secret, if everyone may read the file. `doubts` are
+    messages about what Celery settings files seem to get wrong.
     """
 
     file: str
@@ -127,7 +127,7 @@ class Settings:
     doubts: tuple[str, ...] = field(default=(), compare=False)
 
     def warnings(self) -> Iterator[str]:
-        """Say what should be done about the INI file, and about files that it names."""
+        """Yield messages about the INI file, and about files that it names, and what to do."""
         yield from self.doubts
         if not self.exposed:
             return

@@ -19,7 +19,7 @@ def read(path: str) -> bytes:
 
 
 def read_secret(path: str) -> bytes:
-    """The content of `path`, as `read` has it; ValueError where everyone may read it, too."""
+    """Return the content of `path` as `read` does. Raises ValueError also if all may read it."""
     with open(path, "rb", opener=_without_waiting) as file:
         content = _read(file)
         if os.fstat(file.fileno()).st_mode & stat.S_IROTH:
@@ -41,7 +41,7 @@ def how_to_close(path: str, reader: int) -> str:
         return close
     if status.st_gid == 0:
         return f"chgrp {group} {place} && chmod g+r,o= {place}"
-    # Some other group owns the file, and may need to read it. So that group stays.
+    # The file belongs to another group, whose members may need to read it. So the group stays.
     return f"setfacl -m u:{user.pw_name}:r {place} && {close}"
 
 
@@ -60,7 +60,7 @@ def _read(file: BinaryIO) -> bytes:
 
 
 def _trusted_users() -> set[int]:
-    """Return the uids of root, of us, and of who became root by sudo(8), as for `sudo make run`."""
+    """Return the uids of root, of us, and of the user of sudo(8), as in `sudo make run`."""
     users = {0, os.geteuid()}
     if os.geteuid() == 0 and os.environ.get("SUDO_UID", "").isdecimal():
         users.add(int(os.environ["SUDO_UID"]))

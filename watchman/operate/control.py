@@ -24,14 +24,14 @@ from watchman.sinks.pauses import ALL, KINDS
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two looks at whether all is well while nobody asks.
+#: Seconds after which the daemon looks again at its health, if nobody asks.
 LOOK = 5.0
 
 Rows = Iterable[Mapping[str, Any] | None]
 
 
 class Control:
-    """Finds for each query who answers it. Called in the listener's thread for queries."""
+    """Answers queries, or hands them to the part that does. Runs in the listener's query thread."""
 
     def __init__(self, parts: Parts, *, reload: Callable[[], list[str]]) -> None:
         self._started = time.time()
@@ -45,7 +45,7 @@ class Control:
         )
 
     def look(self) -> None:
-        """Note whether all is well, for `status` says since when."""
+        """Note whether the daemon is healthy, because `status` says since when it is."""
         try:
             self.status()
         except Exception:
@@ -99,11 +99,13 @@ class Control:
         raise WatchmanError(f"unknown query {event!r}")
 
     def _noticed(self, fields: Mapping[str, str], selection: Selection) -> Iterator[dict[str, Any]]:
-        """Yield the selected files that are held, then those of `open` that may be uploads."""
+        """Yield rows for the selected files that are held, then for those in `open` that may become
+        uploads.
+        """
         try:
             unlisted = dict.fromkeys(map(str, json.loads(fields.get("open", "[]"))))
         except (TypeError, ValueError):
-            raise WatchmanError("open is no list of paths in JSON") from None
+            raise WatchmanError("open is not a list of paths in JSON") from None
         dispatcher = self._parts.dispatcher
         for row in dispatcher.hold_queue.rows():
             unlisted.pop(row["path"], None)
@@ -115,7 +117,7 @@ class Control:
     def _try_reload(self) -> dict[str, Any]:
         """Reload the INI file. Return what changed, or everything that is wrong with it.
 
-        Also what moves the daemon has not the rights for, unless a filesystem hangs.
+        The result also has the moves for which the daemon lacks rights, unless a filesystem hangs.
         """
         try:
             changed = self._reload()
@@ -130,7 +132,7 @@ class Control:
     def _intervene(
         self, act: Callable[[Mapping[str, str]], Rows], fields: Mapping[str, str]
     ) -> Iterator[Mapping[str, Any] | None]:
-        """Act on uploads, but refuse a broker that neither the INI file nor any upload has."""
+        """Act on uploads. Refuse a broker that neither the INI file nor any upload names."""
         broker, brokers = fields.get("broker", ""), self._parts.settings.brokers
         if broker and broker not in brokers:
             of_it = Selection(states=frozenset(ORDER), broker=broker)
@@ -173,7 +175,7 @@ class Control:
 
 
 def _first(limit: int, rows: Rows) -> Iterator[Mapping[str, Any] | None]:
-    """Yield so many rows, and what comes between them."""
+    """Yield the first `limit` rows, and each None between them."""
     for row in rows:
         yield row
         limit -= row is not None

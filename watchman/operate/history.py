@@ -15,7 +15,7 @@ from watchman.sinks.tries import TRIED
 from watchman.store.journal import Journal
 from watchman.uploads.upload import FileState, State
 
-#: The latest uploads of a path, and the latest records that belong to no upload, that are shown.
+#: How many uploads of a path are shown, and how many records that belong to no upload: the latest.
 LATEST = 20
 
 #: Events of the journal after which an upload is settled.
@@ -29,10 +29,10 @@ ROUTE = ("exchange", "routing_key", "queue")
 #: A record with its number, which gives the order.
 Numbered = tuple[int, dict[str, Any]]
 
-#: Fields of an upload's record that are told as they are, "" where one is missing.
+#: Fields of an upload's record that are shown as they are, "" if one is missing.
 AS_THEY_ARE = ("path", "original", "watch", "source", "user", "client", "protocol")
 
-#: Fields of an upload in `uploads`; each is None where nothing is known of it.
+#: Fields of an upload in `uploads`. A field is None if its value is not known.
 FIELDS = (
     *("id", "state", "at", "reason", *AS_THEY_ARE, "size", "accepted", "move", "destination"),
     *("section", "task", "args", "kwargs", "broker", *ROUTE, "tries"),
@@ -42,19 +42,19 @@ FIELDS = (
 def tell(
     path: str, upload_id: str, *, journal: Journal, queue_view: QueueView, hold_queue: HoldQueue
 ) -> Iterator[dict[str, Any] | None]:
-    """Yield the story of a path, or of an upload; before that None now and then.
+    """Yield the story of a path, or of an upload. Before it yield None now and then.
 
-    Of an id any beginning will do that no other id has; WatchmanError if others have it.
-    `story` has the records of the `LATEST` uploads, oldest first, `uploads` what they come to for
-    each upload. `earlier` counts the uploads before those. `now` has the rows of `watchman queue`
-    for uploads that are not settled.
+    `upload_id` may be the beginning of an id. Raises WatchmanError if several ids begin with it.
+    In the story, `story` has the records of the `LATEST` uploads, oldest first. `uploads` sums up
+    the records of each upload. `earlier` counts the uploads before those. `now` has the rows of
+    `watchman queue` for uploads that are not settled.
     """
     subject = path or upload_id
     loose: deque[Numbered] = deque(maxlen=LATEST)
     uploads: OrderedDict[str, list[Numbered]] = OrderedDict()
     earlier = 0
-    # Only the first record of an upload has its path; the later ones have its id, so ids that were
-    # found are searched for, too.
+    # Only the first record of an upload has its path. Later ones have its id, so the search is also
+    # for each id that was found.
     for number, record in enumerate(journal.records({subject}, uploads, upload_id)):
         if record is None:
             yield None
@@ -85,7 +85,7 @@ def tell(
 
 
 def _sum_up(upload_id: str, records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what an upload's records come to: whose it was, where it went, each try."""
+    """Sum up an upload's records: whose it was, where it went, and each try."""
     told: dict[str, Any] = dict.fromkeys(FIELDS)
     told |= {"id": upload_id, "tries": []}
     for record in records:
@@ -101,7 +101,7 @@ def _sum_up(upload_id: str, records: Iterable[Mapping[str, Any]]) -> dict[str, A
 
 
 def _of_upload(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a record says that holds an upload as a whole."""
+    """Return the fields of an upload from a record that holds the whole upload."""
     told: dict[str, Any] = {name: record.get(name, "") for name in AS_THEY_ARE}
     told |= {"size": FileState.decode(record["state"]).size, "accepted": record["accepted"]}
     told |= {"move": record.get("move"), "destination": record.get("destination")}
@@ -111,7 +111,7 @@ def _of_upload(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _try_in(record: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the try that a record tells of, by its number, if any, where and with what answer."""
+    """Return the try that a record is about: its time, place, number and answer; None if none."""
     broker, move = f"broker:{told['broker']}", f"move:{told['move']}"
     match record["event"]:
         case event if event == TRIED:

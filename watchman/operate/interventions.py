@@ -1,4 +1,4 @@
-"""Retries and drops: what an operator can do about uploads that are not settled."""
+"""Retries and drops of uploads that are not settled, as an operator asks for them."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from watchman.operate.queue_view import Found, QueueView, Selection
 from watchman.sinks.backlogs import Group
 from watchman.uploads.upload import State
 
-#: Seconds to wait for an upload that a publisher has taken and not reported yet.
+#: Seconds to wait until a publisher reports an upload that it has taken.
 IN_HAND = 10.0
 
-#: Uploads that are handled together. The backlog is searched once for all of them.
+#: Most uploads that are handled together. The backlog is searched once for all of them.
 LOT = 10_000
 
-#: States of uploads that are retried, and that are dropped, if the operator names no state.
+#: The states in which uploads are retried or dropped, if the operator names no state.
 RETRIED = (State.FAILED.value, State.DEFERRED.value)
 DROPPED = (*RETRIED, "waiting")
 
-#: Why nothing is done about an id.
-NOTHING = "nothing of that id waits or has failed; watchman explain {} says more"
+#: Why an id is refused.
+NOTHING = "no upload with that id waits or has failed; watchman explain {} says more"
 
 Row = dict[str, Any]
 
-#: A row for each upload: what was done or why not. None in between says that it goes on.
+#: A row for each upload: its state, or why nothing was done. None says that the work goes on.
 Rows = Iterator[Row | None]
 
 
 class Interventions:
-    """Retries and drops uploads. Runs in the thread of queries. What it yields is durable."""
+    """Retries and drops uploads. Runs in the thread of queries. What a row says is durable."""
 
     def __init__(
         self, queue_view: QueueView, *, dispatcher: Dispatcher, hurry: Callable[[str, str], None]
@@ -52,12 +52,12 @@ class Interventions:
         return self._in_lots(Selection.of(fields, RETRIED), act)
 
     def drop(self, fields: Mapping[str, str], *, rehearsed: bool = False) -> Rows:
-        """Settle uploads without sending their tasks; `rehearsed` as above."""
+        """Settle uploads without sending their tasks. `rehearsed` as for `retry`."""
         act = self._would_drop if rehearsed else self._drop
         return self._in_lots(Selection.of(fields, DROPPED), act)
 
     def _in_lots(self, selection: Selection, act: Callable[[list[Found]], Rows]) -> Rows:
-        """Act on the selected uploads, in lots that wait in the same place."""
+        """Act on the selected uploads in lots. All uploads of a lot wait in the same place."""
         if selection.begins:
             selection = yield from self._with_whole_ids(selection)
             if not selection.ids:
@@ -79,7 +79,7 @@ class Interventions:
             yield _row(upload_id, None, NOTHING.format(upload_id))
 
     def _with_whole_ids(self, selection: Selection) -> Generator[Row | None, None, Selection]:
-        """Return a selection with the ids that beginnings stand for; yield rows for all others."""
+        """Return the selection with whole ids for beginnings. Yield a row for each refused one."""
         known: dict[str, set[str]] = {begin: set() for begin in selection.begins}
         for found in self._queue_view.select(selection):
             if found is None:
@@ -94,7 +94,7 @@ class Interventions:
                 whole |= ids
             elif ids:
                 some = f"{', '.join(sorted(ids)[:3])}{', ...' if len(ids) > 3 else ''}"
-                yield _row(begin, None, f"{len(ids)} ids begin so: {some}; give more of it")
+                yield _row(begin, None, f"{len(ids)} ids begin with it: {some}; give more of it")
             else:
                 yield _row(begin, None, NOTHING.format(begin))
         return replace(selection, ids=frozenset(whole), begins=())
@@ -122,7 +122,7 @@ class Interventions:
             yield _row(found.upload.id, found.upload.path, reason, "waiting")
 
     def _open(self, opened: set[tuple[str, str]], group: Group) -> str:
-        """Have the uploads of a group tried at once; return why not, "" if they are."""
+        """Have the uploads of a group tried at once. Return why not, "" if they are."""
         if paused := _paused(group):
             return paused
         if (group.place, group.lane) not in opened:
@@ -157,7 +157,7 @@ class Interventions:
 
 
 def _has_failed(lot: list[Found]) -> bool:
-    """Whether a lot has failed uploads; a lot has no others then, for they have their own place."""
+    """Whether a lot has failed uploads. Then it has no others: failed ones have their own place."""
     return lot[0].group.state == State.FAILED.value
 
 

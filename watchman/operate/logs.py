@@ -1,7 +1,7 @@
 """Writes the log, to stderr or to a file, as text or as JSON.
 
-A thread that logs never waits for whoever reads the log. A pipe on stderr that nobody reads blocks
-write(2) after 64 KiB, see pipe(7), and would stop the daemon.
+A thread that logs never waits for the reader of the log. If stderr is a pipe that nobody reads,
+write(2) blocks after 64 KiB, see pipe(7), and would stop the daemon.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from watchman.config.files import made_with
 from watchman.config.settings import Settings
 from watchman.uploads.text import printable
 
-#: Lines that may wait to be written, of some 500 bytes each. More than these are lost.
+#: Most lines that wait to be written, of some 500 bytes each. Lines beyond these are lost.
 WAITING = 10_000
 
-#: Lines that are written together.
+#: Most lines that are written together.
 AT_ONCE = 1_000
 
 #: Seconds to wait for more lines, if the last ones were written less than that ago.
@@ -33,7 +33,8 @@ GATHER = 0.01
 #: Seconds that `close` waits for the last lines to be written.
 LAST_WORDS = 1.0
 
-#: Bytes that a pipe takes without blocking us if poll(2) says that it is writable, see pipe(7).
+#: Bytes that we can write to a pipe without waiting, if poll(2) says that it is writable. See
+#: pipe(7).
 PIPE_BUF = select.PIPE_BUF
 
 #: Seconds until we try again to write to a pipe that nobody reads, or to a disk that is full.
@@ -47,7 +48,7 @@ STDERR = 2
 
 
 class Record(logging.LogRecord):
-    """A record that knows nothing of source files: to look for that takes half of a line's time."""
+    """A record without source file and line: to find these takes half of the time of a line."""
 
     def __init__(
         self,
@@ -62,14 +63,14 @@ class Record(logging.LogRecord):
         sinfo: str | None = None,
         **_: object,
     ) -> None:
-        # One mapping alone is for placeholders with names, as LogRecord has it.
+        # As in LogRecord, a single mapping has the values for placeholders with names.
         is_named = bool(args) and len(args) == 1 and isinstance(args[0], Mapping) and args[0]
         self.name, self.msg, self.args = name, msg, args[0] if is_named else args
         self.levelno, self.levelname = level, logging.getLevelName(level)
         self.exc_info, self.exc_text, self.stack_info = exc_info, None, sinfo
         self.created = time.time()
         self.msecs = 1000 * (self.created % 1)
-        # For formats that are not ours.
+        # Our formats do not use these, but others may.
         self.pathname, self.lineno, self.funcName = pathname, lineno, func or ""
         self.filename = self.module = pathname
 
@@ -122,7 +123,7 @@ class Stderr:
 
 
 class LogFile:
-    """A log file that logrotate may rename; then the file at its path is opened. Used as Stderr."""
+    """A log file. If logrotate renames it, a new one is opened at its path. Used as Stderr is."""
 
     def __init__(self, path: str) -> None:
         """Raises OSError."""
@@ -147,7 +148,7 @@ class LogFile:
             self._fd = -1
 
     def _open(self) -> None:
-        # O_NONBLOCK, because to open a FIFO would otherwise wait for a reader.
+        # Without O_NONBLOCK, to open a FIFO waits until somebody reads it, see fifo(7).
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK
         fd = made_with(0o640)(self._path, flags)
         self.close()
@@ -156,10 +157,10 @@ class LogFile:
 
 
 class Writer(logging.Handler):
-    """Takes records from all threads; a thread of its own formats and writes them.
+    """Takes records from all threads. A thread of its own formats and writes them.
 
-    A record must not change after it was logged, for it is formatted later. Lines that cannot be
-    written in time are lost, and counted.
+    A record must not change after it was logged, because it is formatted later. Lines that cannot
+    be written in time are lost, and counted.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -172,9 +173,9 @@ class Writer(logging.Handler):
         self._records: queue.SimpleQueue[logging.LogRecord | None] = queue.SimpleQueue()
         #: Lines lost since the last one that was written.
         self._lost = 0
-        #: Guards `_lost`. The handler's own lock would not do: nobody may wait for a write.
+        #: Guards `_lost`. The handler's own lock would not do: no thread may wait for a write.
         self._counting = threading.Lock()
-        #: When stderr may be told again (monotonic) that the log file cannot be written.
+        #: When we may say again on stderr that the log file cannot be written (monotonic).
         self._next_complaint = 0.0
         #: When lines were last written (monotonic).
         self._last_write = 0.0
@@ -200,7 +201,7 @@ class Writer(logging.Handler):
             self._count(1)
 
     def close(self) -> None:
-        """Write the lines that wait, as far as that is possible within LAST_WORDS."""
+        """Write the lines that wait, or as many of them as can be written within LAST_WORDS."""
         if not self._ending.is_set():
             self._records.put(None)
             self._thread.join(LAST_WORDS)

@@ -18,10 +18,10 @@ from watchman.sinks.failures import Failure
 from watchman.sinks.pauses import ALL
 from watchman.uploads.upload import Source, State
 
-#: Seconds without progress, though there is work that could go on, after which that is a problem.
+#: Seconds without progress after which that is a problem, if there is work that could go on.
 STALLED = 30.0
 
-#: The status of a broker or move for which uploads wait, and which is not in the INI file.
+#: The status of a broker or move that is not in the INI file, but for which uploads wait.
 UNKNOWN: Mapping[str, Any] = {
     "state": "unknown",
     "since": None,
@@ -31,7 +31,7 @@ UNKNOWN: Mapping[str, Any] = {
     "refused": {},
 }
 
-#: Commands that cure a problem, or say what would.
+#: Commands that cure a problem, or that say what would cure it.
 CHECK = "watchman check"
 CHECK_BROKERS = "watchman check --brokers"
 CHECK_PROFTPD = "watchman check --proftpd /etc/proftpd/proftpd.conf"
@@ -42,7 +42,7 @@ Told = dict[str, dict[str, Any]]
 
 
 class Problem(NamedTuple):
-    """Something that an operator should look at, and the command to begin with, "" if none."""
+    """Something that an operator should look at, and the command to begin with or ""."""
 
     text: str
     cure: str = ""
@@ -51,7 +51,7 @@ class Problem(NamedTuple):
 class Health:
     """Whether the daemon is healthy, and since when. Any thread may note it.
 
-    It is looked at when somebody asks, and now and then while nobody does.
+    It is noted when somebody asks for the status, and every few seconds while nobody does.
     """
 
     def __init__(self, since: float, clock: Callable[[], float] = time.time) -> None:
@@ -59,7 +59,7 @@ class Health:
         self._noted = True, since
 
     def note(self, healthy: bool) -> float:
-        """Take down how it is now, and return since when it is so (epoch)."""
+        """Note whether it is healthy now, and return since when it is so (epoch)."""
         before, since = self._noted
         if healthy is not before:
             since = self._clock()
@@ -194,8 +194,8 @@ def _problems(
     # Then work that stands still although no part has reported an error.
     if (stalled := dispatcher.stalled()) >= STALLED:
         yield Problem(
-            f"nothing is decided for {stalled:.0f} seconds: a file system hangs, most likely;"
-            " the log's last lines may tell which",
+            f"nothing is decided for {stalled:.0f} seconds: most likely a file system hangs;"
+            " the last lines of the log may tell which",
             RESTART,
         )
     for name, broker in sinks["broker"].items():
@@ -203,8 +203,8 @@ def _problems(
         if stalled >= STALLED and broker["state"] not in (*DOWN, "unknown"):
             yield Problem(
                 f"none of the {broker['waiting']} uploads that wait for broker {name} was sent"
-                f" for {stalled:.0f} seconds, though it is {broker['state']}: see the log, and"
-                " restart watchman if it does not tell why",
+                f" for {stalled:.0f} seconds, though it is {broker['state']}: see the log; if it"
+                " does not tell why, restart watchman",
                 RESTART,
             )
     if problem := dispatcher.placing.problem(dispatcher.judge.decisive):
@@ -222,7 +222,7 @@ def _own_warnings(parts: Parts) -> Iterator[str]:
 
 
 def _failed(untold: Sequence[Failure], settings: Settings) -> Problem:
-    """Say that uploads have failed of which nobody was told."""
+    """Return the problem that uploads have failed, and that nobody was told of them."""
     what = "1 upload has" if len(untold) == 1 else f"{len(untold):,} uploads have"
     them = "it" if len(untold) == 1 else "them"
     text = f"{what} failed: watchman retry --failed tries {them} again,"
@@ -240,7 +240,7 @@ def _sink_problems(kind: str, name: str, sink: Mapping[str, Any]) -> Iterator[Pr
     if sink["state"] in DOWN:
         yield Problem(f"{kind} {name} is {sink['state']}: {sink['error']}", check)
     elif sink["state"] == "unknown":
-        text = f"{sink['waiting']} uploads wait for {kind} {name}, which the INI file has not"
+        text = f"{sink['waiting']} uploads wait for {kind} {name}, which is not in the INI file"
         yield Problem(text, f"watchman queue --broker {name}" if kind == "broker" else CHECK)
     # If a move's lane has the reason as its name, something is wrong with a directory. The other
     # lanes are no problem here: a destination that is away is reported above, and a single upload

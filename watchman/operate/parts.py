@@ -29,7 +29,7 @@ class Parts:
     publishers: Publishers
     movers: Movers
     finders: Finders
-    #: What the look at moves has found that the last reload began.
+    #: The moves for which the daemon lacks rights. The last reload began to look for them.
     forbidden: Future[list[str]] | None = None
     exporter: Exporter = field(init=False)
 

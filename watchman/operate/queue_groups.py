@@ -1,4 +1,4 @@
-"""The queue in groups: what has the same state, place and reason, and so the same cure."""
+"""The queue in groups: uploads with the same state, place and reason, and so the same cure."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Row = Mapping[str, Any]
 
 @dataclass(slots=True)
 class Gathered:
-    """How many uploads there are with that state, place and reason, and the first and last of them.
+    """A group: how many uploads have a state, place and reason, and the first and last of them.
 
-    `since` is when the oldest was accepted or noticed, `next_try` when one is tried again first
-    (epoch). A `place` is `broker:NAME` or `move:NAME`, "" for what waits for neither.
+    `since` is when the oldest was accepted or noticed, `next_try` when the next one is tried again
+    (epoch). A `place` is `broker:NAME` or `move:NAME`, "" if the uploads wait for neither.
     """
 
     state: str
@@ -34,7 +34,7 @@ class Gathered:
     last: dict[str, Any] | None = None
 
     def add(self, row: Row, uploads: int = 1) -> None:
-        """Take in the row of an upload that stands for so many, younger than those before it."""
+        """Add a row that stands for so many uploads, all of them younger than those before."""
         self.uploads += uploads
         self.since = _least(self.since, row["since"])
         self.attempts = max(self.attempts, row["attempts"])
@@ -48,8 +48,9 @@ def gather(
 ) -> Iterator[dict[str, Any] | None]:
     """Yield the groups of the selected uploads, the most important first.
 
-    Before that None now and then: where it takes their records to say which group uploads belong
-    to, all are read. `held` are the rows of selected files that are only noticed.
+    Before that yield None now and then, because this may take long: where only an upload's record
+    tells its group, all records are read. `held` are the rows of selected files that are only
+    noticed.
     """
     found: dict[tuple[str, str, str | None], Gathered] = {}
 
@@ -81,7 +82,7 @@ def gather(
 
 
 def _are_alike(group: Group, selection: Selection) -> bool:
-    """Whether all of a group are selected or none, and all for the same reason."""
+    """Whether all uploads of a group have the same reason, and all are selected or none is."""
     has_reasons = group.state == State.FAILED.value
     return not has_reasons and not selection.looks_inside and group.lane != UNREADABLE
 

@@ -1,4 +1,4 @@
-"""The queue: uploads that are not settled, as `watchman queue` shows and commands select them."""
+"""The queue: the uploads that are not settled. Commands show them and select from them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ALL_STATES = (*ORDER, State.NOTICED.value)
 #: States of a broker or a move in which no upload gets through.
 DOWN = ("down", "blocked")
 
-#: Records that are read before other queries get a turn.
+#: Most records that are read before other queries get a turn.
 BREATH = 1_000
 
 #: Characters of a whole id: a UUID.
@@ -40,7 +40,7 @@ class Found(NamedTuple):
     reason: str
 
     def row(self) -> dict[str, Any]:
-        """Return it as `watchman queue` shows it."""
+        """Return the upload as a row of `watchman queue`."""
         upload, group = self.upload, self.group
         row: dict[str, Any] = {"id": upload.id, "state": group.state, "path": upload.path}
         row |= {"original": upload.original, "watch": upload.watch, "since": upload.accepted}
@@ -73,7 +73,7 @@ class Selection:
         if "ids" in fields and not given:
             raise WatchmanError("no id is given")
         if given and fields.keys() - {"ids", "limit", "open"}:
-            raise WatchmanError("give ids, or say which ones by their state, broker and path")
+            raise WatchmanError("give either ids, or filters by state, broker and path")
         return cls(
             ids=frozenset(one for one in given if len(one) >= WHOLE_ID),
             begins=tuple({one for one in given if len(one) < WHOLE_ID}),
@@ -88,7 +88,7 @@ class Selection:
 
     @property
     def looks_inside(self) -> bool:
-        """Whether it takes an upload's record to say if it is selected."""
+        """Whether only an upload's record can tell if it is selected."""
         return self.names_ids or bool(self.broker) or self.pattern is not None
 
     def names(self, upload_id: str) -> bool:
@@ -142,7 +142,7 @@ class QueueView:
         return self._ordered(self._pipeline.groups())
 
     def sizes(self) -> list[Group]:
-        """Return what `groups` does, without positions: that is quick, however many wait."""
+        """Return what `groups` does, but without positions: that is quick, however many wait."""
         return self._ordered(self._pipeline.sizes())
 
     def _ordered(self, found: Iterable[Group]) -> list[Group]:
@@ -252,9 +252,9 @@ class QueueView:
 
 
 def known_and_open(paths: Iterable[str], rules: Rules) -> Iterator[dict[str, Any]]:
-    """Yield rows of files that are open for writing and not in hand, if they may be uploads later.
+    """Yield rows for files that are open for writing and not in hand, if they may become uploads.
 
-    Nobody hears when a file is opened that is known already, only when it is closed.
+    When a known file is opened again, no source tells of it until the file is closed.
     """
     for path in paths:
         watch, subpath = rules.locate(path) or (None, "")

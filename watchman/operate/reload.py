@@ -1,4 +1,4 @@
-"""A reload: the daemon changes to the INI file as it is now, and loses no upload."""
+"""A reload: the running daemon applies the present INI file, and loses no upload."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 #: Options that cannot change while the daemon runs.
 FIXED = ("spool", "socket")
 
-#: Settings that the finders cannot change while they run: they are stopped and started again.
+#: Settings that the finders cannot change while they run. Finders are stopped and started for them.
 LOOKED_AT = ("watches", "proftpd", "moves")
 
 
@@ -49,7 +49,7 @@ def reload(parts: Parts, listener: Listener) -> list[str]:
 
 def _go_over(parts: Parts, listener: Listener, new: Settings) -> None:
     """Apply new settings to all parts."""
-    # Everything that may fail comes first, so that a failure leaves all as it was.
+    # All that may fail comes first, so that a failure leaves everything as it was.
     with contextlib.ExitStack() as failed:
         publishers = parts.publishers.prepare(new.brokers)
         movers = parts.movers.prepare(moves_of(new))

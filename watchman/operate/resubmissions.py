@@ -15,7 +15,7 @@ from watchman.uploads.upload import Answer, Notification, Respond, Source, State
 
 logger = logging.getLogger(__name__)
 
-#: Notifications that are looked up in one pass through journal and history.
+#: Most notifications that are looked up in one pass through journal and history.
 BATCH = 128
 
 Asked = tuple[Notification, Respond]
@@ -57,7 +57,7 @@ class Resubmissions:
 
     def submit(self, notification: Notification, answer: Respond) -> None:
         """Do as `Dispatcher.submit`. Any thread may call it."""
-        # For a file below a move's destination, the history tells as what it was uploaded.
+        # If a file lies below a move's destination, the history has the path it was uploaded as.
         by_hand = notification.source is Source.RESUBMIT and not notification.resubmit_as
         was_moved = by_hand and self._dispatcher.rules.moved_by(notification.path)
         if notification.same_id or was_moved:
@@ -82,7 +82,7 @@ class Resubmissions:
                     answer(Answer(Outcome.ERROR, "the journal cannot be read; see the log"))
 
     def _decide(self, batch: list[Asked]) -> None:
-        """Submit or refuse each of a batch; returns after all with `--same-id` were decided."""
+        """Submit or refuse each of a batch. Return when all with `--same-id` were decided."""
         pasts = past_of(self._journal, {notification.path for notification, _ in batch})
         decided = threading.Semaphore(0)
         submitted = 0
@@ -93,12 +93,13 @@ class Resubmissions:
             if not notification.same_id:
                 self._dispatcher.submit(known, answer)
             elif past is None:
-                answer(Answer(Outcome.ERROR, "no upload of it is in the history: leave --same-id"))
+                what = "the history has no upload of it; leave --same-id out"
+                answer(Answer(Outcome.ERROR, what))
             elif past.event not in SETTLED:
                 what = "has failed" if past.event == State.FAILED.value else "is in hand"
                 answer(Answer(Outcome.ERROR, f"{past.id} {what}: see watchman retry {past.id}"))
             else:
-                past.event = State.ACCEPTED.value  # so that the same path is refused a second time
+                past.event = State.ACCEPTED.value  # so that the path is refused if it comes again
                 submitted += 1
 
                 def tell(outcome: Answer, answer: Respond = answer) -> None:
@@ -116,7 +117,7 @@ def past_of(journal: Journal, paths: set[str]) -> dict[str, Past]:
     by_id: dict[str, Past] = {}
     ids: set[str] = set()
     for record in journal.records(paths, ids):
-        # An alarm has the path of the upload that failed, and is none.
+        # An alarm has the path of the failed upload, but is not an upload itself.
         if record is None or "id" not in record or "alarm_of" in record:
             continue
         past = by_id.setdefault(record["id"], Past(record["id"], ""))

@@ -1,4 +1,4 @@
-"""Tells systemd how the daemon is, if systemd has started it: see sd_notify(3)."""
+"""Tells systemd the state of the daemon, if systemd has started it. See sd_notify(3)."""
 
 from __future__ import annotations
 
@@ -14,26 +14,27 @@ from watchman.uploads.text import printable
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two status texts, if no watchdog wants to hear more often.
+#: Seconds between two status texts, unless systemd's watchdog needs messages more often.
 STATUS_EVERY = 30.0
 
-#: Seconds that a message may wait for systemd, which takes messages as fast as they come.
+#: Seconds that a message may wait for systemd, which normally takes each at once.
 PATIENCE = 5.0
 
-#: Characters of a status text.
+#: Most characters of a status text.
 LONGEST = 200
 
 
 class Systemd:
-    """Sends messages to the socket that systemd has named, or to nobody."""
+    """Sends messages to the socket that systemd has named. Does nothing without systemd."""
 
     def __init__(self) -> None:
-        # Taken out of the environment, so that no program that is started speaks in our name.
+        # Taken out of the environment, so that no program that we start sends messages as us.
         self._address = os.environ.pop("NOTIFY_SOCKET", "")
         meant = os.environ.pop("WATCHDOG_PID", "") in ("", str(os.getpid()))
         microseconds = os.environ.pop("WATCHDOG_USEC", "")
         watchdog = int(microseconds) / 1e6 if meant and microseconds.isdecimal() else 0.0
-        #: Half the time after which systemd would believe that we hang, as it recommends.
+        #: Seconds between two messages: half of the time after which systemd takes us for hung, as
+        #: sd_watchdog_enabled(3) recommends.
         self._interval = min(watchdog / 2 or STATUS_EVERY, STATUS_EVERY)
         self._has_watchdog = bool(watchdog)
         self._reloading = False
@@ -44,9 +45,9 @@ class Systemd:
         self._tell(STATUS="Starting.")
 
     def ready(self, dead: Callable[[], list[str]], status: Callable[[], Mapping[str, Any]]) -> None:
-        """Say that all has started, and go on saying how it is, in a thread.
+        """Say that the daemon has started, and start a thread that goes on telling its state.
 
-        `dead` names the parts whose threads have ended; `status` is what the command shows.
+        `dead` returns the parts whose threads have ended, `status` what `watchman status` shows.
         """
         if not self._address:
             return
@@ -67,7 +68,7 @@ class Systemd:
         self._tell(READY=1)
 
     def stopping(self, patience: float) -> None:
-        """Say that a stop begins, which may take `patience` seconds whatever the unit says."""
+        """Say that a stop begins. It may take `patience` seconds, whatever the unit says."""
         self._stopping.set()
         self._tell(STOPPING=1, STATUS="Stopping.", EXTEND_TIMEOUT_USEC=int(patience * 1e6))
 

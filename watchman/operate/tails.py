@@ -1,4 +1,4 @@
-"""The tails: who looks on by `watchman tail`, and what of it each has yet to be told."""
+"""The tails: each running `watchman tail`, and the steps that it was not sent yet."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from watchman.errors import WatchmanError
 from watchman.sinks.steps import Origin, Step, Steps
 from watchman.sources.socket.listener import LATER
 
-#: Steps that wait for one who looks on. What comes beyond them, he misses.
+#: Most steps that wait for one tail. It misses the steps beyond these.
 WAITING = 1_000
 
-#: Who may look on at the same time: each step is shown to all.
+#: Most tails at the same time, because each step is sent to all of them.
 MOST = 16
 
-#: What one who looks on is told first, and where he has missed steps.
+#: The event that a tail is sent first, and the event in the place of steps that it has missed.
 FOLLOWING, MISSED = "following", "missed"
 
 Rows = Generator[Mapping[str, Any], None, None]
 
 
 class Tail:
-    """The steps that one who looks on has yet to be told. Nobody waits for him."""
+    """The steps that one `watchman tail` was not sent yet. No thread waits for the command."""
 
     def __init__(self, fields: Mapping[str, str]) -> None:
         pattern = fields.get("pattern")
@@ -41,7 +41,7 @@ class Tail:
         self._missed = 0
 
     def look(self, step: Step) -> None:
-        """See a step; called in the thread that has taken it."""
+        """Take a step, if the command asked for it. Called in the thread that has made the step."""
         if not self._wants(step):
             return
         with self._changing:
@@ -59,7 +59,7 @@ class Tail:
         )
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return what was seen since this was called last, in order, and how much was missed."""
+        """Return the steps since the last call, in order, and how many were missed."""
         with self._changing:
             steps, self._steps = self._steps, deque()
             missed, self._missed = self._missed, 0
@@ -76,7 +76,7 @@ def _row(step: Step) -> dict[str, Any]:
 
 
 def follow(steps: Steps, settings: Settings, fields: Mapping[str, str]) -> Rows:
-    """Yield each step that the fields select, for as long as it is asked; LATER where none came.
+    """Yield each step that the fields select, without an end. Yield LATER if there is none now.
 
     Raises WatchmanError for a watch or a task that is not in the INI file.
     """
@@ -84,7 +84,7 @@ def follow(steps: Steps, settings: Settings, fields: Mapping[str, str]) -> Rows:
     _insist("watch", watch, list(settings.watches))
     _insist("task", task, [one.name for one in settings.tasks])
     if len(steps.lookers) >= MOST:
-        raise WatchmanError(f"{MOST} others look on already")
+        raise WatchmanError(f"{MOST} others run watchman tail already")
     tail = Tail(fields)
     steps.look_on(tail.look)
     try:

@@ -10,8 +10,9 @@ from collections.abc import Callable
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that a stop may take in addition to `drain`. It is longer than the timeouts of a broker's
-#: connection, and shorter than the time after which supervisor kills (`stopwaitsecs`).
+#: Seconds that a stop may take in addition to `drain`. This is longer than the timeouts of a
+#: broker's connection. With `drain` it is shorter than supervisor's `stopwaitsecs`, after which
+#: supervisor kills the daemon.
 GRACE = 15.0
 
 #: Exit status after the watchdog has ended the process.
@@ -21,8 +22,8 @@ HUNG = 1
 class Watchdog:
     """A thread that waits for a stop to begin, and ends the process if it takes too long.
 
-    A thread may hang in a system call, for instance on a file server that is away. Nothing but the
-    end of the process ends it. No upload is lost by that, because all of them are in the journal.
+    A thread may hang in a system call, for instance on a file server that is away. Only the end of
+    the process ends such a thread. No upload is lost by that: all of them are in the journal.
     """
 
     def __init__(self, drain: Callable[[], float]) -> None:

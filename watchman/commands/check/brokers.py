@@ -1,4 +1,4 @@
-"""What `watchman check` says of brokers, and of each task on its way to one."""
+"""Checks the brokers, and where each task goes."""
 
 import os
 import threading
@@ -26,7 +26,10 @@ TIMEOUT = 15.0
 
 
 def check(settings: Settings, *, connect: bool) -> Iterator[Finding]:
-    """Look at brokers and tasks; `connect` asks the brokers about their tasks, and sends none."""
+    """Yield the findings about brokers and tasks.
+
+    If `connect`, each broker is asked whether it would take its tasks. No task is sent.
+    """
     routes = Routes(settings.brokers)
     asked, tasks = set(), [*settings.tasks, *_on_failed(settings)]
     used = {task.broker for task in tasks}
@@ -42,7 +45,7 @@ def check(settings: Settings, *, connect: bool) -> Iterator[Finding]:
 
 
 def _on_failed(settings: Settings) -> Iterator[TaskSettings]:
-    """The task of the option `on_failed`, if there is one, as a section would have it."""
+    """Yield the task of the option `on_failed`, if that is set, as settings of a section."""
     if found := settings.on_failed:
         told = dict.fromkeys(("id", "path", "user", "client", "reason"), "example")
         yield TaskSettings("on_failed", (), found.broker, found.task, args=[], kwargs=told)
@@ -51,7 +54,7 @@ def _on_failed(settings: Settings) -> Iterator[TaskSettings]:
 def _broker(
     broker: BrokerSettings, routes: Routes, *, connect: bool
 ) -> Generator[Finding, None, bool]:
-    """Look at a broker, connect if told to, and return whether it can be asked about tasks."""
+    """Yield the finding about a broker, and return whether it can be asked about tasks."""
     subject = f"broker:{broker.name}"
     try:
         app = routes.app(broker.name)
@@ -80,7 +83,8 @@ def _broker(
 
 def _folders(subject: str, url: str) -> Iterator[Finding]:
     folder, control = embedded_folders(url)
-    # The sender sweeps what others have left, and syncs the directory: it must be able to read it.
+    # The sender must be able to read the directory: it removes the unfinished files of killed
+    # senders, and syncs the directory.
     yield places.writable(subject, folder, "0700", WRITE | os.R_OK)
     if os.path.lexists(control):
         finding = places.writable(subject, control, "0700", WRITE | os.R_OK)
@@ -106,7 +110,7 @@ def _task(task: TaskSettings, broker: BrokerSettings, routes: Routes, *, ask: bo
     if not refused:
         return ok(subject, f"{text}, which takes it{reason and '; '}{reason}")
     if "PRECONDITION_FAILED" in reason:
-        reason += "; describe the queue in task_queues as it is there, or set declare = no"
+        reason += "; describe the queue in task_queues as the broker has it, or set declare = no"
     return error(subject, f"{text}, which would not take it: {reason}")
 
 
@@ -120,9 +124,9 @@ def _example(section: TaskSettings) -> Upload:
 
 
 def _ask(app: Any, broker: BrokerSettings, *messages: Message) -> tuple[bool, list[Sent]]:
-    """Connect, and return whether the broker can be asked, and what would become of messages.
+    """Connect. Return whether the broker can be asked, and what would become of each message.
 
-    Raises BrokerUnavailable after a while, for kombu has waits without an end.
+    Raises BrokerUnavailable after TIMEOUT, because kombu may wait without an end.
     """
     outcome: Future[tuple[bool, list[Sent]]] = Future()
 
@@ -146,10 +150,10 @@ def _ask(app: Any, broker: BrokerSettings, *messages: Message) -> tuple[bool, li
 
 
 def _hidden(task: TaskSettings, earlier: Sequence[TaskSettings]) -> Iterator[Finding]:
-    """Say which patterns of a task never match, for another one comes first."""
+    """Warn of each pattern that gets no file, because an earlier task takes all its files."""
     for pattern in task.patterns:
         for other in earlier:
             if {pattern, "*"} & set(other.patterns):
-                text = f"never has {pattern}: [task:{other.name}], which comes first, takes it"
+                text = f"never gets {pattern}: [task:{other.name}] comes first and takes it"
                 yield warn(f"task:{task.name}", text)
                 break

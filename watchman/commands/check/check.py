@@ -1,11 +1,16 @@
 """`watchman check`: the INI file and everything it names.
 
-Check the INI file and everything it names: directories, rights, limits, and where each task
-goes. Root looks as the daemon's user would, who owns the spool, and with the capabilities of the
-daemon if it runs; --as USER names another one. Touches and sends nothing. --brokers also asks each
-broker whether it would take each task: none is sent, and what RabbitMQ lacks is made for a moment,
-as the first task would make it. --proftpd FILE reads ProFTPD's configuration. Exit code 1 says
-that there is an ERROR; a WARN alone is 0.
+Check the INI file and all that it names: directories, rights, limits, tasks.
+It says where each task goes. It changes no file and sends no task.
+
+Root checks with the rights of the daemon's user, who owns the spool. If the
+daemon runs, these include its capabilities. --as USER names another user.
+
+--brokers also asks each broker whether it would take each task. A queue or
+exchange that RabbitMQ lacks is made, as the first task would make it, and
+removed at once. --proftpd FILE also reads ProFTPD's configuration.
+
+Exit code 1 says that there is an ERROR. If there are only WARNs, it is 0.
 """
 
 import argparse
@@ -33,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--as",
         dest="user",
         metavar="USER",
-        help="look with the rights of USER (else of who owns the spool); for root",
+        help="check with the rights of USER, not of the owner of the spool; for root",
     )
 
 
@@ -53,7 +58,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def _check(settings: Settings, arguments: argparse.Namespace) -> Iterator[Finding]:
-    # What ProFTPD reads is root's, and need not be the daemon's to read.
+    # Read as root: the daemon's user need not be able to read ProFTPD's configuration.
     file = arguments.proftpd
     of_proftpd = proftpd.check(settings, os.path.abspath(file)) if file is not None else ()
     user = user_of(settings, arguments.user)
@@ -74,7 +79,7 @@ def _check(settings: Settings, arguments: argparse.Namespace) -> Iterator[Findin
 
 
 def _load(settings: Settings) -> None:
-    """Load what Python loads when it is first used: root may keep it where others may not go."""
-    for name in ("encodings.idna", "secrets"):  # when a connection is made
+    """Import now what Python would import later: root may keep it where the user may not read."""
+    for name in ("encodings.idna", "secrets"):  # imported when a connection is made
         importlib.import_module(name)
     deque(brokers.check(settings, connect=False), maxlen=0)

@@ -1,4 +1,4 @@
-"""What `watchman check` has found about one thing."""
+"""A finding: what `watchman check` says about one thing."""
 
 from enum import StrEnum
 from functools import partial
@@ -14,7 +14,7 @@ class Level(StrEnum):
 
 
 class Finding(NamedTuple):
-    """One line of the report; `subject` is a section or an option of `[watchman]`."""
+    """One line of the report. `subject` names a section, or an option of `[watchman]`."""
 
     level: Level
     subject: str

@@ -1,4 +1,4 @@
-"""What `watchman check` says of our own directories and files. Looks only, makes nothing."""
+"""Checks our own directories and files: spool, socket, log, metrics. Makes and changes nothing."""
 
 import contextlib
 import os
@@ -26,7 +26,7 @@ def check(settings: Settings) -> Iterator[Finding]:
     yield from hard_links()
     for path in settings.proftpd.transfer_log:
         for place, rights in ((os.path.dirname(path), ENTER), (path, os.R_OK)):
-            # What is not there is not ours to make.
+            # A missing one is no error here: ProFTPD makes it, not the daemon.
             if os.path.exists(place) and (text := complaint(place, rights)):
                 yield error("transfer_log", text)
 
@@ -35,9 +35,9 @@ def _spool(settings: Settings) -> Iterator[Finding]:
     path = settings.spool
     status = os.stat(path) if os.path.exists(path) else None
     if status and status.st_uid != os.geteuid():
-        # These are not the rights that the daemon will have.
+        # The daemon will have other rights than those that are checked now.
         owner = user_name(status.st_uid)
-        text = f"the spool is {owner}'s, and it is {me()}'s rights that are looked at"
+        text = f"the spool belongs to {owner}, but this checks the rights of {me()}"
         yield warn("config", f"{text}; runuser -u {owner} -- watchman -c {settings.file} check")
     elif text := strays(path):
         yield error("spool", text)
@@ -45,13 +45,13 @@ def _spool(settings: Settings) -> Iterator[Finding]:
     if status is None:
         return
     if status.st_mode & 0o077:
-        yield warn("spool", f"{path!r} is not its owner's alone; chmod go= {path}")
+        yield warn("spool", f"{path!r} is open to users beside its owner; chmod go= {path}")
     volume = os.statvfs(path)
     free = volume.f_bavail * volume.f_frsize
     if free < FREE or (volume.f_files and not volume.f_favail):
-        yield warn("spool", f"{free // 2**20} MiB and {volume.f_favail} inodes are free")
+        yield warn("spool", f"only {free // 2**20} MiB and {volume.f_favail} inodes are free")
     if (kind := type_of(path)) in VOLATILE:
-        yield warn("spool", f"{path!r} is on {kind}: the journal would not outlive a boot")
+        yield warn("spool", f"{path!r} is on {kind}: a reboot would delete the journal")
     elif NETWORK.fullmatch(kind):
         yield warn("spool", f"{path!r} is on {kind}; the journal belongs on a local disk")
 
@@ -70,7 +70,7 @@ def _log_file(path: str) -> Finding:
     if not os.path.exists(path):
         return writable("log_file", os.path.dirname(path), "0750")
     if not os.path.isfile(path):
-        return error("log_file", f"{path!r} is no file that {me()} may write")
+        return error("log_file", f"{path!r} is not a file; name one that {me()} may write")
     text = complaint(path, os.W_OK)
     return error("log_file", text) if text else ok("log_file", path)
 
@@ -78,18 +78,18 @@ def _log_file(path: str) -> Finding:
 def _metrics(path: str) -> Finding:
     above = os.path.dirname(path)
     if not os.path.isdir(above):
-        text = f"{above!r} is not a directory; it is where node_exporter looks for textfiles, see"
-        return error("metrics", f"{text} its option --collector.textfile.directory")
-    # Not the file itself: it is replaced as a whole.
+        text = f"{above!r} is not a directory; name the one that node_exporter reads, see its"
+        return error("metrics", f"{text} option --collector.textfile.directory")
+    # The rights of the file itself do not matter: it is replaced as a whole.
     if text := complaint(above, WRITE):
         return error("metrics", text)
     if not path.endswith(".prom"):
-        return warn("metrics", f"node_exporter reads no {path!r}; its name must end in .prom")
+        return warn("metrics", f"node_exporter ignores {path!r}; its name must end in .prom")
     return ok("metrics", path)
 
 
 def writable(subject: str, path: str, mode: str, rights: int = WRITE) -> Finding:
-    """Whether the daemon can write to a directory, with other `rights` if it must, or make it."""
+    """Return whether the daemon has `rights` to a directory, or can make the directory."""
     if finding := directory(subject, path, rights):
         return finding
     above = next(str(one) for one in Path(path).parents if os.path.lexists(one))
@@ -103,8 +103,8 @@ def writable(subject: str, path: str, mode: str, rights: int = WRITE) -> Finding
 
 
 def hard_links(switch: str = "/proc/sys/fs/protected_hardlinks") -> Iterator[Finding]:
-    """Whether users may give files of others a name of their own."""
+    """Warn if users may make hard links to files of others, see proc_sys_fs(5)."""
     with contextlib.suppress(OSError):
         if Path(switch).read_text().strip() == "0":
-            text = "users may link to files of others, which are refused where that is seen"
+            text = "users may make hard links to files of others; watchman refuses those it detects"
             yield warn("links", f"{text}; sysctl fs.protected_hardlinks=1")

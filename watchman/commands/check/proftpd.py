@@ -19,20 +19,21 @@ from watchman.config.settings import Settings
 from watchman.sources.transferlog.lines import LOG_FORMAT
 from watchman.uploads.rights import complaint, group_name, may
 
-#: Where a hook speaks to, unless --socket says otherwise.
+#: The socket that a hook connects to without --socket.
 SOCKET = "/run/watchman/watchman.sock"
 
-#: How the directives of mod_exec begin that run a program.
+#: How the names of the directives begin by which mod_exec runs a program.
 PROGRAMS = ("ExecBefore", "ExecOn")
 
-#: One that runs our hook: for which commands or event of ProFTPD's, and what the hook says where.
+#: A directive that runs our hook: for which commands or which event of ProFTPD, and the hook's
+#: socket, event and fields.
 HOOK = re.compile(
     r"(?P<name>(?:ExecBefore|ExecOn)\w+) (?:(?P<what>\S+) )?(?P<program>(?:\S*/)?watchman-hook)"
     r"(?: --socket (?P<socket>\S+))?(?: (?P<event>\S+))?(?P<fields>(?: .*)?)"
 )
 
-#: Those of the shipped watchman.conf. ProFTPD takes the last one for all servers, on the outermost
-#: level.
+#: The directives of the shipped watchman.conf that run the hook. The last one stands outside of all
+#: sections, and counts for all servers.
 SHIPPED = list(
     HOOK.finditer("""\
 ExecBeforeCommand STOR,APPE,STOU watchman-hook started user=%u client=%a path=%f
@@ -44,10 +45,10 @@ ExecOnEvent core.timeout-stalled~ watchman-hook ended user=%u
 """)
 )
 
-#: Events that the transfer log makes needless.
+#: Events for which no hook is needed if there is a transfer log.
 LOGGED = frozenset({"completed", "failed", "renamed"})
 
-#: Fields without which watchman cannot do; the others are told to tasks.
+#: Fields that watchman needs. The others are only for tasks.
 NEEDED = frozenset({"path=%f", "from=%w"})
 
 
@@ -58,14 +59,15 @@ def _hooks(directives: Iterable[Directive]) -> list[tuple[Directive, re.Match[st
 
 
 def _what(hook: re.Match[str]) -> set[str]:
-    """Return the commands, or the event of ProFTPD's, for which a hook runs."""
+    """Return the commands, or the event of ProFTPD, for which a hook runs."""
     return set((hook["what"] or "").split(","))
 
 
 def check(settings: Settings, file: str) -> Iterator[Finding]:
-    """Check a configuration against the INI file; each thing is said once.
+    """Return the findings about a configuration and the INI file. No finding comes twice.
 
-    The configuration is read at once. What it names is looked at later, as the daemon's user.
+    The configuration is read now, the files that it names only while the caller iterates. By then
+    the process has the rights of the daemon's user.
     """
     return _each_once(_Check(settings, Configuration(file)))
 
@@ -83,6 +85,8 @@ def _warn(place: str, text: str) -> Finding:
 
 
 class _Check:
+    """One check of ProFTPD's configuration against the INI file."""
+
     def __init__(self, settings: Settings, configuration: Configuration) -> None:
         self._settings = settings
         self._configuration = configuration
@@ -119,7 +123,7 @@ class _Check:
         )
 
     def _not_loaded(self) -> Iterator[Finding]:
-        """Say which hooks are none, or that nothing tells of uploads."""
+        """Yield an error for hooks that ProFTPD ignores, and if nothing tells of uploads."""
         configuration = self._configuration
         skipped = [section for one, section in configuration.skipped if _hooks([one])]
         for section in skipped:
@@ -137,15 +141,15 @@ class _Check:
             yield _error(f"{configuration.file}:1", text)
 
     def _directive(self, one: Directive, server: Server) -> Iterator[Finding]:
-        """Say what is wrong with a directive, and what to do: a table.
+        """Yield what is wrong with a directive, and what to do.
 
-        Tried with ProFTPD 1.3.8 and mod_vroot 0.9.11; for what they say see
-        watchman.dispatch.placing.
+        Tried with ProFTPD 1.3.8 and mod_vroot 0.9.11. watchman.dispatch.placing tells which paths
+        these name.
         """
         place, log = one.place, bool(self._logs)
         hooks_alone = bool(self._hooks) and not log
         has_vroot = server.on("VRootEngine")
-        # Users are locked in by mod_vroot and not by chroot(2), so that hooks run.
+        # mod_vroot locks users in without chroot(2), so that hooks run for them.
         is_virtual = has_vroot and not server.all("VRootServerRoot")
         locks_in = hooks_alone and not is_virtual
         no_hook = "no hook runs for users whom it locks in; use the transfer log"
@@ -159,26 +163,23 @@ class _Check:
             case "ExecEnable", ("off" | "no" | "false", *_) if hooks_alone:
                 yield _warn(place, "ExecEnable: no hook runs there; use the transfer log")
             case "UserOwner", _ if self._hooks:
-                text = (
-                    "files belong to another user than that of the session, so his word is refused"
-                )
+                text = "files do not belong to the session's user, so watchman refuses his hooks"
                 yield _warn(place, f"UserOwner: {text}; use the transfer log as well")
             case "VRootEngine", _ if is_virtual and hooks_alone:
-                text = "hooks name renames, STOU and all of SFTP by paths below its root"
-                text += ", which are not there; use the transfer log"
+                text = "for renames, STOU and all of SFTP hooks name paths within the user's root"
+                text += ", which watchman cannot find; use the transfer log"
                 yield _error(place, f"VRootEngine: {text}")
             case "VRootEngine", _ if is_virtual and log:
-                text = "the log names renames and STOU by paths below its root, so watchman knows"
-                text += (
-                    " only files again that their user has uploaded just before; and hooks cannot"
-                )
-                text += " say which file a session that dies has begun; use DefaultRoot without it"
+                text = "for renames and STOU the log names paths within the user's root, so"
+                text += " watchman finds only files that the same user has uploaded just before;"
+                text += " and hooks cannot say which upload a session that dies has begun"
+                text += "; use DefaultRoot without mod_vroot"
                 yield _warn(place, f"VRootEngine: {text}")
             case "VRootAlias", _ if has_vroot:
-                text = "ProFTPD tells of what is uploaded through it by a path that is not there"
+                text = "for uploads through an alias ProFTPD names paths that do not exist"
                 yield _error(place, f"VRootAlias: {text}; use mount --bind")
             case "VRootServerRoot", _ if has_vroot:
-                text = "no hook runs, and ProFTPD tells of renames by paths that are not there"
+                text = "no hook runs, and for renames ProFTPD names paths that do not exist"
                 text += "; use DefaultRoot without mod_vroot, and the transfer log"
                 yield _error(place, f"VRootServerRoot: {text}")
             case "ExecOptions", values if "usestdin" in map(str.lower, values):
@@ -217,7 +218,7 @@ class _Check:
                 yield say(place, f"the hook does not say {name}; {line[0]}")
 
     def _server(self, server: Server, *, is_main: bool) -> Iterator[Finding]:
-        """Say what a server lacks."""
+        """Yield what a server lacks."""
         logs = server.all("ExtendedLog")
         paths = {os.path.realpath(one.values[0]) for one in logs if one.values}
         if self._logs and paths.isdisjoint(map(os.path.realpath, self._logs)):
@@ -254,7 +255,7 @@ class _Check:
             yield _warn(where, f'{text}; PathDenyFilter "(%|[[:cntrl:]])"')
 
     def _log(self, place: str, path: str, classes: str = "", name: str = "") -> Iterator[Finding]:
-        """Say what is wrong with a log that ProFTPD writes, if it is or should be ours."""
+        """Yield what is wrong with a log that ProFTPD writes, if watchman reads it or should."""
         form = self._formats.get(name)
         token, _, rest = form.values[1].partition("|") if form else ("", "", "")
         if os.path.realpath(path) not in map(os.path.realpath, self._logs):
@@ -273,12 +274,12 @@ class _Check:
         if rest != LOG_FORMAT:
             text = "it is not the LogFormat that watchman reads"
             yield _error(form.place, f"{text}; {right}, with [proftpd] token for TOKEN")
-        # The token is a secret: neither is shown.
+        # The token is a secret, so no message shows it.
         if token != self._settings.proftpd.token:
             text = "its first field is not [proftpd] token; make them the same"
             yield _error(form.place, text)
         file = form.place.rpartition(":")[0]
-        # Where we cannot look at it, a directory is closed, and to everybody.
+        # If we may not look at the file, a directory above it is closed, to everybody.
         is_open = may(file, os.F_OK) and os.stat(file).st_mode & stat.S_IROTH
         if is_open and not closed(os.path.dirname(file)):
             text = "everybody may read the token, and forge lines with it"
@@ -288,47 +289,49 @@ class _Check:
         return f"ExtendedLog {self._logs[0]} WRITE watchman"
 
     def _hidden(self, place: str, values: tuple[str, ...]) -> Iterator[Finding]:
-        """Names of unfinished uploads that are no hidden ones to watchman."""
+        """Yield an error for each watch that does not exclude the names of unfinished uploads."""
         name, rules = hidden_name(values, "a.csv"), Rules(self._settings)
         for watch in self._settings.watches.values():
             if name and rules.excluded(watch, name) is None:
-                text = f"HiddenStores makes names as {name!r} of files that are being written"
+                text = f"HiddenStores calls a file {name!r} while it is written, and watchman"
+                text += " would take that for an upload"
                 right = f"[watch:{watch.name}] exclude = {name.partition('a.csv')[0]}*"
                 yield _error(place, f"{text}; {right}")
 
 
 def _log_file(path: str) -> Iterator[Finding]:
-    """Whether ProFTPD will write the log, we may read it, and nobody else."""
+    """Check that ProFTPD will write the log, that we may read it, and that users may not."""
     directory = os.path.dirname(path)
     if text := complaint(directory, os.X_OK):
         yield _error(path, text)
         return
     if os.path.islink(path):
-        yield _error(path, "ProFTPD writes to no symlink; make it a file")
+        yield _error(path, "ProFTPD does not write to a symlink; make it a file")
     if not os.path.isdir(directory):
         make = f"install -d -m 0750 -g {group_name(os.getegid())} {directory}"
         yield _error(path, f"ProFTPD does not make {directory}; {make}")
         return
     for above in (directory, *map(str, Path(directory).parents)):
         mode = os.stat(above).st_mode
-        # In a sticky one, as /tmp, nobody can rename what is not his.
+        # In a sticky directory, such as /tmp, users can rename only files of their own.
         if mode & stat.S_IWOTH and (above == directory or not mode & stat.S_ISVTX):
-            text = "ProFTPD refuses to log there" if above == directory else "all may rename in it"
+            text = "anyone could put another log in its place"
+            text = "ProFTPD refuses to log there" if above == directory else text
             yield _error(path, f"everybody may write {above}: {text}; chmod o-w {above}")
     is_there = os.path.exists(path)
-    # ProFTPD makes it 0644.
+    # ProFTPD makes the log with mode 0644.
     mode = os.stat(path).st_mode if is_there else 0o644
     if mode & stat.S_IROTH and not closed(directory):
-        text = "FTP users may read it, its token too, and forge lines"
+        text = "FTP users may read the token in it, and forge lines"
         yield _warn(path, f"{text}; chmod o= {directory}")
     text = complaint(path, os.R_OK) if is_there else ""
     yield _error(path, text) if text else findings.ok("proftpd", path)
 
 
 def _cannot_run(program: str) -> str:
-    """Why a user of ProFTPD's cannot run a program, or nothing."""
+    """Return why an FTP user cannot run a program, "" if he can."""
     if not os.path.isabs(program):
-        return "is no absolute path"
+        return "is not an absolute path"
     for above in closed(os.path.dirname(os.path.realpath(program))):
         return f"cannot be reached by FTP users through {above}; chmod o+x {above}"
     try:
@@ -345,10 +348,10 @@ def _cannot_run(program: str) -> str:
 
 
 def _denies(pattern: str = "", *flags: str) -> bool:
-    """Whether a PathDenyFilter keeps out names that a hook cannot tell."""
+    """Whether a PathDenyFilter refuses the names that a hook cannot pass on."""
     pattern = pattern.replace("[:cntrl:]", r"\x00-\x1f\x7f")
     case = re.IGNORECASE if "NC" in "".join(flags) else 0
     try:
         return all(re.search(pattern, name, case) for name in ("a%u.csv", "a\nb.csv"))
     except re.error:
-        return True  # POSIX knows more than Python; believe it
+        return True  # it may be right all the same: POSIX has syntax that Python lacks

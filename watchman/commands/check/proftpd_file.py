@@ -1,4 +1,4 @@
-"""ProFTPD's configuration as ProFTPD itself reads it: what stands where, and for which server."""
+"""Reads ProFTPD's configuration as ProFTPD does: which directives count, and for which server."""
 
 from __future__ import annotations
 
@@ -10,26 +10,28 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-#: What is in Debian's ProFTPD without a LoadModule; `proftpd -l` tells for the one that is here.
+#: The modules that Debian's ProFTPD has without LoadModule. They are taken if `proftpd -l` does not
+#: tell which ones the installed ProFTPD has.
 COMPILED_IN = (
     "core xfer rlimit auth_unix auth_file auth ls log site delay facts dso auth_pam cap ctrls lang"
 )
 
-#: Files that include one another, at most.
+#: Most files that include one another.
 DEEPEST = 20
 
-#: A word, in quotes, where a backslash takes the next character as it is, or up to a blank; or a
-#: comment, which begins where a word would.
+#: A word or a comment. A word is in quotes, or ends at a blank. Within quotes a backslash takes the
+#: next character as it is. A comment begins where a word could begin.
 WORD = re.compile(r'"((?:\\.|[^"\\])*)"?|(#.*)|(\S+)')
 
-#: How a switch is on, and how it is off.
+#: The values of a switch that is on, and of one that is off.
 ON, OFF = ("on", "yes", "true", "1"), ("off", "no", "false", "0")
 
 
 @dataclass(frozen=True, slots=True)
 class Directive:
-    """A line: `place` is FILE:LINE, `around` the sections it stands in, the outermost first.
+    """A line of the configuration. A section that begins there is a directive, too.
 
+    `place` is FILE:LINE. `around` are the sections that the line stands in, the outermost first.
     Names of sections are in lower case.
     """
 
@@ -42,15 +44,16 @@ class Directive:
         return " ".join((self.name, *self.values))
 
     def within(self, name: str) -> Directive | None:
-        """Return the section of that name around it."""
+        """Return the section of this name that the directive stands in, None if it is in none."""
         return next((section for section in self.around if section.name == name), None)
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """The main server or a virtual host; `place` is its first.
+    """The main server or a virtual host. `place` is where it begins.
 
-    What <Global> says for all comes before its own directives, and so its own count.
+    The directives of <Global> come before the server's own. The last one counts, so the server's
+    own go before those of <Global>.
     """
 
     place: str
@@ -58,33 +61,35 @@ class Server:
     directives: tuple[Directive, ...]
 
     def all(self, name: str) -> list[Directive]:
-        """Return directives by their name."""
+        """Return all directives of a name."""
         return [one for one in self.directives if one.name == name]
 
     def last(self, name: str) -> Directive | None:
-        """Return the one that counts."""
+        """Return the last directive of a name, which is the one that counts, None if none is."""
         return next((one for one in reversed(self.directives) if one.name == name), None)
 
     def on(self, name: str) -> bool:
-        """Whether a switch is on."""
+        """Whether the switch `name` is on."""
         one = self.last(name)
         return one is not None and "".join(one.values).lower() in ON
 
 
 class Configuration:
-    """A file and all that it includes."""
+    """A configuration file of ProFTPD with all that it includes."""
 
     def __init__(self, file: str) -> None:
         self.file = file
-        #: What counts, and what does not with the section that is not for this ProFTPD.
+        #: The directives that count.
         self.directives: list[Directive] = []
+        #: Those that do not count, each with the section that is not for this ProFTPD.
         self.skipped: list[tuple[Directive, Directive]] = []
-        #: What is wrong, by place.
+        #: What is wrong: place and message.
         self.problems: list[tuple[str, str]] = []
         self.files: list[str] = []
         self.modules = _compiled_in()
-        #: The sections around the line that is read, and of those the first that does not count.
+        #: The sections around the line that is being read.
         self._around: list[Directive] = []
+        #: The first of these sections that is not for this ProFTPD.
         self._barring: Directive | None = None
         self._read(file, f"{file}:1", [])
 
@@ -103,7 +108,7 @@ class Configuration:
         ]
 
     def _read(self, path: str, place: str, above: list[str]) -> None:
-        """Read one file, included at a place by the files above it."""
+        """Read one file. It is included at `place`; `above` are the files that led to it."""
         if path in above or len(above) > DEEPEST:
             self.problems.append((place, f"{path} includes itself"))
             return
@@ -145,10 +150,10 @@ class Configuration:
                 self._read(path, place, above)
 
     def _is_for_another(self, section: Directive) -> bool:
-        """Whether what is in a section does not count for the ProFTPD that is here."""
+        """Whether a section is for another ProFTPD than the installed one, so does not count."""
         if section.name not in ("ifmodule", "ifdefine") or not section.values:
             return False
-        # What a -D on ProFTPD's command line defines we cannot know: nothing, mostly.
+        # -D on ProFTPD's command line defines names. We cannot see it, and take no name as defined.
         wanted = section.values[0]
         there = section.name == "ifmodule" and wanted.lstrip("!") in self.modules
         return there == wanted.startswith("!")
@@ -167,7 +172,7 @@ def _compiled_in() -> set[str]:
 
 
 def _included(pattern: str) -> list[str]:
-    """Return the files that an Include names: one, those of a directory, or of a pattern."""
+    """Return the files that an Include names: a file, all of a directory, or those of a pattern."""
     if os.path.isdir(pattern):
         found = [os.path.join(pattern, name) for name in os.listdir(pattern)]
     elif glob.has_magic(pattern):
@@ -178,7 +183,10 @@ def _included(pattern: str) -> list[str]:
 
 
 def _joined(lines: list[str]) -> Iterator[tuple[int, str]]:
-    """Yield lines without blanks and comments, joined where a backslash says so, and numbers."""
+    """Yield the lines with their numbers, without blank lines and comments.
+
+    A line that ends with a backslash is joined with the next one.
+    """
     begun, first = "", 0
     for number, line in enumerate([*lines, ""], 1):
         text = begun + line.rstrip() if begun else line.strip()
@@ -193,7 +201,7 @@ def _joined(lines: list[str]) -> Iterator[tuple[int, str]]:
 
 
 def words(line: str) -> list[str]:
-    """Return the words of a line."""
+    """Return the words of a line, without quotes and comment."""
     return [
         plain or re.sub(r"\\(.)", r"\1", quoted)
         for quoted, comment, plain in WORD.findall(line)
@@ -202,7 +210,10 @@ def words(line: str) -> list[str]:
 
 
 def hidden_name(values: tuple[str, ...], name: str) -> str:
-    """Return what ProFTPD calls a file that is being written, as mod_xfer's set_hiddenstores."""
+    """Return ProFTPD's name for `name` while it is written, as set_hiddenstores in mod_xfer does.
+
+    `values` are those of HiddenStores; "" if it is off.
+    """
     prefix, *suffix = values or ("off",)
     if suffix:
         return f"{prefix}{name}{suffix[0]}"

@@ -1,4 +1,4 @@
-"""What is found of a directory: whether we have the rights that we need, and FTP users theirs."""
+"""Checks a directory: whether we have the rights that we need, and whether FTP users may enter."""
 
 import os
 import stat
@@ -9,7 +9,7 @@ from watchman.uploads.rights import complaint
 
 
 def directory(subject: str, path: str, rights: int) -> Finding | None:
-    """Whether a path is a directory that grants us rights; None where there is nothing yet."""
+    """Return whether a path is a directory that grants us rights, None if nothing is there yet."""
     is_directory = os.path.isdir(path)
     if text := complaint(path, rights if is_directory else 0):
         return error(subject, text)
@@ -19,7 +19,7 @@ def directory(subject: str, path: str, rights: int) -> Finding | None:
 
 
 def closed(path: str) -> list[str]:
-    """Return what FTP users cannot pass on their way into a directory, the innermost first."""
+    """Return a directory, and those above it, that FTP users cannot enter, the innermost first."""
     return [
         str(one)
         for one in (Path(path), *Path(path).parents)

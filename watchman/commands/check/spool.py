@@ -1,4 +1,7 @@
-"""Whose the spool is: what one user leaves in it, the daemon of another could not go on with."""
+"""Checks who owns the spool, and the files in it.
+
+The daemon of one user cannot go on with the files that another user has left in the spool.
+"""
 
 import contextlib
 import os
@@ -11,7 +14,10 @@ from watchman.uploads.rights import account, may, me, user_name
 
 
 def whose(settings: Settings) -> str:
-    """Say that the spool is another user's and what to do; nothing if it is ours, or not there."""
+    """Return a message that the spool belongs to another user, and what to do.
+
+    "" if the spool is ours, or is not there.
+    """
     spool = settings.spool
     if not os.path.isdir(spool) or (owner := os.stat(spool).st_uid) == os.geteuid():
         return ""
@@ -24,7 +30,10 @@ def whose(settings: Settings) -> str:
 
 
 def strays(spool: str) -> str:
-    """Say which file in the spool is another's and closed to us, and what to do; or nothing."""
+    """Return a message about a file of another user in the spool that we may not use, and the cure.
+
+    "" if there is none.
+    """
     for path, owner in _of_others(spool):
         if not may(path, os.R_OK | os.W_OK):
             what = f"{path!r} in the spool belongs to {user_name(owner)}, and {me()} may not"
@@ -37,7 +46,7 @@ def _give(spool: str) -> str:
 
 
 def _of_others(spool: str) -> Iterator[tuple[str, int]]:
-    """What there is in a spool that is not ours, and whose."""
+    """Yield each path in a spool that belongs to another user, and the user's uid."""
     for directory, _, names in os.walk(spool):
         for path in (directory, *(os.path.join(directory, name) for name in names)):
             with contextlib.suppress(FileNotFoundError):  # another daemon is at work here

@@ -1,4 +1,4 @@
-"""What `watchman check` says of watches and moves, by a look at what lies below them now."""
+"""Checks the watches and moves, by the directories and files that lie below them now."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from watchman.uploads.rights import (
     me,
 )
 
-#: Files at whose rights is looked, of one directory and of a watch.
+#: Most files whose rights are checked: in one directory, and in a watch.
 FILES_OF_ONE = 20
 FILES = 10_000
 
-#: Part of the kernel's limit on watched directories from which to raise it.
+#: Part of the kernel's limit on watched directories. Above it, `check` advises to raise the limit.
 NEARLY = 0.8
 
 
@@ -49,7 +49,7 @@ def check(settings: Settings) -> Iterator[Finding]:
 def _watch(
     watch: WatchSettings, rules: Rules, moves: Mapping[str, MoveRights]
 ) -> Generator[Finding, None, int]:
-    """Walk a watch as the daemon will, no symlink is followed; return its directories' number."""
+    """Walk a watch as the daemon does: follow no symlink. Return how many directories it has."""
     subject, path = f"watch:{watch.name}", watch.path
     missing = warn(subject, f"{path!r} is not there yet; the daemon waits for it")
     finding = directory(subject, path, ENTER) or missing
@@ -104,11 +104,11 @@ def _watch(
 
 
 def _wholeness(subject: str, path: str) -> Finding:
-    """How the daemon will know that nobody is still writing a file."""
+    """Return the finding that says how the daemon knows that a file is whole."""
     quiet = "counts as whole once it was quiet for a while"
     if not grants_leases(path):
         text = f"{_unleased(path)} and a file {quiet}"
-        return warn(subject, f"{text}; and what other hosts write is found by `rescan` alone")
+        return warn(subject, f"{text}; only `rescan` finds what other hosts write")
     if may_lease_any_file():
         return ok(subject, "leases tell who still writes, for every file (CAP_LEASE)")
     text = f"leases tell who still writes {me()}'s own files"
@@ -116,17 +116,17 @@ def _wholeness(subject: str, path: str) -> Finding:
 
 
 def _unleased(path: str) -> str:
-    """Why leases do not tell of every file that is being written, or nothing."""
+    """Return why leases do not tell of every file that is being written, "" if they do."""
     if not grants_leases(path):
-        return f"{type_of(path)} is not known to be local, so leases count for nothing"
+        return f"{type_of(path)} is not known to be local, so leases prove nothing"
     if not may_lease_any_file():
-        return "without CAP_LEASE the kernel tells only of one's own files"
+        return f"without CAP_LEASE the kernel tells {me()} only of its own files"
     return ""
 
 
 def _move(move: MoveSettings, rights: MoveRights) -> Iterator[Finding]:
     subject, there = f"move:{move.name}", move.destination
-    # Only who may enter it sees whether something is mounted there.
+    # To see whether something is mounted on a directory takes the right to enter it.
     finding = directory(subject, there, os.X_OK if move.mounted else 0)
     if finding and finding.level is not Level.OK:
         yield finding
@@ -146,14 +146,14 @@ def _move(move: MoveSettings, rights: MoveRights) -> Iterator[Finding]:
         make = f"install -d -o NAME -g {group_name(os.getegid())} -m 2770"
         yield warn(subject, f"{text}, as by {make} {shlex.quote(source)}/NAME")
     if reason := _unleased(source):
-        text = "who opens a file for writing at the moment it is moved may not be seen"
+        text = "a program that opens a file for writing while it is moved may go unnoticed"
         yield warn(subject, f"{text}: {reason}")
 
 
 def _limit(directories: int) -> Finding:
     limit = watch_limit()
     if limit is None:
-        return error("inotify", "this kernel has none; only `rescan` would find files")
+        return error("inotify", "this kernel has no inotify; only `rescan` would find files")
     text = f"{count(directories, 'directory', 'directories')} to watch, {limit} allowed per user"
     if directories <= limit * NEARLY:
         return ok("inotify", text)

@@ -1,6 +1,6 @@
-"""As whom `watchman check` looks: as the daemon's user, with the daemon's groups and capabilities.
+"""Gives `watchman check` the rights of the daemon's user: its groups and capabilities.
 
-Root sees and may do everything. That says nothing of what the daemon may.
+Root may do everything, so a check with root's rights would not tell what the daemon may do.
 """
 
 from __future__ import annotations
@@ -22,19 +22,20 @@ CAPABILITY_VERSION_3 = 0x20080522
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """A user, and the rights that the daemon has as such. `how` says how these are known."""
+    """A user, and the rights that the daemon has as this user. `how` says how we know them."""
 
     uid: int
     gid: int
     groups: frozenset[int]
     capabilities: int = 0
-    how: str = "without capabilities, as no daemon runs that could have any"
+    how: str = "without capabilities, because no daemon runs as this user"
 
 
 def user_of(settings: Settings, name: str | None) -> User | None:
-    """Return as whom to look: a named user, else the one who owns the spool; None for ourselves.
+    """Return the user whose rights to check, None if these are our own.
 
-    Raises Misused if we may not look as that user.
+    It is the named user, else the owner of the spool. Raises Misused if we may not become that
+    user.
     """
     is_there = os.path.isdir(settings.spool)
     owner = os.stat(settings.spool).st_uid if is_there else os.geteuid()
@@ -51,16 +52,16 @@ def user_of(settings: Settings, name: str | None) -> User | None:
 
 
 def become(user: User) -> None:
-    """Have the rights of a user from now on, in this process. Only root may."""
+    """Give this process the rights of a user, for good. Only root may call it."""
     libc = ctypes.CDLL(None, use_errno=True)
-    # Nobody can have more than he has, and in a container root has not all.
+    # A process cannot gain capabilities that it lacks, and root in a container lacks some.
     capabilities = user.capabilities & _running("self").capabilities
     _succeed(libc.prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0))
     os.setgroups(sorted(user.groups))
     os.setresgid(user.gid, user.gid, user.gid)
     os.setresuid(user.uid, user.uid, user.uid)
     header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
-    # Effective, permitted and inheritable: the lower 32 of each, then the upper.
+    # The lower 32 bits of effective, permitted and inheritable, then the upper 32 bits of each.
     halves = (capabilities & 0xFFFFFFFF, capabilities >> 32)
     sets = [bits for half in halves for bits in (half, half, 0)]
     _succeed(libc.capset(header, (ctypes.c_uint32 * 6)(*sets)))
@@ -80,7 +81,7 @@ def _uid(name: str) -> int:
 
 
 def _at_login(uid: int) -> User:
-    """Return a user as runuser(1) and supervisor start a program: without capabilities."""
+    """Return a user with the rights that runuser(1) and supervisor give: no capabilities."""
     try:
         entry = pwd.getpwuid(uid)
     except KeyError:
@@ -89,11 +90,11 @@ def _at_login(uid: int) -> User:
 
 
 def _daemon(spool: str) -> User | None:
-    """Return the user of the daemon that holds the spool, as the kernel has it."""
+    """Return the user of the daemon that holds the spool, None if no daemon does."""
     lock = os.path.join(spool, "lock")
     with contextlib.suppress(OSError, ValueError):
         pid = int(Path(lock).read_text())
-        # That number may be another process's by now.
+        # Another process may have that number by now.
         files = (file for file in Path(f"/proc/{pid}/fd").iterdir() if file.exists())
         if any(file.samefile(lock) for file in files):
             return _running(str(pid))

@@ -1,4 +1,4 @@
-"""What a `celeryconfig.py` says, as options of `[celery]`."""
+"""Turns the settings of a `celeryconfig.py` into options of `[celery]`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from watchman.commands.importing.draft import Draft, Section
 from watchman.commands.importing.literals import Environment, Opaque, Pairs, Written
 from watchman.config import celery_file, celery_settings
 
-#: Settings that are for programs that do the work or start it, and nothing to who sends tasks.
+#: How settings begin that are for workers and for celery beat. They mean nothing to a program that
+#: only sends tasks.
 _OTHERS = ("worker_", "beat_")
 
 
@@ -24,7 +25,8 @@ def convert(written: Written, path: str, draft: Draft) -> None:
         elif name not in written.used and (hint := celery_file.unknown(name)):
             section.notes.append(hint if hint.endswith("?") else f"{hint}.")
     for other in written.others:
-        section.notes.append(f"Not read, as only running it could tell what it does: {other}.")
+        what = "Not taken over, because only running it could tell what it does"
+        section.notes.append(f"{what}: {other}.")
 
 
 def _setting(section: Section, name: str, current: str, value: Any, path: str) -> None:
@@ -32,8 +34,8 @@ def _setting(section: Section, name: str, current: str, value: Any, path: str) -
         section.notes.append(f"{name} is for workers. watchman only sends tasks.")
         return
     if isinstance(value, Opaque | Environment):
-        hint = f"config = {path} reads it, if the daemon's user may"
-        section.notes.append(f"{name} is not written out, {value}: {hint}.")
+        hint = f"Write config = {path} to have the daemon run the file, if its user may read it"
+        section.notes.append(f"{name} is computed by code, which was not run ({value}). {hint}.")
         return
     match value:
         case bool():
@@ -47,4 +49,5 @@ def _setting(section: Section, name: str, current: str, value: Any, path: str) -
     if text:
         section.set(current, text)
     else:
-        section.notes.append(f"{name} is not written out: config = {path} reads it.")
+        hint = f"Write config = {path} to have the daemon run the file, if its user may read it"
+        section.notes.append(f"{name} cannot be written here. {hint}.")

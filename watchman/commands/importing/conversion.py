@@ -1,4 +1,4 @@
-"""What the first version's `config.py` says, as sections of an INI file."""
+"""Turns the first version's `config.py` into sections of an INI file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from watchman.commands.importing.literals import Environment, Opaque, Pairs, Wri
 from watchman.config import options
 from watchman.uploads.beneath import is_below
 
-#: What the first version read from its file.
+#: The names that the first version read from its file.
 READ = ("BROKERS", "WATCHES", "PATTERNS", "MOVES", "ProFTPD", "LOGGING")
 
 #: Options of send_task that `[task:NAME]` has under the same name.
@@ -22,11 +22,12 @@ SEND = (
     *("expires", "countdown", "time_limit", "soft_time_limit"),
 )
 
-#: About what became of `ProFTPD = True`.
+#: The note about `ProFTPD = True`.
 _PROFTPD = (
-    "ProFTPD = True is more now, proftpd = yes: watchman waits up to 10 seconds for ProFTPD's word"
-    " of each upload, and knows which have failed. Set up hooks or the transfer log for that"
-    " (watchman.conf), or write proftpd = no. New directories are followed in either case."
+    "ProFTPD = True has become proftpd = yes, which means more: watchman waits up to 10 seconds for"
+    " ProFTPD's word about each upload, and so learns which uploads have failed. Set up hooks or"
+    " the transfer log for that (watchman.conf), or write proftpd = no. New directories are watched"
+    " in either case."
 )
 
 
@@ -40,16 +41,18 @@ def convert(written: Written, draft: Draft) -> None:
 
 
 def remarks(written: Written, draft: Draft) -> None:
-    """Notes about what the file says beside that."""
+    """Add notes about what the file says beside the things that `convert` looks for."""
     for name in READ[:4]:
         if isinstance(value := written.values.get(name), Opaque):
-            draft.notes.append(f"{name} is not written out, {value}: add its sections by hand.")
+            what = f"{name} is computed by code, which was not run ({value})"
+            draft.notes.append(f"{what}. Add its sections by hand.")
     for name, value in written.values.items():
         if name not in (*READ, *written.used) and not name.startswith("_"):
-            what = f", {value}" if isinstance(value, Opaque) else ""
+            what = f" ({value})" if isinstance(value, Opaque) else ""
             draft.notes.append(f"{name} meant nothing to the first version{what}.")
     for other in written.others:
-        draft.notes.append(f"Not read, as only running it could tell what it does: {other}.")
+        what = "Not taken over, because only running it could tell what it does"
+        draft.notes.append(f"{what}: {other}.")
 
 
 def _watchman(written: Written, draft: Draft) -> None:
@@ -67,20 +70,20 @@ def _watchman(written: Written, draft: Draft) -> None:
 
 
 def _brokers(written: Written, draft: Draft) -> dict[str, str]:
-    """The names of the brokers' sections, by what the first version called them."""
+    """Add a section for each broker. Return the names of the sections by the brokers' old names."""
     names = {}
     for name, url in _items(written, "BROKERS", draft):
         section = draft.add("broker", name)
         names[name] = section.name
         if section.name != name:
-            section.notes.append(f"The name {name!r} is none for a section.")
+            section.notes.append(f"A section cannot have the name {name!r}.")
         if not isinstance(url, str):
-            section.notes.append(f"Fill in its url, which is not written out: {url}.")
+            section.notes.append(f"Fill in its url, which is not plain text: {url}.")
             section.options.append((";url", "amqp://USER:${PASSWORD}@HOST:5672/VHOST"))
         elif isinstance(url, Environment):
-            # Whether that is set is for the daemon's environment to say, not for ours.
+            # Not checked by `set`, because the variable must be set for the daemon, not for us.
             section.options.append(("url", url))
-            section.notes.append("What ${...} names must be set in the daemon's environment.")
+            section.notes.append("Set the variable in ${...} in the daemon's environment.")
         else:
             section.set("url", url.replace("$", "%24") if "${" in url else url)
             if ":" in url.rpartition("@")[0].partition("://")[2]:
@@ -90,14 +93,16 @@ def _brokers(written: Written, draft: Draft) -> dict[str, str]:
 
 
 def _watches(written: Written, draft: Draft) -> Iterator[str]:
-    """The paths that are watched."""
+    """Add a section for each watched path, and yield the path."""
     if proftpd := written.values.get("ProFTPD", False):
-        unsure = f"ProFTPD is not written out, {proftpd}. " if isinstance(proftpd, Opaque) else ""
+        unsure = ""
+        if isinstance(proftpd, Opaque):
+            unsure = f"ProFTPD is computed by code, which was not run ({proftpd}). "
         draft.notes.append(unsure + _PROFTPD)
     found = written.values.get("WATCHES", [])
     for watch in found if isinstance(found, list) else []:
         if not isinstance(watch, Pairs):
-            draft.notes.append(f"Left out of WATCHES, as it is not written out: {watch}.")
+            draft.notes.append(f"Left out of WATCHES, because it is not a dictionary: {watch}.")
             continue
         paths = watch.items.get("path")
         for path in paths if isinstance(paths, list) else [paths]:
@@ -105,19 +110,21 @@ def _watches(written: Written, draft: Draft) -> Iterator[str]:
                 _watch(written, draft, path, watch.items)
                 yield path
             else:
-                draft.notes.append(f"Left out of WATCHES, as its path is not written out: {path}.")
+                what = "Left out of WATCHES, because its path is not plain text"
+                draft.notes.append(f"{what}: {path}.")
 
 
 def _watch(written: Written, draft: Draft, path: str, said: Mapping[str, Any]) -> None:
     section = draft.add("watch", os.path.basename(path.rstrip("/")) or "root")
     section.set("path", path)
     if not os.path.isabs(path):
-        section.notes.append(f"{path} is taken from the directory of this file now.")
+        section.notes.append(f"{path} is relative to the directory of this file now.")
     for option in ("rec", "auto_add"):
         # pyinotify's default is no, ours is yes.
         section.set(option, "yes" if said.get(option, False) else "no")
         if isinstance(value := said.get(option), Opaque):
-            section.notes.append(f"{option} is not written out: {value}.")
+            what = f"{option} is computed by code, which was not run ({value})"
+            section.notes.append(f"{what}. Is yes right?")
     for option in said.keys() - {"path", "rec", "auto_add"}:
         hint = "; see exclude" if option == "exclude_filter" else ""
         section.notes.append(f"{option} = {said[option]} has no counterpart{hint}.")
@@ -133,7 +140,7 @@ def _moves(written: Written, draft: Draft, watches: list[str]) -> None:
             section.set("destination", destination)
         else:
             section.notes.append(
-                f"Fill in its destination, which is not written out: {destination}."
+                f"Fill in its destination, which is not plain text: {destination}."
             )
             section.options.append((";destination", "/DIRECTORY"))
         section.set("folders", "accepted, rejected")
@@ -153,8 +160,8 @@ def _tasks(written: Written, draft: Draft, brokers: Mapping[str, str]) -> None:
     held = pairs(written.values.get("PATTERNS"))
     if held and not held.ordered and len(patterns) > 1:
         draft.notes.append(
-            "PATTERNS had no order, as a plain dict of that time. Here the first [task:...] that"
-            " matches a file wins: put the most specific ones first."
+            "PATTERNS had no order, because a plain dict of that time had none. Here the first"
+            " [task:...] that matches a file wins: put the most specific ones first."
         )
     for _, group in itertools.groupby(patterns, lambda item: (_can_match(item[0]), repr(item[1]))):
         same = list(group)
@@ -184,11 +191,11 @@ def _task(draft: Draft, patterns: list[str], said: Any, brokers: Mapping[str, st
     for option in values.keys() - {"task", "broker", "kwargs"}:
         section.notes.append(f"{option} = {values[option]} meant nothing to the first version.")
     if not isinstance(sent, Pairs):
-        section.notes.append(f"Its options are not written out: {sent}.")
+        section.notes.append(f"Its options are not a dictionary: {sent}.")
     if section.options[0][0] != "pattern":
         section.drop("it can match no file.")
     elif not isinstance(said, Pairs):
-        section.drop(f"what stands for it is not written out: {said}.")
+        section.drop(f"its value is not a dictionary: {said}.")
     elif broker not in brokers or not isinstance(task, str):
         section.drop("it has no task, or a broker that is not in BROKERS: it was never sent.")
 
@@ -206,7 +213,10 @@ def _send_option(section: Section, option: str, value: Any) -> None:
 
 
 def as_json(value: Any, *, braces: bool = False) -> str:
-    """A mapping or list as JSON, nothing where it is not written out; braces doubled if wanted."""
+    """Return a mapping or list as JSON, "" if a part of it is not plain data.
+
+    If `braces`, those in its strings are doubled, as the INI file wants them.
+    """
 
     def plain(part: Any) -> Any:
         match part:
@@ -227,9 +237,9 @@ def as_json(value: Any, *, braces: bool = False) -> str:
 
 
 def _items(written: Written, name: str, draft: Draft) -> list[tuple[str, Any]]:
-    """The items of a mapping; a note if it is none."""
+    """Return the items of the mapping that the file assigns to `name`. Note if it is no mapping."""
     value = written.values.get(name, Pairs({}))
     found = pairs(value)
     if found is None and not isinstance(value, Opaque):
-        draft.notes.append(f"{name} is no mapping: add its sections by hand.")
+        draft.notes.append(f"{name} is not a dictionary. Add its sections by hand.")
     return list(found.items.items()) if found else []

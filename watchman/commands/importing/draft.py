@@ -1,4 +1,4 @@
-"""The INI file while it is drafted: sections, their options, and notes above them."""
+"""A draft of the INI file: sections with their options, and notes above them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _WIDTH = 100
 #: The kinds of sections, in the order of the file.
 _ORDER = ("watchman", "celery", "broker", "watch", "move", "task")
 
-#: What a section's name may not hold.
+#: Characters that a section's name may not have.
 _ODD = re.compile(r"[^A-Za-z0-9_.-]+")
 
 
 @dataclass(slots=True)
 class Section:
-    """A section; `dropped` says why none of it counts."""
+    """A section of the draft. If `dropped`, all its lines become comments."""
 
     kind: str
     name: str = ""
@@ -30,7 +30,7 @@ class Section:
     dropped: bool = False
 
     def set(self, option: str, text: str) -> None:
-        """Give an option, if its text is one that it may have; a note says why it may not."""
+        """Set an option. If the text is wrong, add it as a comment, and a note that says why."""
         try:
             how = sections.lookup(self.kind, option)
             _ = how.read(text, "/") if how.relative else how.read(text)
@@ -41,10 +41,12 @@ class Section:
             self.options.append((option, text))
 
     def drop(self, why: str) -> None:
+        """Make the section a comment, with a note that says why."""
         self.notes.append(f"Left out: {why}")
         self.dropped = True
 
     def lines(self) -> Iterator[str]:
+        """Yield the section's lines in the INI file, the notes first."""
         mark = ";" if self.dropped else ""
         yield from notes(self.notes)
         yield f"{mark}[{self.kind}{':' if self.name else ''}{self.name}]"
@@ -56,7 +58,7 @@ class Section:
 
 
 class Draft:
-    """All sections, and notes about the whole."""
+    """A draft of the INI file: its sections, and notes about the whole."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -64,7 +66,7 @@ class Draft:
         self._taken: set[tuple[str, str]] = set()
 
     def add(self, kind: str, wanted: str = "") -> Section:
-        """Another section, with the name that is wanted as far as it may be one."""
+        """Add and return a section. Its name is `wanted`, changed until it is valid and free."""
         name = _ODD.sub("-", wanted).strip("-.")[:60] or (kind if wanted else "")
         number = 1
         free = name
@@ -77,14 +79,14 @@ class Draft:
         return section
 
     def text(self, title: str) -> str:
-        """The INI file, with a title above."""
+        """Return the text of the INI file, with a title above."""
         blocks = [[f"# {title}", *notes(self.notes)]]
         in_order = sorted(self.sections, key=lambda section: _ORDER.index(section.kind))
         blocks += [list(section.lines()) for section in in_order]
         return "\n\n".join("\n".join(block) for block in blocks) + "\n"
 
     def count(self) -> int:
-        """How many notes there are."""
+        """Return how many notes there are."""
         return len(self.notes) + sum(len(section.notes) for section in self.sections)
 
 

@@ -1,8 +1,10 @@
 """`watchman import-config`: the first version's config.py as an INI file.
 
-Print the INI file that does what the first version of watchman did with its config.py. The Python
-files are read, not run. A comment that begins with NOTE stands above each thing that has no
-counterpart, or is different now: read them, then run watchman check.
+Print the configuration of the first version of watchman as an INI file.
+
+The Python files are read, not run. The INI file has a comment that begins with
+NOTE for each thing that has no counterpart or means something else now. Read
+these comments, then run watchman check.
 """
 
 import argparse
@@ -39,7 +41,7 @@ def main(arguments: argparse.Namespace) -> int:
     print(text, end="")
     sys.stdout.flush()
     if notes := draft.count():
-        shell.complain(PROGRAM, f"{count(notes, 'comment')} to read, by # NOTE:")
+        shell.complain(PROGRAM, f"{count(notes, 'comment')} to read: look for # NOTE:")
     problems = _problems(text)
     for problem in problems:
         shell.complain(PROGRAM, problem)
@@ -47,7 +49,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def _problems(text: str) -> tuple[str, ...]:
-    """What is still wrong with the INI file."""
+    """Return what is still wrong with the INI file."""
     with tempfile.TemporaryDirectory() as directory:
         path = os.path.join(directory, "watchman.ini")
         with open(path, "w", encoding="utf-8", errors="surrogateescape") as file:

@@ -1,4 +1,4 @@
-"""Reads a Python file of settings without running it: assignments of what is written out in it."""
+"""Reads a Python file of settings without running it: the assignments of plain data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from watchman.errors import ConfigError
 
-#: Calls that make a mapping, and calls that take a value from the environment.
+#: Functions that make a mapping, and functions that take a value from the environment.
 _MAPPINGS = ("OrderedDict", "collections.OrderedDict", "dict")
 _ENVIRONMENT = ("os.environ.get", "os.getenv", "environ.get", "getenv")
 
@@ -20,7 +20,7 @@ _LONGEST = 60
 
 @dataclass(frozen=True, slots=True)
 class Opaque:
-    """What only running the file could tell: its code, and the line."""
+    """Code whose value or effect only running the file could tell, and its line."""
 
     code: str
     line: int
@@ -30,14 +30,14 @@ class Opaque:
 
 
 class Environment(str):
-    """Text in which `${NAME}` stands for what the environment has under that name."""
+    """Text in which `${NAME}` stands for a variable of the environment."""
 
     __slots__ = ()
 
 
 @dataclass(slots=True)
 class Pairs:
-    """A mapping, and whether the order in which it was written was kept."""
+    """A mapping. `ordered` if the first version saw its items in the order of the file."""
 
     items: dict[Any, Any]
     ordered: bool = False
@@ -45,7 +45,7 @@ class Pairs:
 
 @dataclass(slots=True)
 class Written:
-    """What a file assigns, by name, and the code in it that does something else."""
+    """The values that a file assigns, by name, and the code in it that does something else."""
 
     values: dict[str, Any] = field(default_factory=dict)
     others: list[Opaque] = field(default_factory=list)
@@ -54,7 +54,7 @@ class Written:
 
 
 def read(path: str) -> Written:
-    """Raises ConfigError for a file that cannot be read, or is no Python."""
+    """Read a file. Raises ConfigError if that fails, or if the file is not Python 3."""
     try:
         with open(path, "rb") as file:
             tree = ast.parse(file.read(), path)
@@ -64,7 +64,7 @@ def read(path: str) -> Written:
         what = f"{path}:{error.lineno}: {error.msg}; write that line as Python 3 has it"
         raise ConfigError([what]) from error
     except (ValueError, RecursionError, MemoryError) as error:
-        raise ConfigError([f"{path}: is no Python file: {error}"]) from error
+        raise ConfigError([f"{path}: is not a Python file: {error}"]) from error
     found = Written()
     for statement in tree.body:
         _take(statement, found)
@@ -95,7 +95,7 @@ def _take(statement: ast.stmt, found: Written) -> None:
 
 
 def evaluate(node: ast.expr, names: dict[str, Any]) -> Any:
-    """The value of an expression, with an Opaque in the place of what is not written out."""
+    """Return the value of an expression. An Opaque stands for each part that is not plain data."""
     match node:
         case ast.Constant(value=value):
             return value
@@ -151,7 +151,7 @@ def _called(node: ast.Call, name: str, arguments: list[ast.expr], names: dict[st
 
 
 def pairs(value: Any) -> Pairs | None:
-    """A mapping, or what makes one: a list of a key and a value each."""
+    """Return a mapping as it is, and one made of a list of pairs; None for any other value."""
     if isinstance(value, Pairs):
         return value
     if not isinstance(value, list):
@@ -178,7 +178,7 @@ def _joined(node: ast.BinOp, left: Any, right: Any) -> Any:
 
 
 def _part(part: ast.expr, names: dict[str, Any]) -> Any:
-    """A part of an f-string; one with a format or a conversion is not looked into."""
+    """Return the value of a part of an f-string, an Opaque if it has a format or a conversion."""
     match part:
         case ast.FormattedValue(value=value, conversion=-1, format_spec=None):
             return evaluate(value, names)

@@ -16,21 +16,21 @@ from watchman.sinks.steps import Steps
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two writes: as much is not counted after a kill.
+#: Seconds between two writes. After a kill, the last seconds are not counted.
 INTERVAL = 5.0
 
-#: The mode of the textfile, for node_exporter runs as another user.
+#: The mode of the textfile. node_exporter runs as another user, and must be able to read it.
 MODE = 0o644
 
-#: The file in the spool from which a restart goes on counting.
+#: The file in the spool from which counting goes on after a restart.
 TOTALS = "metrics.json"
 
 
 class Exporter:
     """Writes the textfile that `[watchman] metrics` names, if it names one.
 
-    A file that has not changed only gets a new mtime, so that a daemon which has died is told from
-    one that has nothing to do. Once it is stopped, a last one says that the daemon is not up.
+    If no figure has changed, the file only gets a new mtime. So an old mtime means a dead daemon,
+    and not one that has nothing to do. At a stop, a last file says that the daemon is not up.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Exporter:
         self._thread.start()
 
     def begin(self) -> None:
-        """Write from now on, for all parts of the daemon have started."""
+        """Write from now on. Called when all parts of the daemon have started."""
         self._begun = True
         self._roused.set()
 
@@ -67,7 +67,7 @@ class Exporter:
         self._roused.set()
 
     def stop(self) -> None:
-        """Have a last file written that tells of the end."""
+        """Have a last file written, which says that the daemon is not up."""
         self._stopping = True
         self._roused.set()
 
@@ -104,24 +104,24 @@ class Exporter:
 
     def _write(self, path: str) -> None:
         if self._written_to and self._written_to != path:
-            # Its figures would stand there for ever.
+            # Otherwise Prometheus would go on reading its old figures.
             with contextlib.suppress(OSError):
                 os.unlink(self._written_to)
             self._written, self._written_to = b"", ""
         if not path:
             return
-        # Imported late: it takes a while, and most have no use for it.
+        # Imported only here: the import takes a while, and most daemons write no metrics.
         families = importlib.import_module("watchman.operate.metrics.families")
         if self._totals is None:
             self._totals = Totals(self._totals_path)
         found = self._status()
         families.count(self._totals, found, self._steps)
         text = families.text(self._totals, found, up=not self._stopping)
-        # First: what was shown once must not be less after a kill.
+        # Before the textfile: after a kill no counter may be lower than the textfile has shown it.
         self._totals.store()
         if text == self._written:
             with contextlib.suppress(FileNotFoundError):
                 os.utime(path)
                 return
-        replace_file(path, text, MODE)  # node_exporter reads whole ones only
+        replace_file(path, text, MODE)  # so that node_exporter never reads half a file
         self._written, self._written_to = text, path

@@ -1,4 +1,4 @@
-"""What is exported: each metric with its name, its labels, what it tells, and where it is from."""
+"""The metrics that are exported: name, labels, help text, and where each value comes from."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from watchman.sinks.steps import BOUNDS, Steps
 from watchman.uploads.text import printable
 from watchman.uploads.upload import State
 
-#: Counters: name, labels, and what it tells. `_total` is added to the name.
+#: The counters: name, labels and help text. `_total` is added to the name.
 COUNTERS = {
     "accepted": (("source", "watch", "task"), "Uploads that were accepted."),
     "uploads": (
         ("source", "watch", "task", "outcome"),
-        "Uploads by what became of them; one that failed and was sent later counts as both.",
+        "Uploads by what became of them. One that failed and was sent later counts as both.",
     ),
-    "notifications": (("source", "kind"), "What sources have said."),
+    "notifications": (("source", "kind"), "Notifications of each source, by what it said."),
     "unmatched": (("watch",), "Files that no task and no move matches."),
     "excluded": (("watch",), "Files that were excluded."),
-    "unconfirmed": (("watch",), "Uploads that went on without the word of ProFTPD."),
+    "unconfirmed": (("watch",), "Uploads that were accepted without ProFTPD's word."),
     "scans": (("watch",), "Scans of the whole watch that have ended."),
     "overflows": ((), "How often the kernel has dropped events."),
     "log_lines": (("log",), "Lines of the transfer log that were read."),
@@ -44,7 +44,7 @@ BUCKETS, SUM = "closed_to_sent_buckets", "closed_to_sent_sum"
 
 
 def count(totals: Totals, found: Mapping[str, Any], steps: Steps) -> None:
-    """Add to the totals what the daemon has counted; `found` is what `status` tells."""
+    """Add to the totals what the daemon has counted. `found` is the status of the daemon."""
     for (event, origin), number in steps.counts.copy().items():
         if event == State.ACCEPTED.value:
             totals.follow("accepted", tuple(origin), number)
@@ -74,7 +74,7 @@ def text(totals: Totals, found: Mapping[str, Any], *, up: bool) -> bytes:
 
 
 class _Collector(Collector):
-    """Metrics that were made already, for the library to print."""
+    """A collector of metrics that exist already. prometheus_client prints what a collector has."""
 
     def __init__(self, metrics: Iterable[Metric]) -> None:
         self._metrics = list(metrics)
@@ -101,7 +101,7 @@ def _histogram(totals: Totals) -> Metric:
     buckets = totals.sums(BUCKETS)
     for labels, sum_ in sorted(totals.sums(SUM).items()):
         if labels == (OTHER,):
-            continue  # its buckets are in one, which tells nothing
+            continue  # its buckets were counted together as one, which tells nothing
         reached, told = 0.0, []
         for bucket, bound in enumerate((*map(str, BOUNDS), "+Inf")):
             reached += buckets.get((*labels, str(bucket)), 0.0)
@@ -117,13 +117,13 @@ Values = Iterable[tuple[Labels, float | None]]
 def _gauges(found: Mapping[str, Any], *, up: bool) -> Iterator[Metric]:
     yield _gauge("up", "Whether the daemon runs: 0 after it was stopped.", (), [((), up)])
     told = [((found["version"],), 1.0)]
-    yield _gauge("info", "The version.", ("version",), told)
+    yield _gauge("info", "The version of the daemon.", ("version",), told)
     for name, help_, value in (
         ("start_time_seconds", "When the daemon was started.", found["since"]),
         ("healthy", "Whether `watchman status` says healthy.", found["healthy"]),
-        ("problems", "Problems that `watchman status` tells.", len(found["problems"])),
-        ("warnings", "Warnings that `watchman status` tells.", len(found["warnings"])),
-        ("noticed_files", "Files that settle or wait for a word.", found["uploads"]["noticed"]),
+        ("problems", "Problems that `watchman status` shows.", len(found["problems"])),
+        ("warnings", "Warnings that `watchman status` shows.", len(found["warnings"])),
+        ("noticed_files", "Files that settle or wait for ProFTPD.", found["uploads"]["noticed"]),
     ):
         yield _gauge(name, help_, (), [((), value)])
     failed, untold = found["uploads"]["failed"], found["untold"]
@@ -137,7 +137,7 @@ def _gauges(found: Mapping[str, Any], *, up: bool) -> Iterator[Metric]:
 
 
 def _places(found: Mapping[str, Any]) -> Iterator[Metric]:
-    """Yield what is told of brokers and moves."""
+    """Yield the metrics of brokers and moves."""
     sinks = [("broker", found["brokers"]), ("move", found["moves"])]
     places = [(kind, name, sink) for kind, some in sinks for name, sink in some.items()]
     waiting: list[tuple[Labels, float | None]] = []
@@ -152,7 +152,7 @@ def _places(found: Mapping[str, Any]) -> Iterator[Metric]:
     oldest: Values = [((f"{kind}:{name}",), sink["oldest"]) for kind, name, sink in places]
     yield _gauge(
         "oldest_waiting_timestamp_seconds",
-        "When the oldest upload that waits was accepted; not there where none waits.",
+        "When the oldest upload that waits was accepted. Not exported if none waits.",
         ("place",),
         oldest,
     )
@@ -162,12 +162,12 @@ def _places(found: Mapping[str, Any]) -> Iterator[Metric]:
             for name, sink in some.items()
             for state in SINK_STATES
         ]
-        help_ = f"1 for the state that the {kind} has."
+        help_ = f"1 for the present state of the {kind}, 0 for the others."
         yield _gauge(f"{kind}_state", help_, (kind, "state"), states)
     refused: Values = [
         ((name,), len(broker["refused"])) for name, broker in found["brokers"].items()
     ]
-    yield _gauge("broker_refused_routes", "Routes that it refuses.", ("broker",), refused)
+    yield _gauge("broker_refused_routes", "Routes that the broker refuses.", ("broker",), refused)
 
 
 def _watches(watches: Mapping[str, Any]) -> Iterator[Metric]:
@@ -192,11 +192,14 @@ def _sources(found: Mapping[str, Any]) -> Iterator[Metric]:
     help_ = "When the source was heard last."
     yield _gauge("last_heard_timestamp_seconds", help_, ("source",), heard)
     last: Values = [((printable(path),), log["last"]) for path, log in logs]
-    yield _gauge("log_last_line_timestamp_seconds", "When its last line came.", ("log",), last)
+    help_ = "When the last line of the transfer log came."
+    yield _gauge("log_last_line_timestamp_seconds", help_, ("log",), last)
     unread: Values = [((printable(path),), log["unread"]) for path, log in logs]
-    yield _gauge("log_unread_bytes", "Bytes of it that were not read yet.", ("log",), unread)
+    help_ = "Bytes of the transfer log that were not read yet."
+    yield _gauge("log_unread_bytes", help_, ("log",), unread)
     errors: Values = [((printable(path),), bool(log["error"])) for path, log in logs]
-    yield _gauge("log_failing", "Whether it cannot be read as it should.", ("log",), errors)
+    help_ = "Whether something is wrong with reading the transfer log."
+    yield _gauge("log_failing", help_, ("log",), errors)
 
 
 def _gauge(name: str, help_: str, labels: Labels, values: Values) -> Metric:

@@ -1,4 +1,4 @@
-"""The totals: counters that go on after a restart, kept in a plain file of the spool."""
+"""The totals: counters that go on after a restart. They are kept in a plain file in the spool."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from watchman.config.files import replace_file
 
 logger = logging.getLogger(__name__)
 
-#: Of the file.
+#: The version of the file's format.
 VERSION = 1
 
-#: Sets of labels that a counter may have. What comes beyond them is counted together, with OTHER in
-#: the place of each label.
+#: Most sets of labels of a counter. All further ones are counted together, with OTHER in the place
+#: of each label.
 MOST = 1_000
 OTHER = "(other)"
 
@@ -23,13 +23,13 @@ Labels = tuple[str, ...]
 
 
 class Totals:
-    """Sums of what parts of the daemon have counted since the first start; for one thread."""
+    """What all parts of the daemon have counted since the first start. For use by one thread."""
 
     def __init__(self, path: str) -> None:
         self._path = path
-        #: By the counter's name.
+        #: The sums, by the counter's name and then by labels.
         self._sums: dict[str, dict[Labels, float]] = {}
-        #: What each part's count was when it was looked at last.
+        #: The last count of each part, by the counter's name and labels.
         self._last: dict[tuple[str, Labels], float] = {}
         self._changed = False
         try:
@@ -42,12 +42,13 @@ class Totals:
         except (ValueError, KeyError, TypeError, AttributeError) as e:
             os.replace(path, path + ".bad")
             self._sums = {}
-            logger.error("Set aside as %r, it cannot be read: %s. Counters begin anew.", path, e)
+            what = "%r cannot be read: %s. Keeping it as %r. Counters begin anew."
+            logger.error(what, path, e, path + ".bad")
 
     def follow(self, name: str, labels: Labels, count: float) -> None:
-        """Add what a part has counted since this was called last.
+        """Add what a part has counted since the last call.
 
-        A count that is less than then is that of a part which was made anew, as by a reload.
+        A count that is less than the last one is that of a new part, which a reload has made.
         """
         last = self._last.get((name, labels), 0.0)
         self._last[name, labels] = count
@@ -60,14 +61,14 @@ class Totals:
             self._changed = True
 
     def sums(self, name: str) -> dict[Labels, float]:
-        """Return what a counter has summed up, by labels."""
+        """Return the sums of a counter, by labels."""
         return self._sums.get(name, {})
 
     def store(self) -> None:
-        """Write them down if they have changed. Raises OSError.
+        """Write the totals to the file, if they have changed. Raises OSError.
 
-        They outlive a kill. To have them outlive a power failure takes an fsync, which would slow
-        the journal down; so that may leave an earlier file, or none.
+        They outlive a kill, but not a power failure, which may leave an older file or none: that
+        would take an fsync, which would slow the journal down.
         """
         if not self._changed:
             return
