@@ -36,7 +36,12 @@ class Pauses:
             pass
         except (ValueError, AttributeError, TypeError) as e:
             os.replace(path, path + ".bad")
-            logger.error("Set aside as %r, it cannot be read: %s. Nothing is paused.", path, e)
+            logger.error(
+                "%r cannot be read: %s. Nothing is paused. The file is kept as %r.",
+                path,
+                e,
+                path + ".bad",
+            )
 
     def since(self) -> dict[str, float]:
         """Return what is paused and since when, oldest first."""
