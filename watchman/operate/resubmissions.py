@@ -93,7 +93,7 @@ class Resubmissions:
             if not notification.same_id:
                 self._dispatcher.submit(known, answer)
             elif past is None:
-                what = "the history has no upload of it; leave --same-id out"
+                what = "no upload of it is in the history; leave --same-id out"
                 answer(Answer(Outcome.ERROR, what))
             elif past.event not in SETTLED:
                 what = "has failed" if past.event == State.FAILED.value else "is in hand"

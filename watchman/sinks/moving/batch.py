@@ -132,9 +132,9 @@ class Batch:
 
     def _advance(self, move: Move) -> None:
         """Move one file to its destination, under another name if its own is taken there."""
-        subpath = subpath_of(os.path.dirname(move.upload.destination), self._settings.destination)
-        assert subpath is not None
         move.place = os.path.dirname(move.upload.destination)
+        subpath = subpath_of(move.place, self._settings.destination)
+        assert subpath is not None
         move.target = self._directories.make(subpath)
         self._directories.make_folders(subpath)
         source = move.claim.source

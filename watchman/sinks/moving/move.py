@@ -44,10 +44,9 @@ class Move:
         self.claim = Claim(upload)
         self.target: int | None = None
         #: The directory that the current step works in, for messages about what went wrong.
-        self.place = os.path.dirname(upload.source_path)
+        self.place, self._name = os.path.split(upload.source_path)
         self._settings = settings
         self._largest = largest
-        self._name = os.path.basename(upload.source_path)
         self._copy = copy_name(upload.id)
         #: Our copy of the file, if it is being copied, and whether the copy is whole.
         self._copied: FileState | None = None
@@ -60,7 +59,7 @@ class Move:
 
     @property
     def _final(self) -> str:
-        return os.path.basename(self.upload.destination)
+        return self.upload.destination.rpartition("/")[2]
 
     def moved(self) -> Upload:
         """Return the upload as it is after its file was moved."""
@@ -256,10 +255,11 @@ class Move:
 
     def _withdraw(self) -> None:
         """Remove our copy: first its final name, since by its hidden name we know it as ours."""
-        for name in (self._final, self._copy):
-            found = state_of(self.target, name)
-            if found and self._copied and found.is_same_file(self._copied):
-                os.unlink(name, dir_fd=self.target)
+        if self._copied is not None:
+            for name in (self._final, self._copy):
+                found = state_of(self.target, name)
+                if found and found.is_same_file(self._copied):
+                    os.unlink(name, dir_fd=self.target)
         self._copied, self._is_whole = None, False
 
     def turn_back(self) -> None:

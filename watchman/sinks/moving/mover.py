@@ -177,10 +177,11 @@ class Mover(Sink):
 
     def _succeed(self, upload: Upload) -> None:
         """Report an upload as moved, and end the back-offs of all places that it went through."""
-        directories = map(os.path.dirname, (upload.source_path, upload.path))
-        places = {upload.id, *directories, *self._roots(upload)}
-        for lane in [lane for lane in self._back_offs if lane[0] in places]:
-            del self._back_offs[lane]
+        if self._back_offs:
+            directories = map(os.path.dirname, (upload.source_path, upload.path))
+            places = {upload.id, *directories, *self._roots(upload)}
+            for lane in [lane for lane in self._back_offs if lane[0] in places]:
+                del self._back_offs[lane]
         self._report(Report(upload, State.MOVED))
 
     def _roots(self, upload: Upload) -> Iterator[str]:
