@@ -79,13 +79,13 @@ class Crosscheck:
 
     def said(self, source: str) -> dict[str, int]:
         """Return how many notifications of each kind a source has sent."""
-        counts = {kind.value: self._said[Source(source), kind] for kind in Kind}
+        counts = {kind: self._said[Source(source), kind] for kind in Kind}
         return {kind: count for kind, count in counts.items() if count}
 
     def status(self, watch: str) -> dict[str, Any]:
         """Return the counts of a watch."""
         counts = self._watches.get(watch, Counts())
-        told = {source.value: counts.told[source] for source in (Source.HOOK, Source.LOG)}
+        told = {source: counts.told[source] for source in (Source.HOOK, Source.LOG)}
         return {"told": told, "unconfirmed": counts.unconfirmed}
 
     def warnings(self, settings: Settings, logs: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

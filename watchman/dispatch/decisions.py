@@ -146,7 +146,7 @@ class Decisions:
                 self.holding.queue.put_back(held)
             answer(Answer(Outcome.ERROR, reason))
 
-        self.commit.stage({"event": State.ACCEPTED.value, **upload.encode()}, durable, failed)
+        self.commit.stage({"event": State.ACCEPTED, **upload.encode()}, durable, failed)
 
     def fail(
         self,

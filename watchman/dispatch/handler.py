@@ -139,16 +139,15 @@ class Handler:
         self.take(notification, answer)
 
     def count(self, notification: Notification) -> None:
-        self.heard[notification.source.value] += 1
-        self.last_heard[notification.source.value] = self._clock()
+        self.heard[notification.source] += 1
+        self.last_heard[notification.source] = self._clock()
         self.crosscheck.hear(notification)
 
     def take(self, notification: Notification, answer: Respond, *, is_last: bool = True) -> None:
         """Take a notification; `is_last` is False if the next transfer of its path has failed."""
         if notification.source in SPELLED:
             notification = self.placing.place(notification)
-        paths = _paths(notification) if notification.groups is not None else ()
-        if not all(self._may_speak(notification, path) for path in paths):
+        if notification.groups is not None and not self._may_speak_of_all(notification):
             answer(Answer(Outcome.ERROR, "only who may write a file may announce it"))
             return
         if notification.source in PROFTPD and notification.path:
@@ -183,12 +182,15 @@ class Handler:
                 else:
                     answer(Answer(Outcome.IGNORED, "no path"))
 
-    def _may_speak(self, notification: Notification, path: str) -> bool:
-        located = self._rules.locate(path)
-        if located is None:
-            return True
+    def _may_speak_of_all(self, notification: Notification) -> bool:
+        """Whether who sent a notification may speak of each path in it that is below a watch."""
         begins = notification.kind is Kind.STARTED
-        return may_speak(notification, located[0].path, located[1], begins=begins)
+        paths = filter(None, (notification.path, notification.old_path))
+        return all(
+            may_speak(notification, located[0].path, located[1], begins=begins)
+            for located in map(self._rules.locate, paths)
+            if located is not None
+        )
 
     def _hear_of(self, notification: Notification) -> None:
         located = self._rules.locate(notification.path)
@@ -289,7 +291,3 @@ class Handler:
         """Restore what was held or open; `logged` if the logs tell how open transfers ended."""
         self.holding.restore()
         self.transfer_tracker.restore(logged=logged)
-
-
-def _paths(notification: Notification) -> list[str]:
-    return [path for path in (notification.path, notification.old_path) if path]

@@ -216,7 +216,7 @@ class HoldQueue:
         return [
             {
                 "id": held.id or None,
-                "state": State.NOTICED.value,
+                "state": State.NOTICED,
                 "path": path,
                 "original": path,
                 "watch": None,
@@ -292,8 +292,8 @@ class Holding:
                 now.position = position
             answer(Answer(Outcome.OK, held.id))
 
-        record = {"event": State.NOTICED.value, "at": self._clock(), "id": held.id}
-        record |= {"path": path, "source": notification.source.value, "reason": verdict.reason}
+        record = {"event": State.NOTICED, "at": self._clock(), "id": held.id}
+        record |= {"path": path, "source": notification.source, "reason": verdict.reason}
         record |= {"user": notification.user, "client": notification.client}
         record |= {"protocol": notification.protocol, "uid": notification.uid}
         record["seen"] = held.state.encode() if held.state else None
@@ -305,7 +305,7 @@ class Holding:
     def release(self, held: HeldFile, verdict: Ignore | PassOver | Fail) -> None:
         """Write down that a held file with an `id` does not become an upload."""
         reason = "decided about before" if isinstance(verdict, PassOver) else verdict.reason
-        record = {"event": State.GONE.value, "at": self._clock(), "id": held.id}
+        record = {"event": State.GONE, "at": self._clock(), "id": held.id}
         self._commit.stage({**record, "reason": reason}, lambda _: self.forget(held), lasting=True)
 
     def forget(self, held: HeldFile | None) -> None:
@@ -315,7 +315,7 @@ class Holding:
 
     def replay(self, position: int, record: dict[str, Any]) -> None:
         """Replay a record, which may begin or end a hold."""
-        if record["event"] == State.NOTICED.value:
+        if record["event"] == State.NOTICED:
             self._held_before[record["id"]] = position, record
         else:
             self._held_before.pop(record.get("id", ""), None)

@@ -106,7 +106,7 @@ class Resubmitter:
             answer(Answer(Outcome.OK, upload.id))
 
         self.commit.stage(
-            {"event": State.ACCEPTED.value, **upload.encode()},
+            {"event": State.ACCEPTED, **upload.encode()},
             durable,
             lambda reason: answer(Answer(Outcome.ERROR, reason)),
         )

@@ -101,7 +101,7 @@ class TransferTracker:
             self._open(Transfer(path, notification.session, before, -1, *who))
             answer(Answer(Outcome.ERROR, reason))
 
-        record = {"event": Kind.STARTED.value, "at": self.clock(), "path": path}
+        record = {"event": Kind.STARTED, "at": self.clock(), "path": path}
         record |= {"session": notification.session, "user": notification.user}
         record["before"] = before.encode() if before else None
         if notification.groups is not None:
@@ -188,7 +188,7 @@ class TransferTracker:
         """Write down that transfers are over; have files looked at again that waited for them."""
         for transfer in over:
             self.holding.queue.make_due(transfer.path)
-            record = {"event": Kind.ENDED.value, "at": self.clock(), "path": transfer.path}
+            record = {"event": Kind.ENDED, "at": self.clock(), "path": transfer.path}
 
             def durable(_: int, position: int = transfer.position) -> None:
                 self.journal.release(position)
@@ -270,12 +270,12 @@ class TransferTracker:
     def replay(self, position: int, record: dict[str, Any]) -> None:
         """Replay a record, which may begin or end a transfer."""
         match record["event"]:
-            case Kind.STARTED.value:
+            case Kind.STARTED:
                 # If a session began it several times, the first one has what was there before.
                 self._begun_before.setdefault(
                     (record["session"], record["path"]), (position, record)
                 )
-            case Kind.ENDED.value:
+            case Kind.ENDED:
                 self._begun_before.pop((record["session"], record["path"]), None)
 
     def restore(self, *, logged: bool) -> None:

@@ -95,7 +95,8 @@ class Transfers:
 
     def of(self, path: str) -> list[Transfer]:
         """Return the open transfers of a file."""
-        return [self._sessions[name].transfers[path] for name in self._paths.get(path, ())]
+        names = self._paths.get(path)
+        return [self._sessions[name].transfers[path] for name in names] if names else []
 
     def close(self, name: str, path: str = "") -> list[Transfer]:
         """Forget a session's transfer of a path, or with "" all of them; return them.

@@ -212,6 +212,8 @@ class Rewrites:
 
         A rename of a directory leaves the ctime of the files in it alone, to the nanosecond.
         """
+        if len(self._ledgers) == 1:
+            return False
         others = (self._ledgers[name] for name in self._ledgers if name != watch.name)
         if not any(ledger.has_decision_of(subpath, state) for ledger in others):
             return False

@@ -19,9 +19,7 @@ from watchman.uploads.upload import FileState, State
 LATEST = 20
 
 #: Events of the journal after which an upload is settled.
-SETTLED = frozenset(
-    state.value for state in (State.DONE, State.SUPERSEDED, State.GONE, State.DROPPED)
-)
+SETTLED = frozenset(state for state in (State.DONE, State.SUPERSEDED, State.GONE, State.DROPPED))
 
 #: Fields of a record that say where a task went.
 ROUTE = ("exchange", "routing_key", "queue")
@@ -116,11 +114,11 @@ def _try_in(record: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, Any
     match record["event"]:
         case event if event == TRIED:
             place, answer = record["place"], record["answer"]
-        case State.MOVED.value:
+        case State.MOVED:
             place, answer = move, "moved"
-        case State.DONE.value if told["task"]:
+        case State.DONE if told["task"]:
             place, answer = broker, record.get("answer", "sent")
-        case State.FAILED.value if NEVER_WAITED not in record:
+        case State.FAILED if NEVER_WAITED not in record:
             place = broker if told["broker"] else move
             answer = record["reason"]
         case _:

@@ -20,7 +20,7 @@ IN_HAND = 10.0
 LOT = 10_000
 
 #: The states in which uploads are retried or dropped, if the operator names no state.
-RETRIED = (State.FAILED.value, State.DEFERRED.value)
+RETRIED = (State.FAILED, State.DEFERRED)
 DROPPED = (*RETRIED, "waiting")
 
 #: Why an id is refused.
@@ -158,7 +158,7 @@ class Interventions:
 
 def _has_failed(lot: list[Found]) -> bool:
     """Whether a lot has failed uploads. Then it has no others: failed ones have their own place."""
-    return lot[0].group.state == State.FAILED.value
+    return lot[0].group.state == State.FAILED
 
 
 def _paused(group: Group) -> str:

@@ -100,10 +100,10 @@ def status(parts: Parts, queue_view: QueueView, since: float, health: Health) ->
         "since": since,
         "config": settings.file,
         "sources": {
-            source.value: {
-                "heard": dispatcher.heard[source.value],
-                "last": dispatcher.last_heard.get(source.value),
-                "said": dispatcher.crosscheck.said(source.value),
+            source: {
+                "heard": dispatcher.heard[source],
+                "last": dispatcher.last_heard.get(source),
+                "said": dispatcher.crosscheck.said(source),
                 "unplaced": dispatcher.placing.unplaced[source],
             }
             for source in Source
@@ -116,7 +116,7 @@ def status(parts: Parts, queue_view: QueueView, since: float, health: Health) ->
         "uploads": {
             "noticed": len(dispatcher.hold_queue),
             **{state: waiting[state] for state in ("waiting", "deferred", "failed")},
-            "done": dispatcher.pipeline.settled[State.DONE.value],
+            "done": dispatcher.pipeline.settled[State.DONE],
         },
         "untold": len(untold),
         "oldest_waiting": min(oldest.values(), default=None),

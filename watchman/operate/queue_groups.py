@@ -83,7 +83,7 @@ def gather(
 
 def _are_alike(group: Group, selection: Selection) -> bool:
     """Whether all uploads of a group have the same reason, and all are selected or none is."""
-    has_reasons = group.state == State.FAILED.value
+    has_reasons = group.state == State.FAILED
     return not has_reasons and not selection.looks_inside and group.lane != UNREADABLE
 
 

@@ -18,9 +18,9 @@ from watchman.store.records import decode, id_of
 from watchman.uploads.upload import State, Upload
 
 #: States in the order in which they are shown: the most important first.
-ORDER = (State.FAILED.value, State.DEFERRED.value, "waiting")
+ORDER = (State.FAILED, State.DEFERRED, "waiting")
 
-ALL_STATES = (*ORDER, State.NOTICED.value)
+ALL_STATES = (*ORDER, State.NOTICED)
 
 #: States of a broker or a move in which no upload gets through.
 DOWN = ("down", "blocked")
@@ -68,7 +68,7 @@ class Selection:
     @classmethod
     def of(cls, fields: Mapping[str, str], states: Iterable[str] = ALL_STATES) -> Self:
         """Read a request's fields. `states` is the default if they name no state."""
-        named = [s for s in (State.FAILED.value, State.DEFERRED.value) if fields.get(s) == "yes"]
+        named = [s for s in (State.FAILED, State.DEFERRED) if fields.get(s) == "yes"]
         given = fields.get("ids", "").split()
         if "ids" in fields and not given:
             raise WatchmanError("no id is given")
@@ -154,7 +154,7 @@ class QueueView:
             if group.state == "waiting" and not group.paused and sink.get("state") in DOWN:
                 group = replace(
                     group,
-                    state=State.DEFERRED.value,
+                    state=State.DEFERRED,
                     attempts=sink["attempts"],
                     next_try=sink["next_try"],
                     reason=sink["error"],
@@ -227,7 +227,7 @@ class QueueView:
         """Return by place when the oldest upload that waits there was accepted (epoch)."""
         oldest: dict[str, Group] = {}
         for group in groups:
-            if group.state == State.FAILED.value:
+            if group.state == State.FAILED:
                 continue
             known = oldest.get(group.place)
             if known is None or group.oldest < known.oldest:
@@ -262,7 +262,7 @@ def known_and_open(paths: Iterable[str], rules: Rules) -> Iterator[dict[str, Any
             continue
         row: dict[str, Any] = dict.fromkeys(("id", "task", "broker", "since", "next_try"))
         row |= {
-            "state": State.NOTICED.value,
+            "state": State.NOTICED,
             "place": "",
             "path": path,
             "original": path,

@@ -96,10 +96,10 @@ class Resubmissions:
                 what = "no upload of it is in the history; leave --same-id out"
                 answer(Answer(Outcome.ERROR, what))
             elif past.event not in SETTLED:
-                what = "has failed" if past.event == State.FAILED.value else "is in hand"
+                what = "has failed" if past.event == State.FAILED else "is in hand"
                 answer(Answer(Outcome.ERROR, f"{past.id} {what}: see watchman retry {past.id}"))
             else:
-                past.event = State.ACCEPTED.value  # so that the path is refused if it comes again
+                past.event = State.ACCEPTED  # so that the path is refused if it comes again
                 submitted += 1
 
                 def tell(outcome: Answer, answer: Respond = answer) -> None:

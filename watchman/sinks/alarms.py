@@ -90,14 +90,14 @@ class Alarms:
             moved_from="",
             alarm_of=upload_id,
         )
-        accepted = {"event": State.ACCEPTED.value, **alarm.encode()}
+        accepted = {"event": State.ACCEPTED, **alarm.encode()}
         self._commit.stage(accepted, lambda at: self._wait(alarm.at(at)), lasting=True)
 
     def settle(self, report: Report, record: dict[str, Any], backlog: Backlog) -> None:
         """Write down what became of an alarm; `record` is as that of any upload."""
         alarm, has_failed = report.upload, report.state is State.FAILED
         if has_failed:
-            record["event"] = State.DROPPED.value
+            record["event"] = State.DROPPED
         # Who drops an alarm by hand knows of the failure.
         record |= {ALARM_OF: alarm.alarm_of, "told": not has_failed}
 

@@ -97,7 +97,7 @@ class Backlogs(dict[str, Backlog]):
         left = max(0.0, lane.until - self._monotonic())
         return Group(
             place,
-            State.DEFERRED.value if is_deferred else "waiting",
+            State.DEFERRED if is_deferred else "waiting",
             positions,
             lane=name,
             attempts=lane.attempts,

@@ -88,7 +88,7 @@ class Failures:
         already be about this file.
         """
         at = time.time()
-        record = {"event": State.FAILED.value, "at": at, **upload.encode(), "reason": reason}
+        record = {"event": State.FAILED, "at": at, **upload.encode(), "reason": reason}
         if never_waited:
             record[NEVER_WAITED] = True
         failure = _failure(upload, at)
@@ -190,7 +190,7 @@ class Failures:
         """Take an upload off the list, and write down what it is settled as."""
         failure = self._failed[upload_id]
         step = Step(
-            state.value,
+            state,
             time.time(),
             upload_id,
             failure.path,
@@ -199,7 +199,7 @@ class Failures:
             failure.user,
             reason=reason,
         )
-        record = {"event": state.value, "at": step.at, "id": upload_id}
+        record = {"event": state, "at": step.at, "id": upload_id}
         if reason:
             record["reason"] = reason
         self.leave(upload_id, record, lambda _: self._steps.count_known(step))

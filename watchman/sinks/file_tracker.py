@@ -216,7 +216,7 @@ class FileTracker:
         def durable(position: int) -> None:
             self._keep(Rename(old, new, file, position))
 
-        record: dict[str, Any] = {"event": State.RENAMED.value, "at": time.time()}
+        record: dict[str, Any] = {"event": State.RENAMED, "at": time.time()}
         record |= {"from": old, "path": new}
         if file is not None:
             record["file"] = file.encode()

@@ -150,7 +150,7 @@ class Pipeline:
         elif upload.task is None:
             self._take_back([Report(upload, State.DONE)], place)
         else:
-            self.steps.tell(State.MOVED.value, upload, time.time())
+            self.steps.tell(State.MOVED, upload, time.time())
             self._add(upload, f"broker:{upload.task.broker}").offer()
             self.backlogs[place].settle(upload.position)
 
@@ -176,7 +176,7 @@ class Pipeline:
 
         def stage() -> None:
             for upload in uploads:
-                record = {"event": state.value, "at": time.time(), **upload.encode()}
+                record = {"event": state, "at": time.time(), **upload.encode()}
                 self._commit.stage(record, partial(durable, upload), lasting=True)
             self._commit.stage(None, lambda _: done.set(), lasting=True)
 
@@ -254,7 +254,7 @@ class Pipeline:
                     self._tries.failed(report, place)
                 backlog.put_back(report.upload.position, report.lane, report.delay, report.reason)
                 if self.steps.lookers and report.reason:
-                    self.steps.tell(report.state.value, report.upload, time.time(), report.reason)
+                    self.steps.tell(report.state, report.upload, time.time(), report.reason)
             else:
                 over.append(report)
 
@@ -433,9 +433,9 @@ class Pipeline:
                 upload = recent[number] = Upload.decode(record, position)
                 if len(recent) > RECENT:
                     recent.popitem(last=False)
-                has_failed = record["event"] == State.FAILED.value
+                has_failed = record["event"] == State.FAILED
                 decided(upload, has_failed, NEVER_WAITED in record)
-                if NEVER_WAITED in record or record["event"] == State.ACCEPTED.value:
+                if NEVER_WAITED in record or record["event"] == State.ACCEPTED:
                     # It settles older failures of its path. A kill may have come before that was
                     # written down.
                     self.failures.unlist_path(upload.source_path)
@@ -464,12 +464,12 @@ class Pipeline:
     def groups(self) -> list[Group]:
         """Return all uploads that are not settled, in groups."""
         positions = self.failures.positions()
-        failed = Group("", State.FAILED.value, positions, count=len(positions))
+        failed = Group("", State.FAILED, positions, count=len(positions))
         return [group for group in (failed, *self.backlogs.groups()) if group.count]
 
     def sizes(self) -> list[Group]:
         """Return what `groups` does, without positions."""
-        failed = Group("", State.FAILED.value, [], count=len(self.failures))
+        failed = Group("", State.FAILED, [], count=len(self.failures))
         return [group for group in (failed, *self.backlogs.sizes()) if group.count]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from bisect import bisect_left
 from collections import Counter
@@ -31,9 +30,7 @@ class Origin(NamedTuple):
 
     @classmethod
     def of(cls, upload: Upload) -> Origin:
-        # Interned, since each failed upload keeps its own.
-        task = sys.intern(upload.task.section) if upload.task else ""
-        return cls(upload.source.value, sys.intern(upload.watch), task)
+        return cls(upload.source, upload.watch, upload.task.section if upload.task else "")
 
 
 class Step(NamedTuple):
@@ -86,13 +83,13 @@ class Steps:
 
     def count(self, state: State, upload: Upload, at: float, reason: str = "") -> None:
         """Count a step of an upload, and tell of it."""
-        self.counts[state.value, Origin.of(upload)] += 1
-        self.sums[state.value] += 1
+        self.counts[state, Origin.of(upload)] += 1
+        self.sums[state] += 1
         # What is sent again by hand was closed long ago.
         if state is State.DONE and upload.task and upload.source is not Source.RESUBMIT:
             self._delays(upload.task.broker).add(max(0.0, at - closed(upload)))
         if self.lookers:
-            self.tell(state.value, upload, at, reason)
+            self.tell(state, upload, at, reason)
 
     def count_known(self, step: Step) -> None:
         """As `count`, of an upload of which only this is in memory."""

@@ -62,7 +62,7 @@ class Tries:
     def settlement(self, report: Report) -> dict[str, Any]:
         """Return the record of what an upload is settled as, and forget its tries."""
         upload_id = report.upload.id
-        record: dict[str, Any] = {"event": report.state.value, "at": time.time(), "id": upload_id}
+        record: dict[str, Any] = {"event": report.state, "at": time.time(), "id": upload_id}
         if report.reason:
             record["reason"] = report.reason
         record |= report.sent

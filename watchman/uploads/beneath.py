@@ -63,7 +63,9 @@ class Look:
 
 def below(root: str, subpath: str) -> str:
     """Return the absolute path of a sub-path below a watch or another directory."""
-    return f"{root.rstrip('/')}/{subpath}" if subpath else root
+    if not subpath:
+        return root
+    return f"{root}{subpath}" if root.endswith("/") else f"{root}/{subpath}"
 
 
 def is_below(path: str, directory: str) -> bool:

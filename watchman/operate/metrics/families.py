@@ -46,7 +46,7 @@ BUCKETS, SUM = "closed_to_sent_buckets", "closed_to_sent_sum"
 def count(totals: Totals, found: Mapping[str, Any], steps: Steps) -> None:
     """Add to the totals what the daemon has counted. `found` is the status of the daemon."""
     for (event, origin), number in steps.counts.copy().items():
-        if event == State.ACCEPTED.value:
+        if event == State.ACCEPTED:
             totals.follow("accepted", tuple(origin), number)
         else:
             totals.follow("uploads", (*origin, event), number)

@@ -180,7 +180,7 @@ def header_of(upload: Upload) -> dict[str, Any]:
         "size": upload.state.size,
         # By it a worker knows a file that was sorted away before its task is delivered again.
         "inode": upload.state.inode,
-        "source": upload.source.value,
+        "source": str(upload.source),
         "user": upload.user,
         "client": upload.client,
         "protocol": upload.protocol,
