@@ -23,7 +23,7 @@ KEEPERS = {
 
 
 def how_to_start(file: str) -> str:
-    """Return the command that starts the daemon with an INI file; "" if there is nothing to start."""
+    """Return the command that starts the daemon with an INI file; "" if there is none."""
     run = f"watchman -c {shlex.quote(file)} run" if os.path.exists(file) else ""
     return start_kept(file) or run
 

@@ -9,7 +9,7 @@ from watchman.uploads.upload import Task
 
 
 class Routes:
-    """The routes of each broker's Celery app, which is made when first needed. Connects to nothing."""
+    """The routes of each broker's Celery app. Makes an app when it is needed. Never connects."""
 
     def __init__(self, brokers: Mapping[str, BrokerSettings]) -> None:
         self._brokers = brokers

@@ -41,7 +41,7 @@ def add_filters(parser: argparse.ArgumentParser) -> None:
 
 
 class Progress(Protocol):
-    """Shows the number of uploads that it is called with. Closed before these are printed."""
+    """Shows how many uploads were answered, at each call. Closed before these are printed."""
 
     def __call__(self, done: int) -> None: ...
 
