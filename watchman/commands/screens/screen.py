@@ -86,7 +86,7 @@ def details(pairs: Iterable[tuple[str, object]], *, width: int = 0) -> Table:
 
 
 def aligned(cells: Sequence[Text], widths: Sequence[int]) -> Table:
-    """Return one row of a table that comes row by row. All cells but the last have least widths."""
+    """Return one row of a table that comes row by row. Cells but the last have minimum widths."""
     drawn = _without_lines(show_header=False)
     for width in widths:
         drawn.add_column(min_width=width, no_wrap=True)

@@ -31,7 +31,7 @@ def clock(epoch: float) -> str:
 
 
 def count(number: int, one: str, more: str = "") -> str:
-    """Return `1 file` or `2,000 files`; `more` is a plural that is not `one` and an s."""
+    """Return `1 file` or `2,000 files`; `more` is the plural if it is not `one` with an s."""
     return f"{number:,} {one if number == 1 else more or one + 's'}"
 
 
