@@ -110,8 +110,7 @@ class Daemon:
             _start(inside, parts.exporter, patience=HUNG)
             for part in (parts.dispatcher, parts.publishers, parts.movers):
                 _start(inside, part)
-            # All sinks are told to stop before any is waited for. So while one hangs, the others
-            # end.
+            # Tell all sinks to stop before waiting for any, so that the others end while one hangs.
             inside.callback(parts.publishers.stop)
             inside.callback(pipeline.close)
             with contextlib.ExitStack() as sources:
@@ -131,7 +130,7 @@ class Daemon:
         logger.info("Stopped. %d uploads wait in the journal.", pipeline.waiting())
 
     def _attend(self, parts: Parts, listener: Listener, control: Control) -> None:
-        """Reload when somebody asks for it, until a stop begins."""
+        """Until a stop begins, reload when asked, look at health, and collect garbage."""
         collect, look = time.monotonic() + COLLECT, time.monotonic()
         while not self._stopping:
             self._wait(max(0.0, min(collect, look) - time.monotonic()))
@@ -191,7 +190,7 @@ class Daemon:
         try:
             changed = reload(parts, listener)
         except InotifyUnavailable:
-            raise  # nothing is watched any more, so end, to be started again
+            raise  # nothing is watched any more: end, so that we are started again
         except (WatchmanError, OSError) as e:
             for problem in e.problems if isinstance(e, ConfigError) else [str(e)]:
                 logger.error("Reload refused, everything stays as it was: %s.", problem)

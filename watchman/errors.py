@@ -1,4 +1,4 @@
-"""What can go wrong, one class per thing that a caller handles differently."""
+"""The errors that watchman raises, one class for each thing that a caller handles differently."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ class WatchmanError(Exception):
 
 
 class ConfigError(WatchmanError):
-    """The INI file is wrong. `problems` has one line for each thing that is."""
+    """The INI file is wrong. `problems` has one line for each mistake in it."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("\n".join(problems))
@@ -80,7 +80,7 @@ class PausesUnwritable(WatchmanError):
 
 
 class Stopped(WatchmanError):
-    """The daemon stops, so work that takes long was given up."""
+    """The daemon is stopping, so it gave up work that takes long."""
 
 
 class TakesLong(WatchmanError):
@@ -88,4 +88,4 @@ class TakesLong(WatchmanError):
 
 
 class Refused(WatchmanError):
-    """A file belongs to somebody else, and is only a hard link where it was found."""
+    """A file belongs to somebody else. Where it was found, it is only a hard link."""

@@ -1,5 +1,5 @@
-"""One module for each command of `watchman`, and `watchman-send`.
+"""One module for each command of `watchman`, and one for `watchman-send`.
 
-In comes a command line; out go text or JSON, and an exit code. Processes of their own: they speak
-with the daemon by the socket, and nothing imports them.
+In comes a command line. Out go text or JSON, and an exit code. Each command is a process of its
+own. Those that need the daemon ask it over its socket. Only commands import commands.
 """

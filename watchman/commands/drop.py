@@ -1,9 +1,12 @@
 """`watchman drop`: give uploads up: no task is sent for them.
 
-Give up uploads that wait, are deferred or have failed: no task is sent for them, unless they are
-written or sent by hand again. The files stay as they are, and `explain` tells the uploads' story
-for as long as `history` says. Printed once it is safe on disk: `dropped ID PATH`. An upload whose
-task is being sent at this moment is waited for, and refused if it could be sent.
+Give up uploads that wait, are deferred or have failed. No task is sent for
+them, unless their file is written again or you send it with watchman-send. The
+files stay as they are. `explain` tells the story of a dropped upload for as
+long as `history` says. Each upload is printed as `dropped ID PATH` once that is
+safe on disk. If the task of an upload is being sent at this moment, the command
+waits for that, for up to ten seconds. It refuses the upload if the task was
+sent, or is still being sent then.
 """
 
 import argparse

@@ -1,9 +1,11 @@
 """`watchman explain`: what would happen to a path, and why.
 
-Say what would happen to files uploaded as PATH: watch, exclusion, move, task, broker, queue,
-options, arguments; and, if the daemon answers, what has happened to them: each upload with where
-it went, each try with its answer, and what is different now. PATH need not exist, or may be an
-upload's id, or any beginning of it that no other has. Nothing is touched, sent or written.
+Say what would happen to files uploaded as PATH: their watch, exclusion, move,
+task, broker, queue, options and arguments. If the daemon answers, also say what
+has happened to them: each upload with its destination, each try with its
+answer, and what the INI file would do differently now. PATH need not exist. It
+may also be an upload's id, or at least four characters that begin no other id.
+Nothing is touched, sent or written.
 """
 
 import argparse
@@ -19,12 +21,13 @@ from watchman.commands.shared.plan import Plan
 from watchman.config import inifile, locations
 from watchman.errors import ConfigError, RequestRefused, SocketUnavailable
 
-#: What the dispatcher draws for an upload, a UUID, and how much of it is not taken for a name.
+#: An upload's id is a UUID. A beginning of it is tried as an id if it has SHORTEST characters. A
+#: shorter one is taken for a file's name.
 UPLOAD_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 ANY_ID = "00000000-0000-0000-0000-000000000000"
 SHORTEST = 4
 
-#: Seconds to wait for a story: there may be a week's history to read.
+#: Seconds to wait for a story. The daemon may have to read a week's history for it.
 TIMEOUT = 60.0
 
 
@@ -54,9 +57,9 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 class Explainer:
-    """Says what would happen, by the INI file, and what has happened, by the daemon.
+    """Knows what would happen, from the INI file, and what has happened, from the daemon.
 
-    Where the INI file is wrong, or may not be read, the daemon's word is all that there is.
+    If the INI file is wrong or may not be read, it tells only what the daemon knows.
     """
 
     def __init__(self, arguments: argparse.Namespace) -> None:
@@ -69,13 +72,14 @@ class Explainer:
             self._wrong = error
 
     def tell(self, subject: str) -> dict[str, Any]:
-        """All there is to say of a path or an upload's id; RequestRefused if there is no such.
+        """Return all that is known of a path or an upload's id.
 
-        Raises ConfigError where nothing can be said.
+        Raises RequestRefused if there is no such id, and ConfigError if the INI file is wrong and
+        the daemon does not help either.
         """
         if _may_be_id(subject) and not os.path.lexists(subject) and (past := self._past(subject)):
             return past
-        # Not abspath: over a symlink `..` is not what its text says.
+        # Not abspath: that removes `..` by the text alone, which is wrong after a symlink.
         found = self._would(os.path.join(os.getcwd(), subject))
         try:
             return found | self._ask({"path": found["path"]})
@@ -85,7 +89,7 @@ class Explainer:
             return found | {"story": None, "story_error": str(error)}
 
     def _past(self, upload_id: str) -> dict[str, Any] | None:
-        """What there is to say of an upload; None for what may be a path as well and is no id."""
+        """Return what is known of an upload; None if `upload_id` may be a path instead."""
         is_whole = len(upload_id) == len(ANY_ID)
         try:
             past = self._ask({"id": upload_id})
@@ -115,6 +119,6 @@ class Explainer:
 
 
 def _may_be_id(subject: str) -> bool:
-    """Whether it is an upload's id, or the beginning of one."""
+    """Return whether it looks like an upload's id, or like the beginning of one."""
     is_long = len(subject) >= SHORTEST
     return is_long and bool(UPLOAD_ID.fullmatch(subject + ANY_ID[len(subject) :]))

@@ -3,7 +3,7 @@
 Turns every finished upload of an FTP server into one Celery task.
 
 examples:
-  watchman check                          is everything as it must be?
+  watchman check                          is everything set up as it must be?
   watchman run                            the daemon, in the foreground
   watchman explain /srv/ftp/incoming/a.csv
   watchman status || mail -s watchman ops < /dev/null
@@ -24,34 +24,35 @@ from typing import Any, NoReturn
 
 from watchman.commands.shared import nagios, shell, utf8
 
-#: What each command is for. Its module has `add_arguments(parser)` and `main(arguments)`, and is
-#: imported only when it is asked for: most of them answer in less time than all imports take.
+#: The purpose of each command. The command's module has `add_arguments(parser)` and
+#: `main(arguments)`. It is imported only if the command line names it: most commands answer in less
+#: time than it takes to import all of them.
 COMMANDS = {
     "run": "the daemon, in the foreground",
     "check": "the INI file and everything it names",
     "explain": "what would happen to a path, and why",
     "status": "healthy or not and why: sources, watches, brokers, queue sizes",
-    "queue": "uploads noticed, waiting, deferred (when tried again), failed (why)",
+    "queue": "uploads that are not done: failed, deferred, waiting, noticed",
     "tail": "uploads as they pass, live",
     "retry": "try failed and deferred uploads again now",
     "drop": "give uploads up: no task is sent for them",
-    "pause": "let uploads of a watch or task, or for a broker, wait",
+    "pause": "make uploads of a watch or task, or for a broker, wait",
     "resume": "end a pause, or all",
     "reload": "have the daemon read the INI file again",
     "import-config": "the first version's config.py as an INI file",
 }
 
-#: Objects made until Python looks for garbage. What is imported is none, and to look through it
-#: every 700 objects takes a sixth of the time in which rich is imported.
+#: Number of new objects after which Python searches for garbage. Imported objects are no garbage.
+#: With a search after every 700 objects, a sixth of the time to import rich is spent on searches.
 OBJECTS = 100_000
 
-#: Those that ask no daemon.
+#: Commands that ask no daemon.
 ALONE = ("run", "check", "import-config")
 
-#: Those that read no INI file.
+#: Commands that read no INI file.
 NO_INI = ("import-config",)
 
-#: Commands that have a folder of their own.
+#: Modules of the commands that have a folder of their own.
 FOLDERS = {"check": "check.check", "import-config": "importing.import_config"}
 
 
@@ -63,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         given = parser.parse_args(arguments)
     except SystemExit as end:
-        # What is wrong with its arguments is no state of what a plugin looks at.
+        # Wrong arguments say nothing about the daemon, so for a monitoring plugin they are UNKNOWN.
         sys.exit(nagios.UNKNOWN if end.code and "--nagios" in arguments else end.code)
     command = module(given.command).main
     if given.command not in ALONE:
@@ -80,14 +81,14 @@ def module(command: str) -> Any:
 
 
 def parser_for(arguments: Sequence[str]) -> shell.Parser:
-    """The parser of a command line, which knows the options of that command alone."""
+    """Return the parser for a command line. It knows only the options of the command there."""
     parser = shell.program("watchman", __doc__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, purpose in COMMANDS.items():
         one = commands.add_parser(name, help=purpose, epilog=shell.EXIT_CODES)
         if name in arguments:
             one.description = shell.description(module(name).__doc__)
-            # Also after the command, where many will write it.
+            # Many people write these two options after the command. Accept them there too.
             if name not in NO_INI:
                 shell.add_config(one, default=argparse.SUPPRESS)
             if name not in ALONE:

@@ -1,9 +1,10 @@
-"""`watchman pause`: let uploads of a watch or task, or for a broker, wait.
+"""`watchman pause`: make uploads of a watch or task, or for a broker, wait.
 
-Let uploads of a watch or of a task section, all for a broker, or without NAME everything, wait
-until `watchman resume`. Nothing is lost: uploads are accepted as ever. What is being sent at this
-moment is finished. A pause is kept over restarts and shown first in `status`, which stays healthy.
-Printed is all that is paused then.
+Make uploads wait until `watchman resume`: those of a watch, those of a task
+section, those for a broker, or without NAME all of them. Nothing is lost:
+uploads are accepted as ever. What is being sent at this moment is finished. A
+restart does not end a pause. `status` shows pauses first, and stays healthy.
+This command prints everything that is paused then.
 """
 
 import argparse
@@ -23,9 +24,9 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def ask(event: str, arguments: argparse.Namespace) -> int:
-    """Pause or resume, and tell what is paused now."""
+    """Pause or resume, and print what is paused then."""
     if arguments.name == "":
-        raise shell.Misused(f"the name of what to {event} is empty; leave it out for all")
+        raise shell.Misused(f"the NAME to {event} is empty; leave it out to {event} everything")
     fields = {"name": arguments.name} if arguments.name else {}
     pauses = list(client.request(arguments.socket, event, fields))
     told = [f"paused {pause['name']}" for pause in pauses] or ["nothing is paused"]

@@ -1,10 +1,12 @@
-"""`watchman queue`: uploads noticed, waiting, deferred (when tried again), failed (why).
+"""`watchman queue`: uploads that are not done: failed, deferred, waiting, noticed.
 
-Show the uploads that are not done, in groups of what has the same state, place and reason: failed
-ones first, for they need you, then deferred ones, which are tried again, then what waits for its
-broker, then what is not known to be whole yet. Of each group the first and the last upload are
-shown, and with --all every one. Counts are of all, whatever is shown. Of a file that is being
-written it says by which program, where you may see that: root sees all.
+Show the uploads that are not done. Uploads with the same state, place and
+reason form a group. Failed ones come first, because they need you. Then come
+those that are deferred and will be tried again, those that wait for their
+broker or move, and files that are noticed but may not be whole yet. Each group
+shows its first and its last upload, and --all shows every one. The counts are
+always those of all uploads. If a program has a file open for writing, the queue
+names it, provided that you may see that program. Root sees all programs.
 """
 
 import argparse
@@ -15,7 +17,7 @@ from typing import Any
 from watchman.commands.shared import client, selection, shell
 from watchman.commands.shared.writers import Writer, writers
 
-#: Characters of a request that may name files; it has 64 KiB.
+#: Characters of a request for the paths of open files. A request may have 64 KiB.
 ROOM = 60_000
 
 #: Seconds to wait for the next line.
@@ -30,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    """None listed would be told as none waiting."""
+    """Return the number. 0 is refused: an empty list would look as if no upload waited."""
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
     return int(text)
@@ -41,7 +43,9 @@ def main(arguments: argparse.Namespace) -> int:
     if filters and arguments.ids:
         raise shell.Misused("give either ids or --failed, --deferred, --broker, --path")
     if len(arguments.ids) > selection.IDS:
-        raise shell.Misused(f"these are more than {selection.IDS} ids; leave them out for all")
+        raise shell.Misused(
+            f"more than {selection.IDS} ids are given; give none to see all uploads"
+        )
     fields = filters or next(selection.requests_of(arguments.ids), {})
     open_files = _open_files(arguments.socket)
     fields |= {"open": json.dumps(list(_few(open_files)))} if open_files else {}
@@ -55,7 +59,7 @@ def main(arguments: argparse.Namespace) -> int:
         for upload in uploads():
             shell.print_json(upload)
         return shell.DONE
-    from watchman.commands.screens import queue, screen  # rich: --json need not wait for it
+    from watchman.commands.screens import queue, screen  # imports rich: --json need not wait
 
     groups = [
         {**group, **{end: _with_writers(group[end], open_files) for end in ("first", "last")}}
@@ -72,8 +76,8 @@ def main(arguments: argparse.Namespace) -> int:
 def _open_files(socket: str) -> dict[str, list[Writer]]:
     """Return which programs have files below watches open for writing, by file.
 
-    Of a file that it knows already the daemon hears when it is closed, not when it is opened. So
-    it is told which ones are open; it lists those that may become uploads.
+    If a program opens a file that the daemon knows already, the daemon notices only that it is
+    closed. So `queue` sends it the open files, and the daemon lists those that may become uploads.
     """
     [status] = client.request(socket, "status")
     return writers(watch["path"] for watch in status["watches"].values())
@@ -85,7 +89,7 @@ def _with_writers(upload: dict[str, Any], open_files: Mapping[str, list[Writer]]
 
 
 def _few(paths: Iterable[str]) -> Iterator[str]:
-    """Yield as many as fit into a request."""
+    """Yield as many paths as fit into a request."""
     room = ROOM
     for path in paths:
         room -= len(json.dumps(path)) + len(", ")

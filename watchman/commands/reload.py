@@ -1,11 +1,13 @@
 """`watchman reload`: have the daemon read the INI file again.
 
-Have the daemon go over to the INI file as it is now, as SIGHUP does, and print what changed. It
-loses nothing in hand: what was accepted goes on as it was accepted, new and changed watches are
-scanned, brokers that did not change go on sending. A wrong file is refused, and all stays as it
-was. `spool` and `socket` cannot change without a restart. What no task matched before stays
-unmatched: send it with watchman-send. A warning tells of moves that the daemon has not the rights
-for, and of the command that grants them; `watchman check` looks further.
+Have the daemon read the INI file again, as SIGHUP does, and print what changed.
+Nothing in hand is lost: accepted uploads go on as they were accepted, new and
+changed watches are scanned, and brokers that did not change go on sending. A
+wrong file is refused, and everything stays as it was. `spool` and `socket`
+cannot change without a restart. A file that no task matched before stays
+unmatched: send it with watchman-send. If the daemon lacks the rights for a
+move, a warning names the command that grants them. `watchman check` checks
+more.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """`watchman resume`: end a pause, or all.
 
-End the pause of NAME, or without NAME every pause: what waited for it goes on, the oldest first.
-Printed is what is still paused.
+End the pause of NAME, or without NAME every pause. What waited for it goes on,
+the oldest uploads first. This command prints what is still paused.
 """
 
 import argparse

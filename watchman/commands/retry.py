@@ -1,8 +1,9 @@
 """`watchman retry`: try failed and deferred uploads again now.
 
-Try uploads again now, under the ids they have. Deferred ones need not wait for their next try, nor
-does whatever is held up with them. Failed ones wait for their broker again, for the task that the
-INI file as it is now gives them. Printed once it is safe on disk: `retried ID PATH`.
+Try uploads again now, under the same ids. Deferred ones do not wait for their
+next try any more, and neither does anything that is held up with them. Failed
+ones wait for their broker or move again, with the task that the INI file gives
+them now. Each upload is printed as `retried ID PATH` once that is safe on disk.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from watchman.commands.shared import selection
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--all", action="store_true", help="all that have failed or are deferred")
+    parser.add_argument("--all", action="store_true", help="all failed and deferred uploads")
     selection.add_arguments(parser)
 
 

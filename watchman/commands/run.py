@@ -1,10 +1,11 @@
 """`watchman run`: the daemon, in the foreground.
 
-Run the daemon in the foreground. SIGTERM and SIGINT stop it in order: first it stops listening
-and watching, then it finishes what is in hand, for at most `drain`. What is left waits in the
-journal for the next start. SIGHUP has it read the INI file again, as `watchman reload` does.
-A spool of another user is refused, as are files in it that may not be read and written: what one
-user leaves there, the other could not go on with.
+Run the daemon in the foreground. SIGTERM and SIGINT stop it in order: first it
+stops listening and watching, then it finishes what is in hand, for at most
+`drain`. The rest waits in the journal for the next start. SIGHUP makes it read
+the INI file again, as `watchman reload` does. The daemon refuses a spool of
+another user, and a spool with files that it may not read and write: it could
+not go on with what another user's daemon has left there.
 """
 
 import argparse
@@ -20,18 +21,18 @@ from watchman.uploads.rights import WRITE, complaint
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """There are none: the INI file says it all."""
+    """Add none: everything is in the INI file."""
 
 
 def main(arguments: argparse.Namespace) -> int:
     settings = inifile.load(locations.find(arguments.config))
     try:
-        # Before anything else, the log too, is made in a wrong user's name.
+        # First of all, because a daemon of the wrong user would make files, such as the log.
         if why := spool.whose(settings) or spool.strays(settings.spool):
             raise SpoolNotOurs(why)
         Daemon(settings).run()
     except SocketUnavailable as error:
-        # Not UNREACHABLE: that is what the other commands say of a daemon.
+        # Not UNREACHABLE: for other commands that means that no daemon answers.
         place = places.writable("socket", os.path.dirname(settings.socket), "0755")
         cure = f"; {place.text}" if place.level is Level.ERROR else ""
         shell.complain("watchman", f"{error}{cure}")
@@ -43,7 +44,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def _lacking(path: str | None) -> str:
-    """Which right keeps us from a file or from making it, and the command that grants it."""
+    """Return which right we lack to use or make a file, and the command that grants it."""
     if path is None:
         return ""
     if os.path.lexists(path):

@@ -1,15 +1,17 @@
 """The command `watchman-send`: resubmits files by hand.
 
-Send the task of files that lie below a watch, again or for the first time.
+Send the tasks of uploaded files, again or for the first time.
 
 examples:
   watchman-send /srv/ftp/incoming/a.csv
   find /srv/ftp -name '*.csv' -mmin -60 -print0 | watchman-send -0 -
 
-Each path becomes a new upload with a new id, whether or not its task was sent before, and also
-where `exclude` would pass it over. It is answered once it is safe on disk: `OK ID PATH`. With
---same-id it keeps the id of its last upload, for workers that mind repeats; that upload must be
-done, and still in the history. What waits or has failed is tried again with `watchman retry`.
+Name files below a watch, or where a move has put them. Each becomes a new
+upload with a new id, even if its task was sent before or `exclude` names it.
+The answer is `OK ID PATH` once that is safe on disk. With --same-id a file
+keeps the id of its last upload, for workers that skip repeats. That upload must
+be over (done, dropped, gone or superseded) and still in the history. For
+uploads that wait or have failed, use `watchman retry`.
 """
 
 import argparse
@@ -28,10 +30,10 @@ from watchman.uploads.text import printable
 
 PROGRAM = "watchman-send"
 
-#: Paths between two looks of a terminal at the progress.
+#: Number of paths after which the progress is shown again.
 PROGRESS = 100
 
-#: Bytes that are read at once.
+#: Bytes to read at once.
 READ = 64 * 1024
 
 
@@ -53,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
         "--as",
         dest="as_path",
         metavar="PATH",
-        help="send the one file as if it had been uploaded as PATH: that finds its task",
+        help="send the one file as if it had been uploaded as PATH, which decides its task",
     )
     made.add_argument(
         "--same-id", action="store_true", help="use the id of the file's last upload again"
@@ -94,12 +96,12 @@ def _send(given: argparse.Namespace) -> int:
 
 
 def _absolute(path: str) -> str:
-    # Neither realpath nor abspath: what it leads over is for the daemon to say.
+    # Neither realpath nor abspath: the daemon itself looks at symlinks and `..` on the way.
     return os.path.join(os.getcwd(), path) if path else path
 
 
 def _batches(arguments: Sequence[str], end: bytes) -> Iterator[list[str]]:
-    """Paths as they come: what a pipe holds is sent before more is awaited."""
+    """Yield paths as they come: what a pipe holds is sent before we wait for more."""
     for piped, group in itertools.groupby(arguments, "-".__eq__):
         if piped:
             yield from _piped(end)
@@ -117,7 +119,7 @@ def _piped(end: bytes) -> Iterator[list[str]]:
 
 
 def _progress(arguments: Sequence[str], end: bytes) -> progress.Progress:
-    """For a terminal whose user sees nothing else happen."""
+    """Return a progress bar, or an unseen one if the terminal shows the answers anyway."""
 
     def total() -> int | None:
         piped = _count_piped(end) if "-" in arguments else 0
@@ -127,7 +129,7 @@ def _progress(arguments: Sequence[str], end: bytes) -> progress.Progress:
 
 
 def _count_piped(end: bytes) -> int | None:
-    """How many paths a file has on standard input; None for a pipe, which nobody can know."""
+    """Return how many paths standard input has; None if it is no file, so nobody can know."""
     fd = sys.stdin.fileno()
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         return None

@@ -1,9 +1,11 @@
 """`watchman tail`: uploads as they pass, live.
 
-Print a line for each step of each upload, as it happens, until Ctrl-C: accepted, moved, sent,
-deferred, failed, retried, told (by on_failed), dropped, superseded (written again), renamed, gone.
-It begins with what comes from now on. Who reads slower than uploads pass is told how many steps he
-has missed; the daemon does not wait for him. With several options all of them must be true.
+Print a line for each step of each upload, as it happens, until Ctrl-C:
+accepted, moved, sent, done (moved, and no task matches), deferred, failed,
+retried, told (by on_failed), dropped, superseded (written again), renamed,
+gone. Only steps from now on are printed. If you read more slowly than steps
+come, a line says how many you have missed. The daemon does not wait for you.
+If you give several options, a step must match all of them.
 """
 
 import argparse
@@ -19,7 +21,7 @@ from watchman.uploads.text import printable
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object per step")
     parser.add_argument(
-        "--path", metavar="PATTERN", help="files uploaded as, or lying at, a path that matches"
+        "--path", metavar="PATTERN", help="files whose path matches, as uploaded or as it is now"
     )
     parser.add_argument("--watch", metavar="NAME", help="files below this watch")
     parser.add_argument("--task", metavar="NAME", help="files of this [task:NAME] section")
@@ -29,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> int:
     named = {"pattern": arguments.path, "watch": arguments.watch}
     named |= {"task": arguments.task, "user": arguments.user}
-    # A shell's variable that is not set is not meant to say "all".
+    # An empty value may come from an unset variable of a shell script. It must not mean "all".
     if "" in named.values():
         raise shell.Misused("a pattern or a name is empty")
     fields = {name: value for name, value in named.items() if value is not None}
@@ -40,7 +42,7 @@ def main(arguments: argparse.Namespace) -> int:
             _greet()
         else:
             print(_line(step))
-        # Whoever reads a pipe wants each line when it comes.
+        # The reader of a pipe wants each line as it comes.
         sys.stdout.flush()
     return shell.DONE
 

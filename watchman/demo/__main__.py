@@ -1,4 +1,4 @@
-"""Runs the daemon on `watchman.ini.example`, a worker beside it, and tells the way of a file."""
+"""Runs the daemon on `watchman.ini.example` and a worker, and shows a file become a task."""
 
 import contextlib
 import os
@@ -25,7 +25,7 @@ WORKER = (
 #: Seconds that a step may take before we say that something is wrong.
 PATIENCE = 30.0
 
-#: Seconds that a child may take to end by itself; the daemon drains for 10.
+#: Seconds that a child may take to end by itself. The daemon drains for 10.
 STOPPING = 15.0
 
 
@@ -34,13 +34,13 @@ class Failed(Exception):
 
 
 class Child:
-    """A process whose output goes line by line into `lines`, None at its end."""
+    """A process whose output goes into `lines`, line by line, and then None."""
 
     def __init__(
         self, name: str, command: Sequence[str], lines: "queue.SimpleQueue[tuple[str, str | None]]"
     ) -> None:
-        # A session of its own: Ctrl-C reaches the demo alone, which stops both in order. Should the
-        # demo be killed, the kernel ends them as well, and the next run finds the spool free.
+        # A session of its own: Ctrl-C reaches only the demo, which stops both children in order. If
+        # the demo is killed, the kernel kills them too, and the next run finds the spool free.
         self.process = subprocess.Popen(
             ["setpriv", "--pdeathsig", "KILL", sys.executable, "-m", *command],
             stdin=subprocess.DEVNULL,
@@ -62,7 +62,7 @@ class Child:
         self.lines.put((self.name, None))
 
     def stop(self) -> None:
-        """End it in order, by force when that takes too long."""
+        """End the process in order, or by force if that takes too long."""
         self.process.terminate()
         try:
             self.process.wait(STOPPING)
@@ -81,7 +81,7 @@ class Demo:
         self.stopping = False
 
     def show(self) -> None:
-        """Tell the way of one file, then whatever happens, until Ctrl-C."""
+        """Show how one file becomes a task, then whatever happens, until Ctrl-C."""
         for directory in (INCOMING, BROKER):
             directory.mkdir(parents=True, exist_ok=True)
         for name, command in (("daemon", DAEMON), ("worker", WORKER)):
@@ -102,7 +102,7 @@ class Demo:
         self.wait_for(patience=None)
 
     def wait_for(self, who: str = "", what: str = "", patience: float | None = PATIENCE) -> None:
-        """Print all that comes until a line of `who` holds `what`; without them, for ever."""
+        """Print all lines until one of `who` contains `what`. Without `who`, print for ever."""
         deadline = time.monotonic() + patience if patience else None
         while True:
             left = max(0.0, deadline - time.monotonic()) if deadline else None
@@ -117,7 +117,7 @@ class Demo:
                 return
 
     def interrupt(self, *_: object) -> None:
-        # Only once: make hands a signal on that has reached us already.
+        # Only once: make passes on a signal that has reached us already.
         if not self.stopping:
             self.stopping = True
             raise KeyboardInterrupt
@@ -139,7 +139,8 @@ def say(text: str) -> None:
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        # Whoever read our output has gone, as in `make run | head`; Python tries again at its end.
+        # The reader of our output has gone, as in `make run | head`. Without this Python would try
+        # to write again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise
 
@@ -149,7 +150,7 @@ def main() -> int:
         print(f"There is no {INI} here: start the demo in a checkout.", file=sys.stderr)
         return 2
     demo = Demo()
-    # Set even where a script started us in the background, with SIGINT ignored.
+    # Also if a script started us in the background: then SIGINT is ignored until we set it.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, demo.interrupt)
     try:

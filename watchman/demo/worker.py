@@ -1,6 +1,6 @@
 """A stock Celery worker on the embedded broker: `celery -A watchman.demo.worker worker -P solo`.
 
-To be started where `watchman.ini.example` lies.
+Start it in the directory of `watchman.ini.example`.
 """
 
 import warnings
@@ -12,7 +12,7 @@ from celery.exceptions import SecurityWarning
 
 FOLDER = Path("var/broker").absolute()
 
-# A host, though there is none: kombu would warn.
+# There is no host, but kombu warns of an address without one.
 app = Celery("demo", broker="filesystem://localhost")
 app.conf.broker_transport_options = {
     "data_folder_in": str(FOLDER),
@@ -20,14 +20,14 @@ app.conf.broker_transport_options = {
     "control_folder": str(FOLDER / "control"),
     "polling_interval": 0.2,
 }
-# Nobody is there to send it remote commands.
+# Nobody sends it remote commands.
 app.conf.worker_enable_remote_control = False
 app.conf.worker_redirect_stdouts = False
-# Root may try the demo: the worker takes JSON alone, and from that folder alone.
+# Root may try the demo. The worker takes only JSON, and only from that folder.
 warnings.filterwarnings("ignore", category=SecurityWarning)
 
 
 @app.task(bind=True)
 def import_csv(task: Task, *args: object, **kwargs: object) -> None:
-    """Say what has arrived; a real task would read the file."""
+    """Print what has arrived. A real task would read the file."""
     print(f"Received task {task.request.id}: {task.name}, {args=}, {kwargs=}", flush=True)

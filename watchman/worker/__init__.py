@@ -1,8 +1,8 @@
 """For Celery workers: a base class for tasks that watchman sends.
 
-In comes a message, through Celery; out go files in `accepted` or `rejected`, and lines in a small
-store of what is done. It runs in the worker's processes, knows nothing of the daemon, and needs no
-INI file: of ours it imports only how a file is renamed.
+In comes a message, through Celery. Out go files in `accepted` or `rejected`, and rows in a small
+store of what is done. It runs in the worker's processes, and needs neither the daemon nor an INI
+file. Of our other modules it imports only `uploads.renaming`.
 """
 
 from watchman.worker.announced import Announced

@@ -1,4 +1,4 @@
-"""An upload as its task's message tells of it."""
+"""An upload as the message of its task describes it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any, NamedTuple, Self
 class Announced(NamedTuple):
     """What the message of a task says of its upload.
 
-    `path` is where the file was when the task was sent, `original` the path as which it was
-    uploaded. Both are as Python's own functions take them; `path_bytes` and `original_bytes` are
-    the names as they are on disk.
+    `path` is where the file was when its task was sent. `original` is the path that it was uploaded
+    as. Both are text that Python's own functions take; `path_bytes` and `original_bytes` are the
+    names on disk.
     `user`, `client` and `protocol` are those of the FTP session, as far as they are known.
-    `source` says who told watchman of the file.
-    `size` and `inode` are the file's when its task was sent, None if the message lacks them.
+    `source` says which source noticed the file.
+    `size` and `inode` are the file's when its task was sent; None if the message lacks them.
     """
 
     id: str
@@ -36,9 +36,9 @@ class Announced(NamedTuple):
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
     ) -> Self:
-        """Raises ValueError where neither header nor arguments have a path."""
+        """Return a message's upload. Raises ValueError if header and arguments have no path."""
         header = header or {}
-        # What somebody else sends, as by `task.delay(path)`, has no header.
+        # A task that another program sends, as by `task.delay(path)`, has no header.
         path = header.get("path") or next(iter(args), None) or kwargs.get("path")
         if not isinstance(path, str):
             raise ValueError("no path: no header `watchman`, and none as first argument or `path`")
@@ -64,5 +64,5 @@ class Announced(NamedTuple):
 
 
 def _local(path: str) -> str:
-    # Messages have names as UTF-8 with surrogate escapes; this process may have another locale.
+    # A message has names as UTF-8 with surrogate escapes. This process may have another locale.
     return os.fsdecode(path.encode("utf-8", "surrogateescape"))

@@ -11,25 +11,25 @@ from watchman.uploads import renaming
 from watchman.worker.announced import Announced
 from watchman.worker.store import Mark
 
-#: Bytes of a file's name, limits.h.
+#: The most bytes of a file's name, see limits.h.
 NAME_MAX = 255
 
-#: How a directory is opened: not over a symlink that somebody has put there.
+#: Flags to open a directory, but not over a symlink that somebody has put there.
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def mark_of(path: str) -> Mark | None:
-    """By what the file is known again; None if there is none that we can see."""
+    """Return the mark of a file; None if we cannot see one there."""
     with contextlib.suppress(OSError):
         return _mark(os.lstat(path))
     return None
 
 
 def sort(upload: Announced, folder: str, mark: Mark) -> bool:
-    """Rename the upload's file into `folder` beside it; it is durable on return.
+    """Rename the upload's file into `folder` beside it; durable on return. Raises OSError.
 
-    False if the file of that mark is not there: it was sorted before, or is somebody's new write.
-    Raises OSError.
+    Return False if the file with that mark is not there. Then it was sorted before, or somebody has
+    written it again.
     """
     where, name = os.path.split(upload.path)
     with contextlib.ExitStack() as stack:
@@ -45,7 +45,7 @@ def sort(upload: Announced, folder: str, mark: Mark) -> bool:
             except FileExistsError:
                 if _mark_in(target, new) != mark:
                     continue
-                # Both names are the file's: a crash came between link and unlink.
+                # The file has both names: a crash came between link and unlink.
                 os.unlink(name, dir_fd=source)
             break
         else:
@@ -56,7 +56,7 @@ def sort(upload: Announced, folder: str, mark: Mark) -> bool:
 
 
 def is_sorted(upload: Announced, folder: str) -> bool:
-    """Whether the file that the message tells of is in that folder, by its inode."""
+    """Return whether the upload's file is in that folder; it is recognized by its inode."""
     where = os.path.join(os.path.dirname(upload.path), folder)
     for name in names(upload):
         with contextlib.suppress(OSError):
@@ -67,7 +67,7 @@ def is_sorted(upload: Announced, folder: str) -> bool:
 
 
 def names(upload: Announced) -> Iterator[str]:
-    """The names that an upload's file may get, best first; the last ones are no other's."""
+    """Yield the names that an upload's file may get, best first. The last one has the whole id."""
     name = os.path.basename(upload.path)
     yield name
     stem, suffix = os.path.splitext(name)
@@ -79,7 +79,7 @@ def names(upload: Announced) -> Iterator[str]:
 
 
 def _open(name: str, directory: int | None, stack: contextlib.ExitStack) -> int:
-    # The way to the file may lead over symlinks that are an operator's.
+    # An operator may have made symlinks on the way to the file. Those are followed.
     flags = DIRECTORY if directory is not None else DIRECTORY & ~os.O_NOFOLLOW
     fd = os.open(name, flags, dir_fd=directory)
     stack.callback(os.close, fd)

@@ -1,4 +1,4 @@
-"""The store of what is begun and done: one sqlite file, for all workers' processes of a host."""
+"""The store of what is begun and done: one sqlite file for all worker processes of a host."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-#: Seconds that another process may take to write; each holds the file for milliseconds.
+#: Seconds to wait while other processes write. Each holds the file for milliseconds.
 BUSY = 60.0
 
 #: Seconds between two looks whether another process has finished the same upload.
 PAUSE = 0.2
 
-#: Old ids that go with each new one: more than come, so that the store stays bounded.
+#: Old ids that are deleted with each new one. More go than come, so the store stays bounded.
 FORGOTTEN = 10
 
 _TABLE = """
@@ -35,9 +35,9 @@ create index if not exists begun_at on begun (at);
 
 
 class Mark(NamedTuple):
-    """By what a file is known again: it is the same if nobody has written it since.
+    """The mark by which a file is recognized. It stays the same until somebody writes the file.
 
-    Without the device, whose number a mount may change.
+    It has no device number, because a mount may change that.
     """
 
     inode: int
@@ -50,14 +50,14 @@ class Mark(NamedTuple):
 
 
 class Done(NamedTuple):
-    """The end of an upload's work: the folder for its file, empty for none, and which file."""
+    """How an upload's work ended: the folder for its file, "" for none, and that file's mark."""
 
     folder: str
     mark: Mark | None
 
 
 class Store:
-    """Remembers the ids that are done for `keep` seconds. Holds nothing open: workers fork."""
+    """Remembers done ids for `keep` seconds. It keeps no file open, because workers fork."""
 
     def __init__(self, path: str, keep: float) -> None:
         self._path = path
@@ -65,10 +65,10 @@ class Store:
 
     @contextlib.contextmanager
     def holding(self, upload_id: str) -> Iterator[None]:
-        """Wait until nobody else on this host works on that upload, and keep others waiting.
+        """Wait until nobody else on this host works on an upload, then keep others waiting.
 
-        Two copies of a message often arrive together, at two processes. The kernel lets go of the
-        lock when the process dies.
+        Two copies of a message often arrive together, at two processes. The kernel releases the
+        lock if our process dies.
         """
         fd = os.open(f"{self._path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -90,9 +90,9 @@ class Store:
         return Done(folder, None if mark[0] is None else Mark(*mark))
 
     def begin(self, upload_id: str) -> int:
-        """Write down that the work begins; return how often it has, and nobody said how it ended.
+        """Write down that the work begins. Return how often it has begun without a known end.
 
-        Each of those before has ended with its process.
+        This time is counted too. Each time before, the process died.
         """
         with self._open() as database:
             [times] = database.execute(
@@ -108,7 +108,7 @@ class Store:
             database.execute("delete from begun where id = ?", (upload_id,))
 
     def record(self, upload_id: str, done: Done) -> None:
-        """Write down that the work is done; it is on disk on return. Old ids go."""
+        """Write down that the work is done; durable on return. Delete some old ids."""
         now = time.time()
         mark = done.mark or (None, None, None)
         with self._open() as database:
@@ -126,7 +126,7 @@ class Store:
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        """A connection whose transaction is committed at the end of the block."""
+        """Yield a connection. Its transaction is committed at the end of the block."""
         with contextlib.closing(sqlite3.connect(self._path, timeout=BUSY)) as database:
             database.execute("pragma synchronous = full")
             database.executescript(_TABLE)
@@ -135,10 +135,11 @@ class Store:
 
 
 def _lock(fd: int, upload_id: str) -> bool:
-    """Lock the byte of a file that stands for an upload; False if somebody else has it."""
+    """Lock the byte of a file that stands for an upload. Return False if it is locked already."""
     digest = hashlib.blake2b(upload_id.encode(errors="surrogateescape"), digest_size=8).digest()
     offset = int.from_bytes(digest) >> 2
-    # struct flock of fcntl(2), whose lock belongs to the open file: threads keep each other out.
+    # struct flock of fcntl(2). F_OFD_SETLK locks for an open file, not for a process. So threads
+    # of one process keep each other out too.
     lock = struct.pack("hhqqi0q", fcntl.F_WRLCK, os.SEEK_SET, offset, 1, 0)
     try:
         fcntl.fcntl(fd, fcntl.F_OFD_SETLK, lock)

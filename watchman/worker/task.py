@@ -1,4 +1,4 @@
-"""The base class of tasks: one upload, one piece of work, and its file sorted."""
+"""The base class of tasks: it works on each upload once, and sorts the upload's file."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ logger = get_task_logger(__name__)
 
 
 class UploadRejected(Exception):
-    """Raised by a task whose file is no good: its work is done, the file goes to `rejected`."""
+    """A task raises this if its file is no good. The file goes to `rejected`, the work is done."""
 
 
 class UploadTask(Task):
     """A task that works on each upload once, however often its message comes.
 
-    When `run` returns, the file goes to the folder `accepted` beside it, and to `rejected` when it
-    raises UploadRejected. After any other exception, as a Retry, the file stays where it is, and
-    the id is not done. Attributes may be set as options of `@app.task`.
+    When `run` returns, the file goes to the folder `accepted` beside it. When `run` raises
+    UploadRejected, the file goes to `rejected`. After any other exception, such as Retry, the file
+    stays where it is, and the id is not done. The attributes can be set as options of `@app.task`.
     """
 
     abstract = True
 
-    #: The sqlite file that remembers ids; else Celery's setting `watchman_done_file` names it.
+    #: The sqlite file that remembers ids. If None, Celery's setting `watchman_done_file` names it.
     done_file: ClassVar[str | None] = None
     #: Seconds for which an id is remembered.
     keep: ClassVar[float] = 30 * 86400.0
@@ -41,17 +41,17 @@ class UploadTask(Task):
     rejected: ClassVar[str | None] = "rejected"
     #: How many processes may die at one upload before its file is rejected.
     deaths: ClassVar[int] = 5
-    #: Whether the work itself writes to the file. Otherwise a file that changes meanwhile is taken
-    #: for a new upload, and left for that one's task.
+    #: Whether the work itself writes to the file. If not, a file that changes meanwhile counts as a
+    #: new upload, and is left for the task of that upload.
     writes: ClassVar[bool] = False
 
-    # The message stays with the broker until the work is recorded, also when the process is
-    # killed: without the second Celery acknowledges what a killed process had in hand.
+    # The message stays with the broker until the work is recorded. Without the second setting,
+    # Celery acknowledges what a killed process had in hand.
     acks_late = True
     reject_on_worker_lost = True
-    # Seconds after which a task is tried again whose store could not be opened.
+    # Seconds until a task is tried again if its store could not be opened.
     default_retry_delay = 30
-    # A file that is no good is no fault, and not better the next time.
+    # A rejected file is no fault of the task, and would be rejected the next time too.
     throws = (UploadRejected,)
     dont_autoretry_for = (UploadRejected,)
 
@@ -66,14 +66,14 @@ class UploadTask(Task):
 
     @property
     def upload(self) -> Announced:
-        """The upload that the task in hand is about; ValueError if its message has no path."""
+        """Return the upload of the task in hand. Raises ValueError if its message has no path."""
         request = self.request
         header = (request.headers or {}).get("watchman")
         return Announced.of(request.id, header, request.args or (), request.kwargs or {})
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.request.called_directly:
-            # As any function, by a program or a test: nothing is looked up, recorded or sorted.
+            # A program or a test called it as a function: nothing is looked up, recorded or sorted.
             return super().__call__(*args, **kwargs)
         upload = self.upload
         assert self.done_file, "on_bound has seen to it"
@@ -84,7 +84,7 @@ class UploadTask(Task):
                 done = store.find(upload.id) or self._found_sorted(upload)
                 times = 0 if done else store.begin(upload.id)
             except (OSError, sqlite3.Error) as error:
-                # Better late than twice, and better than a task that has failed.
+                # Better late than twice, and better late than failed.
                 raise self.retry(exc=error, max_retries=None) from error
             if done is None:
                 return self._work(store, upload, times, args, kwargs)
@@ -93,7 +93,10 @@ class UploadTask(Task):
             raise Ignore
 
     def _found_sorted(self, upload: Announced) -> Done | None:
-        """That it was done, as its file tells: by a worker of another host, or an older store."""
+        """Return Done if the upload's file was sorted already, else None.
+
+        The id is in another store then: that of another host, or an older one.
+        """
         if upload.inode is None or sorting.mark_of(upload.path) is not None:
             return None
         folders = (folder for folder in (self.accepted, self.rejected) if folder)
@@ -103,15 +106,15 @@ class UploadTask(Task):
     def _work(self, store: Store, upload: Announced, times: int, args: Any, kwargs: Any) -> Any:
         """Do the work, record that it is done, and sort the file, in this order.
 
-        Whatever is killed in between is begun again by the next delivery: before the record the
-        work, after it the sorting.
+        If the process is killed, the next delivery goes on: before the record it does all the work
+        again, after it only the sorting.
         """
         mark = sorting.mark_of(upload.path)
         result = rejection = None
         try:
             if times > self.deaths:
                 raise UploadRejected(f"the work on it has killed {times - 1} processes")
-            # Not super(): outside a worker, as with `apply`, that would hide the request.
+            # Not super(): outside a worker, as with `apply`, super() would hide the request.
             result = self.run(*args, **kwargs)
         except UploadRejected as error:
             rejection = error
@@ -125,7 +128,7 @@ class UploadTask(Task):
         try:
             store.record(upload.id, done)
         except (OSError, sqlite3.Error):
-            logger.exception("Upload %s is done, and that could not be recorded.", upload.id)
+            logger.exception("Upload %s is done, but that could not be recorded.", upload.id)
         if not self._sort(upload, done):
             logger.warning(
                 "File %r of upload %s was written or taken away meanwhile; it is not sorted.",
@@ -136,7 +139,7 @@ class UploadTask(Task):
         return result
 
     def _sort(self, upload: Announced, done: Done) -> bool:
-        """Put the file where it belongs; False if it is not there any more."""
+        """Put the file where it belongs. Return False if it is not there any more."""
         if not done.folder or done.mark is None:
             return True
         return sorting.sort(upload, done.folder, done.mark)

@@ -1,4 +1,4 @@
-"""The screen of `watchman check`, finding by finding as they come."""
+"""The screen of `watchman check`: each finding as it comes."""
 
 from rich.table import Table
 
@@ -12,5 +12,5 @@ WIDTHS = (5, 14)
 
 
 def draw(level: str, subject: str, said: str) -> Table:
-    """One finding, in the columns of all."""
+    """Return one finding as a row whose columns are those of all findings."""
     return aligned([text(level, STYLES[level]), text(subject), text(said)], WIDTHS)

@@ -1,4 +1,4 @@
-"""The screen of `watchman explain`: what has become of a path's uploads, and what would now."""
+"""The screen of `watchman explain`: what would happen to a path, and what became of its uploads."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -9,12 +9,12 @@ from rich.console import RenderableType
 from watchman.commands.screens.screen import details, indented, text
 from watchman.commands.shared.phrases import ago, clock, count, programs
 
-#: Columns of the names beside which something is told.
+#: Columns of the names on the left.
 WIDTH = 8
 
 
 def draw(found: Mapping[str, Any]) -> Iterator[RenderableType]:
-    """What is known of a path: what would happen now, and what has happened."""
+    """Yield what is known of a path: what would happen now, and what has happened."""
     yield text(found["path"], "bold")
     yield indented(text(f"{found['would']}."))
     if "watch" in found:
@@ -50,7 +50,7 @@ def _title(upload: Mapping[str, Any]) -> str:
 
 
 def _told(upload: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The story of an upload, by the names of its parts."""
+    """Yield the parts of an upload's story, each with a name."""
     if upload["accepted"]:
         yield "uploaded", _uploaded(upload)
     if upload["original"] and upload["original"] != now["path"]:
@@ -75,14 +75,14 @@ def _uploaded(upload: Mapping[str, Any]) -> str:
 
 
 def _route(values: Mapping[str, Any]) -> str:
-    """Where a task went at its broker; nothing where that was not written down."""
+    """Return where a task went at its broker; "" if that was not recorded."""
     if values.get("exchange"):
         key, exchange = values["routing_key"], values["exchange"]
         return f", exchange {exchange!r} with routing key {key!r}"
     return f", queue {values['queue']!r}" if values.get("queue") else ""
 
 
-#: What an upload was, and would be now, by the name under which a difference is told.
+#: What is compared between an upload and what would happen now, by name. Each returns a text.
 COMPARED: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "move": lambda values: values.get("move") or "",
     "task": lambda values: values.get("task") or "",
@@ -100,19 +100,19 @@ def _attempt(attempt: Mapping[str, Any]) -> str:
 
 
 def _changes(upload: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What the INI file has planned differently by now."""
+    """Yield what the INI file would do differently now."""
     if "watch" not in now:
         return
     then = {name: tell(upload) for name, tell in COMPARED.items()}
     today = {name: tell(now) for name, tell in COMPARED.items()}
     if not then["route"]:
-        del then["route"]  # it was not sent, or before this was written down
+        del then["route"]  # it was not sent, or before routes were recorded
     changed = [name for name in then if then[name] != today[name]]
     yield "now", "; ".join(f"{name} {today[name] or 'none'}" for name in changed) or "the same"
 
 
 def _loose(record: Mapping[str, Any]) -> str:
-    """A record that belongs to no upload; what it has beside the usual is left to --json."""
+    """Return a record that belongs to no upload, with its usual fields. --json has all of them."""
     at = record.get("at")
     parts = [clock(at) if at else "-", str(record.get("event", "?"))]
     parts += [str(record[name]) for name in ("source", "user", "reason") if record.get(name)]
@@ -120,7 +120,7 @@ def _loose(record: Mapping[str, Any]) -> str:
 
 
 def _plan(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What would happen now, by the names of the parts."""
+    """Yield the parts of what would happen now, each with a name."""
     yield "watch", f"[watch:{found['watch']}] {found['watch_path']}"
     file = found["file"]
     if isinstance(file, dict):

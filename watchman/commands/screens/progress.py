@@ -1,4 +1,4 @@
-"""Progress on a terminal: how much of what was asked for is done."""
+"""A progress bar on a terminal: how much of what was asked for is done."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 
 class Progress(Protocol):
-    """Is called with how much is done so far, and closed before anything else is printed."""
+    """Shows how much is done, at each call. Closed before anything else is printed."""
 
     def __call__(self, done: int) -> None: ...
 
@@ -16,7 +16,7 @@ class Progress(Protocol):
 
 
 class _Unseen:
-    """For whom there is no terminal."""
+    """A progress that is not shown, because there is no terminal."""
 
     def __call__(self, done: int) -> None: ...
 
@@ -24,7 +24,7 @@ class _Unseen:
 
 
 class _Bar:
-    """A bar on standard error, which is gone once it is closed; the next call shows it again."""
+    """A bar on standard error. `close` removes it, and the next call shows it again."""
 
     def __init__(self, what: str, total: int | None) -> None:
         self._what = what
@@ -38,7 +38,7 @@ class _Bar:
         self._shown.update(self._task, completed=done)
 
     def _show(self) -> None:
-        # Imported late: most commands end before anybody could read how far they are.
+        # Imported late: most commands end before anybody could read a bar.
         from rich.console import Console
         from rich.progress import (
             BarColumn,
@@ -54,7 +54,7 @@ class _Bar:
             TimeRemainingColumn(),
             console=Console(stderr=True),
             transient=True,
-            # What goes to standard output is for whoever reads that.
+            # Otherwise rich sends what we print to its console, which is on standard error.
             redirect_stdout=False,
             redirect_stderr=False,
         )
@@ -71,8 +71,8 @@ UNSEEN = _Unseen()
 
 
 def progress(what: str, total: Callable[[], int | None]) -> Progress:
-    """Return what shows the progress to a total, None if that is not known.
+    """Return a progress bar, or a progress that is not shown if standard error is no terminal.
 
-    `total` is called only if the progress would be seen.
+    `total` returns the total, None if it is not known. It is called only for a bar.
     """
     return _Bar(what, total()) if sys.stderr.isatty() else UNSEEN

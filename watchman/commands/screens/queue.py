@@ -1,4 +1,4 @@
-"""The screens of `watchman queue`: in groups, and with every upload."""
+"""The screens of `watchman queue`: the groups, or every upload."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,7 +17,7 @@ STYLES = {"failed": "bold red", "deferred": "yellow", "waiting": "bold", "notice
 
 
 def draw(groups: Iterable[Mapping[str, Any]]) -> Iterator[RenderableType]:
-    """The groups, each with its first and last upload."""
+    """Yield the groups, each with its first and last upload, then the counts."""
     groups = list(groups)
     for group in groups:
         yield _heading(group["state"], _about(group))
@@ -27,7 +27,7 @@ def draw(groups: Iterable[Mapping[str, Any]]) -> Iterator[RenderableType]:
 
 
 def counts(groups: Iterable[Mapping[str, Any]]) -> Text:
-    """How many uploads there are in each state, all of them."""
+    """Return how many uploads all groups together have in each state."""
     totals = Counter[str]()
     for group in groups:
         totals[group["state"]] += group["uploads"]
@@ -36,9 +36,10 @@ def counts(groups: Iterable[Mapping[str, Any]]) -> Text:
 
 
 def show_all(uploads: Iterable[Mapping[str, Any]]) -> None:
-    """Print every upload below what it has in common with those beside it, as they come.
+    """Print every upload as it comes, below a heading for all in a row that have the same one.
 
-    They are too many to be measured: `ID AGE PATH`, where the path alone may be of any length.
+    A line is `ID AGE PATH`. There may be too many uploads to measure them for columns. So the path,
+    which may have any length, is last.
     """
     for (state, place, reason), alike in groupby(uploads, _key):
         show(_heading(state, place))
@@ -54,7 +55,7 @@ def show_all(uploads: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _key(upload: Mapping[str, Any]) -> tuple[str, str, str]:
-    """What makes an upload's heading."""
+    """Return what an upload's heading is made of."""
     return upload["state"], _place(upload), upload.get("reason") or ""
 
 

@@ -1,7 +1,7 @@
-"""The parts of every screen: 80 columns and colours on a terminal, plain and whole lines elsewhere.
+"""The parts of every screen: coloured and folded on a terminal, plain and in whole lines elsewhere.
 
-All that comes from outside goes through `text`. It may be hostile: nothing in it is markup, and no
-terminal takes it for a command.
+Every text from outside goes through `text`, because it may be hostile: rich finds no markup in it,
+and the terminal no command.
 """
 
 import os
@@ -16,15 +16,15 @@ from rich.text import Text
 
 from watchman.uploads.text import printable
 
-#: Columns where nobody looks at a terminal: no line is folded, so a search finds each path and id.
+#: Columns if there is no terminal: no line is folded, so a search finds each path and id.
 UNBOUNDED = 1 << 20
 
-#: By each column's header: the field of a row that it shows, or what makes its text of the row.
+#: The columns of a table, by header: the field of a row to show, or what makes a text of the row.
 Columns = Mapping[str, str | Callable[[Mapping[str, Any]], Any]]
 
 
 def console() -> Console:
-    """The console on standard output. No colour where $NO_COLOR is set, see no-color.org."""
+    """Return the console on standard output. $NO_COLOR makes it colourless, see no-color.org."""
     return Console(
         width=None if sys.stdout.isatty() else UNBOUNDED,
         color_system=None if os.environ.get("NO_COLOR") else "auto",
@@ -38,15 +38,15 @@ def show(*parts: RenderableType, on: Console | None = None) -> None:
     """Print parts of a screen below one another."""
     if on is None:
         on = console()
-        on.size = on.size  # else it asks for it again and again
+        on.size = on.size  # or rich would ask for the size again and again
     with on.capture() as drawn:
         on.print(Group(*parts))
-    # Cells are filled up with blanks, which nobody wants to copy.
+    # rich fills up cells with blanks, which nobody wants to copy.
     print(*(line.rstrip() for line in drawn.get().split("\n")), sep="\n", end="", flush=True)
 
 
 def text(value: object, style: str = "") -> Text:
-    """Any text from outside: what does not fit into a line is folded, never cut."""
+    """Return a text from outside, safe to show. A line that is too long is folded, never cut."""
     return Text(printable(str(value)), style, overflow="fold")
 
 
@@ -55,7 +55,7 @@ def cell(value: object) -> Text:
 
 
 def table(columns: Columns, rows: Iterable[Mapping[str, Any]]) -> Table:
-    """Aligned columns, of which the last takes the room that is left; numbers to the right."""
+    """Return a table whose last column takes the room that is left. Numbers go to the right."""
     shown = [
         [cell(row.get(what) if isinstance(what, str) else what(row)) for what in columns.values()]
         for row in rows
@@ -71,12 +71,12 @@ def table(columns: Columns, rows: Iterable[Mapping[str, Any]]) -> Table:
 
 
 def named(columns: Columns, rows: Mapping[str, Mapping[str, Any]]) -> Table:
-    """A table of what is in a JSON object by name."""
+    """Return a table of a JSON object's values, each with its key as `name`."""
     return table(columns, ({"name": name, **row} for name, row in rows.items()))
 
 
 def details(pairs: Iterable[tuple[str, object]], *, width: int = 0) -> Table:
-    """Names with their values beside them, names as wide as the widest, or as `width`."""
+    """Return names with their values beside them. The names take at least `width` columns."""
     drawn = _without_lines(show_header=False)
     drawn.add_column(style="dim", min_width=width, no_wrap=True)
     drawn.add_column()
@@ -86,7 +86,7 @@ def details(pairs: Iterable[tuple[str, object]], *, width: int = 0) -> Table:
 
 
 def aligned(cells: Sequence[Text], widths: Sequence[int]) -> Table:
-    """One row of a table that comes row by row: cells of such widths at least, and the last."""
+    """Return one row of a table that comes row by row. Cells but the last have minimum widths."""
     drawn = _without_lines(show_header=False)
     for width in widths:
         drawn.add_column(min_width=width, no_wrap=True)
@@ -95,7 +95,7 @@ def aligned(cells: Sequence[Text], widths: Sequence[int]) -> Table:
 
 
 def item(value: object, *, style: str = "", mark: str = "-", mark_style: str = "") -> Table:
-    """One of a list: its lines after the first begin below the text, not below the mark."""
+    """Return an item of a list. Its further lines begin below the text, not below the mark."""
     drawn = Table.grid(padding=(0, 1, 0, 0))
     drawn.add_row(Text(mark, mark_style), text(value, style))
     return drawn

@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from watchman.commands.screens.screen import Columns, indented, item, named, text
 from watchman.commands.shared.phrases import ago, before, clock, count, until
 
-#: What is shown of brokers and moves alike.
+#: The columns that brokers and moves share.
 SINKS: Columns = {
     "STATE": lambda sink: f"{sink['state']}{', paused' if sink.get('paused') else ''}",
     "SINCE": lambda sink: ago(sink.get("since")),
@@ -41,7 +41,7 @@ SOURCES: Columns = {
 
 
 def draw(found: Mapping[str, Any], spelled: Callable[[str], str] = str) -> Iterator[RenderableType]:
-    """What the daemon has answered; `spelled` says how its reader types a command of ours."""
+    """Yield the daemon's answer. `spelled` returns a command of ours as its reader must type it."""
     yield from _health(found, spelled)
     yield text(
         f"watchman {found['version']}, pid {found['pid']}, up {ago(found['since'])}"
@@ -116,7 +116,7 @@ def _about_watches(watches: Mapping[str, Mapping[str, Any]]) -> Iterator[Rendera
 
 
 def _progress(watch: Mapping[str, Any]) -> str:
-    """How far the scan of a watch is: its directories are known before it begins."""
+    """Return how far the scan of a watch is. Its directories are counted before a scan begins."""
     seen, walked = count(watch.get("files", 0), "file"), watch.get("walked", 0)
     total = watch.get("directories", 0) + watch.get("unwatched", 0)
     if not total or walked > total:

@@ -1,1 +1,1 @@
-"""What several commands need: the client of the socket, tables, the terminal, selections."""
+"""What several commands need: asking the daemon, selecting uploads, output, a look at the host."""

@@ -1,4 +1,4 @@
-"""Talks to the daemon on its socket, for the commands."""
+"""The client of the daemon's socket, for the commands."""
 
 import io
 import itertools
@@ -22,8 +22,8 @@ COMMIT_TIMEOUT = 30.0
 #: Bytes of an answer that are kept in memory; the rest is in a temporary file.
 IN_MEMORY = 1 << 20
 
-#: Requests sent before their answers are read. These fit into the socket's buffer, so the daemon
-#: never waits for us to read while we wait for it to.
+#: Requests sent before their answers are read. So few fit into the socket's buffer. With more, the
+#: daemon could wait for us to read while we wait for it to read.
 WINDOW = 64
 
 
@@ -34,13 +34,13 @@ def request(
     timeout: float = TIMEOUT,
     heard: Callable[[int], None] = lambda _: None,
 ) -> Iterator[dict[str, Any]]:
-    """Ask a query; raises SocketUnavailable, or RequestRefused with the daemon's reason.
+    """Send a query, and yield each line of the answer as an object.
 
-    `heard` is called with how many lines were read so far.
+    All lines are read before the first is yielded, as fast as the daemon sends them. Otherwise the
+    daemon would give us up while somebody reads our output in a pager. Many lines go to a temporary
+    file, so they need not fit into memory. `heard` is called with the number of lines read so far.
 
-    All lines are read before the first is yielded, as fast as the daemon tells them: it would
-    give up a peer that looks at each for as long as somebody at a pager does. They need not fit
-    into memory.
+    Raises SocketUnavailable, or RequestRefused with the daemon's reason.
     """
     count = 0
     with ExitStack() as inside:
@@ -63,9 +63,9 @@ def request(
 
 
 def follow(socket_path: str, event: str, fields: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    """Ask a query whose answer goes on, and yield each line as it comes; errors as `request`.
+    """Send a query whose answer has no end, and yield each line as it comes.
 
-    Only the first line is waited for with an end.
+    Only the first line must come within TIMEOUT. Raises as `request`.
     """
     with _connection(socket_path, TIMEOUT) as connected:
         connected.sendall(encode(event, fields))
@@ -79,7 +79,7 @@ def follow(socket_path: str, event: str, fields: Mapping[str, str]) -> Iterator[
 
 
 def _on_disk(found: io.BytesIO, inside: ExitStack) -> BinaryIO:
-    """A temporary file with what was found so far; `inside` closes it."""
+    """Return a temporary file with what was found so far; `inside` closes it."""
     from tempfile import TemporaryFile  # its import takes longer than most answers
 
     file = inside.enter_context(TemporaryFile())  # noqa: SIM115
@@ -90,10 +90,10 @@ def _on_disk(found: io.BytesIO, inside: ExitStack) -> BinaryIO:
 def resubmit(
     socket_path: str, paths: Iterable[str], fields: Mapping[str, str] | None = None
 ) -> Iterator[tuple[str, Outcome, str]]:
-    """Resubmit paths, each answered once it is durable; raises SocketUnavailable.
+    """Resubmit paths. Yield each with its outcome, and with the upload's id or the reason.
 
-    Yields each path with its outcome and the upload's id or the reason. `fields` are sent along
-    with each of them.
+    An upload is durable when its path is yielded. `fields` are sent with each path. Raises
+    SocketUnavailable.
     """
     following = iter(paths)
     while window := list(itertools.islice(following, WINDOW)):
@@ -108,7 +108,7 @@ def resubmit(
 
 
 def _resubmission(fields: Mapping[str, str]) -> bytes | RequestRefused:
-    """A request, or why none can be made."""
+    """Return a request, or why none can be made."""
     try:
         return encode("resubmit", fields)
     except RequestRefused as refusal:
@@ -124,7 +124,7 @@ def _answer(text: str) -> tuple[Outcome, str]:
 
 @contextmanager
 def _conversation(path: str, requests: bytes, timeout: float) -> Iterator[BinaryIO]:
-    """Send `requests`, then read answers; whatever fails is SocketUnavailable."""
+    """Send `requests` and yield the answers to read. Raises SocketUnavailable for any failure."""
     with _connection(path, timeout) as connected:
         connected.sendall(requests)
         with connected.makefile("rb") as answers:
@@ -133,7 +133,7 @@ def _conversation(path: str, requests: bytes, timeout: float) -> Iterator[Binary
 
 @contextmanager
 def _connection(path: str, timeout: float) -> Iterator[socket.socket]:
-    """Connect to the daemon; whatever fails is SocketUnavailable."""
+    """Connect to the daemon. Raises SocketUnavailable for any failure, also in the block."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connected:
         connected.settimeout(timeout)
         try:
@@ -145,7 +145,8 @@ def _connection(path: str, timeout: float) -> Iterator[socket.socket]:
             ) from error
         except PermissionError as error:
             raise SocketUnavailable(
-                f"may not connect to {path!r}: {error.strerror}; every directory above it needs x"
+                f"may not connect to {path!r}: {error.strerror};"
+                " you need x on every directory above it"
             ) from error
         except OSError as error:
             raise SocketUnavailable(

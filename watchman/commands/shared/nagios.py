@@ -1,4 +1,4 @@
-"""What monitoring plugins say and end with: https://www.monitoring-plugins.org/doc/guidelines.html."""
+"""The output of monitoring plugins: https://www.monitoring-plugins.org/doc/guidelines.html."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +12,7 @@ OK, WARNING, CRITICAL, UNKNOWN = range(4)
 
 NAMES = ("OK", "WARNING", "CRITICAL", "UNKNOWN")
 
-#: Characters of the text; what shows it cuts longer ones somewhere else.
+#: Characters of the text. Programs that show it would cut a longer one at any place.
 LIMIT = 1_000
 
 
@@ -28,7 +28,7 @@ def tell(found: Mapping[str, Any]) -> int:
 
 
 def guarded(ask: Callable[[], int]) -> int:
-    """Ask; where that fails, say so as a plugin. A daemon that is not there is CRITICAL."""
+    """Call `ask`; if it fails, print that as a plugin does. No daemon is CRITICAL."""
     try:
         return ask()
     except SocketUnavailable as error:
@@ -47,7 +47,7 @@ def _say(code: int, text: str, values: str = "") -> int:
 
 
 def _values(found: Mapping[str, Any]) -> Iterator[str]:
-    """Performance data: 'label'=value[unit];[warn];[crit];[min], where c is for what only grows."""
+    """Yield performance data: 'label'=value[unit];[warn];[crit];[min]. The unit c is a counter."""
     for state, number in found["uploads"].items():
         yield f"{state}={number}{'c' if state == 'done' else ''};;;0"
     oldest = found.get("oldest_waiting")

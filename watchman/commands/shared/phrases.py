@@ -1,4 +1,4 @@
-"""How ages, times and numbers are said to people."""
+"""Ages, times and numbers, as text for people."""
 
 import time
 from collections.abc import Iterable, Mapping
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def age(seconds: float) -> str:
-    """A duration by its largest unit, as `3m`."""
+    """Return a duration in its largest unit, as `3m`."""
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f}{unit}"
@@ -26,15 +26,15 @@ def until(epoch: float | None) -> str:
 
 
 def clock(epoch: float) -> str:
-    """Local time, as the log has it."""
+    """Return the local time, as the log has it."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(epoch))
 
 
 def count(number: int, one: str, more: str = "") -> str:
-    """`1 file`, `2,000 files`; `more` where that is no plain s."""
+    """Return `1 file` or `2,000 files`; `more` is the plural if it is not `one` with an s."""
     return f"{number:,} {one if number == 1 else more or one + 's'}"
 
 
 def programs(of_file: Iterable[Mapping[str, Any]]) -> str:
-    """The programs that have a file open, see `writers`."""
+    """Return the names of the programs that have a file open, see `writers`."""
     return ", ".join(f"{one['program']} (pid {one['pid']}, {one['user']})" for one in of_file)

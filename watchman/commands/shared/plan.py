@@ -1,4 +1,4 @@
-"""What would become of a file, by the INI file and a look at the file. Touches nothing."""
+"""What would happen to a file, by the INI file and a look at the file. Touches nothing."""
 
 import os
 import time
@@ -19,7 +19,7 @@ from watchman.uploads.upload import FileState
 
 
 class Plan:
-    """What the INI file has planned for each path."""
+    """The INI file's plan for each path."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -27,7 +27,7 @@ class Plan:
         self._routes = Routes(settings.brokers)
 
     def of(self, path: str) -> dict[str, Any]:
-        """What would happen to a file of that path, whether or not it is there, and why."""
+        """Return what would happen to a file of that path, and why. It need not exist."""
         located = places.locate(self._rules, self._settings.watches.values(), path)
         if located is None:
             path = os.path.normpath(path)
@@ -89,16 +89,16 @@ def _look(watch: WatchSettings, subpath: str) -> tuple[FileState | None, str]:
 
 
 def _wholeness(root: str, path: str) -> str:
-    """Say how it is known that nobody is still writing a file."""
+    """Return how the daemon knows that nobody is writing a file any more."""
     if not grants_leases(path) and not grants_leases(root):
-        return "quiet for a while: its filesystem is not known to be local, so leases do not count"
+        return "quiet for a while: its filesystem may not be local, so leases prove nothing"
     try:
         is_ours = os.stat(path, follow_symlinks=False).st_uid == os.geteuid()
     except OSError:
         is_ours = False
     if is_ours or may_lease_any_file():
         return "the kernel tells who has it open for writing (a lease)"
-    return f"quiet for a while, as {user_name(os.geteuid())} gets leases on own files only"
+    return f"quiet for a while: {user_name(os.geteuid())} gets leases only on files of its own"
 
 
 def _sentence(found: Mapping[str, Any], watch: WatchSettings, subpath: str, problem: str) -> str:

@@ -1,4 +1,4 @@
-"""Which uploads `retry` and `drop` are about, and how they tell what they did."""
+"""Selects the uploads for `retry`, `drop` and `queue`, and prints what was done to them."""
 
 import argparse
 from collections.abc import Iterator, Sequence
@@ -7,10 +7,10 @@ from typing import Protocol
 from watchman.commands.shared import client, shell
 from watchman.uploads.text import printable
 
-#: Ids in one request: they and the rest fit into its 64 KiB.
+#: Ids in one request. With so many it stays within its 64 KiB.
 IDS = 1_700
 
-#: Seconds to wait for the next line: a million uploads may be looked through for it.
+#: Seconds to wait for the next line. The daemon may have to search a million uploads for it.
 TIMEOUT = 120.0
 
 
@@ -24,24 +24,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_filters(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "ids", nargs="*", metavar="ID", help="uploads' ids, or any beginning that no other has"
+        "ids", nargs="*", metavar="ID", help="an upload's id, or a beginning that no other id has"
     )
     which = parser.add_argument_group(
         "instead of ids",
-        "Uploads of which all of these are true. With both states, uploads of either.",
+        "All that you give must be true. --failed and --deferred together mean either.",
     )
-    which.add_argument("--failed", action="store_true", help="that have failed")
-    which.add_argument("--deferred", action="store_true", help="that are deferred")
-    which.add_argument("--broker", metavar="NAME", help="for this broker")
+    which.add_argument("--failed", action="store_true", help="failed uploads")
+    which.add_argument("--deferred", action="store_true", help="deferred uploads")
+    which.add_argument("--broker", metavar="NAME", help="uploads for this broker")
     which.add_argument(
         "--path",
         metavar="PATTERN",
-        help="uploaded as, or lying at, a path that matches; patterns are as those of [task:...]",
+        help="uploads whose path matches, as uploaded or as it is now; patterns as in [task:...]",
     )
 
 
 class Progress(Protocol):
-    """Is called with how many uploads were told of, and closed before these are printed."""
+    """Shows how many uploads were answered, at each call. Closed before these are printed."""
 
     def __call__(self, done: int) -> None: ...
 
@@ -49,7 +49,7 @@ class Progress(Protocol):
 
 
 def carry_out(event: str, done: str, arguments: argparse.Namespace, progress: Progress) -> int:
-    """Have the daemon do it, and tell of each upload; `done` is the word for it."""
+    """Have the daemon do `event`, and print each upload after `done`. Return the exit code."""
     acted = refused = 0
     if arguments.dry_run:
         done = f"would be {done}"
@@ -74,7 +74,7 @@ def carry_out(event: str, done: str, arguments: argparse.Namespace, progress: Pr
 
 
 def total(arguments: argparse.Namespace) -> int | None:
-    """How many uploads the daemon would tell of, as far as that is known beforehand."""
+    """Return how many uploads the answer will have; None if that is not known beforehand."""
     if arguments.ids:
         return len(arguments.ids)
     if arguments.broker or arguments.path:
@@ -86,8 +86,8 @@ def total(arguments: argparse.Namespace) -> int | None:
 
 
 def filters_of(arguments: argparse.Namespace) -> dict[str, str]:
-    """The fields of a request for the filters that were given; Misused for an empty one."""
-    # A shell's variable that is not set is not meant to say "all".
+    """Return a request's fields for the filters given. Raises Misused for an empty one."""
+    # An empty value may come from an unset variable of a shell script. It must not mean "all".
     if not all(one.strip() for one in arguments.ids) or "" in (arguments.broker, arguments.path):
         raise shell.Misused("an id, a broker's name or a pattern is empty")
     filters = {name: "yes" for name in ("failed", "deferred") if getattr(arguments, name)}
@@ -109,6 +109,6 @@ def _requests(arguments: argparse.Namespace) -> Iterator[dict[str, str]]:
 
 
 def requests_of(ids: Sequence[str]) -> Iterator[dict[str, str]]:
-    """The fields of as many requests as it takes to name ids."""
+    """Yield the fields of each request, as many as the ids need."""
     for start in range(0, len(ids), IDS):
         yield {"ids": " ".join(ids[start : start + IDS])}

@@ -1,4 +1,4 @@
-"""What the commands share: exit codes, one line per problem, how an answer is printed."""
+"""What the commands share: exit codes, parsers, a line for each problem, printing an answer."""
 
 import argparse
 import gc
@@ -27,7 +27,7 @@ from watchman.uploads.text import printable
 DONE = 0
 #: Some paths were refused; `status`: not healthy; `check`: an ERROR; `run`: it could not start.
 REFUSED = 1
-#: Wrong usage, or what no start with the same files would cure.
+#: Wrong usage, or a problem that remains if the command is started again with the same files.
 USAGE = 2
 #: The daemon does not answer.
 UNREACHABLE = 3
@@ -37,7 +37,7 @@ LOCKED = 4
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 
-#: Columns of a help.
+#: Columns of a help text.
 WIDTH = 80
 
 EXIT_CODES = """\
@@ -53,10 +53,10 @@ exit codes:
 
 
 class Misused(WatchmanError):
-    """Arguments that do not go together."""
+    """The arguments do not go together, or one is empty."""
 
 
-#: Exit codes of what goes wrong and is not REFUSED.
+#: Exit codes by error. Any other error is REFUSED.
 CODES: Mapping[type[WatchmanError], int] = {
     ConfigError: USAGE,
     Misused: USAGE,
@@ -68,14 +68,14 @@ CODES: Mapping[type[WatchmanError], int] = {
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):
-    """Help as it is written. Asking a terminal for its width would take longer than an answer."""
+    """Prints help as it is written. Its width is fixed: asking the terminal for one takes long."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, width=WIDTH)
 
 
 class Parser(argparse.ArgumentParser):
-    """Tells wrong usage in one line, as everything else."""
+    """A parser that reports wrong usage in one line, like any other problem."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(formatter_class=Formatter, allow_abbrev=False, **options)
@@ -86,12 +86,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def description(doc: str | None) -> str:
-    """What a command says of itself: its module's docstring, without the title."""
+    """Return the help text of a command: its module's docstring without the first line."""
     return (doc or "").partition("\n\n")[2]
 
 
 def program(name: str, doc: str | None) -> Parser:
-    """The parser of a program, whose docstring says what it is for and, after a line, the rest."""
+    """Return the parser of a program. Its docstring has a title, the purpose, and the rest."""
     purpose, _, more = description(doc).partition("\n\n")
     parser = Parser(prog=name, description=purpose, epilog=f"{more}\n{EXIT_CODES}")
     add_config(parser)
@@ -120,9 +120,9 @@ def add_socket(parser: argparse.ArgumentParser, **options: Any) -> None:
 
 
 def ask(command: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
-    """Run a command that asks the daemon; it finds the socket in `arguments.socket`.
+    """Run a command that asks the daemon, with the path of the socket in `arguments.socket`.
 
-    Where nobody answers, the error also says how to start a daemon.
+    If no daemon answers, the error also says how to start one.
     """
     arguments.given_socket = arguments.socket
     arguments.socket = locations.find_socket(arguments.socket, arguments.config)
@@ -135,7 +135,7 @@ def ask(command: Callable[[argparse.Namespace], int], arguments: argparse.Namesp
 
 
 def spelled(arguments: argparse.Namespace, command: str) -> str:
-    """A command as who gave these arguments must type it, for the same daemon."""
+    """Return a command as the user who gave `arguments` must type it, for the same daemon."""
     file = os.path.abspath(locations.find(arguments.config))
     if command == keeper.RESTART:
         return keeper.start_kept(file).replace(" start ", " restart ") or command
@@ -149,7 +149,7 @@ def spelled(arguments: argparse.Namespace, command: str) -> str:
 
 
 def _hint(arguments: argparse.Namespace) -> str:
-    """What to do where no daemon answers."""
+    """Return what to do if no daemon answers."""
     file = os.path.abspath(locations.find(arguments.config))
     start = keeper.how_to_start(file)
     hint = f"is it running? Start it with: {start}" if start else "is it running?"
@@ -159,9 +159,9 @@ def _hint(arguments: argparse.Namespace) -> str:
 
 
 def leave(program: str, command: Callable[[], int]) -> NoReturn:
-    """Run `command` and exit; whatever goes wrong is told in a line each, never a traceback."""
+    """Run `command` and exit. Print one line for each problem, without a traceback."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # Names are any bytes, and UTF-8 whatever $PYTHONIOENCODING says.
+        # Names may be any bytes. They are printed as UTF-8, whatever $PYTHONIOENCODING says.
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
         code = command()
@@ -180,7 +180,8 @@ def leave(program: str, command: Callable[[], int]) -> NoReturn:
     except OSError as error:
         complain(program, str(error))
         code = REFUSED
-    # At its end Python looks for garbage in all that was imported: a tenth of a command's time.
+    # At exit Python searches all that was imported for garbage: a tenth of a command's time. It
+    # does not search what is frozen.
     gc.freeze()
     sys.exit(code)
 
@@ -190,7 +191,7 @@ def complain(program: str, problem: str) -> None:
 
 
 def show(rows: Iterable[Mapping[str, Any]], lines: Iterable[str], *, as_json: bool) -> None:
-    """Print the daemon's answer: a JSON object a line, or the lines that a view makes of it."""
+    """Print an answer: `rows` as JSON objects, one a line, or else `lines`, made for people."""
     for line in map(json.dumps, rows) if as_json else lines:
         print(line)
 

@@ -1,4 +1,4 @@
-"""Which programs have files open for writing, as /proc says. Of others' programs only root sees."""
+"""Which programs have files open for writing, from /proc. Only root sees programs of others."""
 
 import contextlib
 import os
@@ -6,31 +6,31 @@ import pwd
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-#: A program: its `pid`, its `program` and its `user`.
+#: A program that has a file open: its `pid`, its name as `program`, and its `user`.
 Writer = dict[str, Any]
 
 
 def writers(places: Iterable[str]) -> dict[str, list[Writer]]:
-    """Return the programs by file, of all files that are one of `places` or lie below it."""
+    """Return the programs for each file that is one of `places` or lies below one."""
     real = {os.path.realpath(place): place for place in places}
     found: dict[str, list[Writer]] = {}
     for pid in filter(str.isdecimal, os.listdir("/proc")):
-        with contextlib.suppress(OSError):  # it has ended, or is not ours to look at
+        with contextlib.suppress(OSError):  # the process has ended, or is another user's
             for path in set(_opened_by(pid, real)):
                 place = _place_of(path, real) or ""
                 below = path[len(place) :].lstrip("/")
-                # As the daemon spells it, who may know the place by way of a symlink.
+                # Named as in `places`, which may lead over a symlink: the daemon names it so too.
                 name = os.path.join(real[place], below) if below else real[place]
                 found.setdefault(name, []).append(_writer(pid))
     return found
 
 
 def _opened_by(pid: str, places: Iterable[str]) -> Iterator[str]:
-    """Yield what a process has open for writing below some places."""
+    """Yield the paths that a process has open for writing at or below `places`."""
     for fd in os.listdir(f"/proc/{pid}/fd"):
         with contextlib.suppress(FileNotFoundError):  # closed meanwhile
             path = os.readlink(f"/proc/{pid}/fd/{fd}")
-            # Of a file that was deleted the link names another one, see proc(5).
+            # If the file was deleted, the link has another name, with ` (deleted)`, see proc(5).
             if _place_of(path, places) is not None and os.path.lexists(path):
                 flags = int(_fields(f"/proc/{pid}/fdinfo/{fd}")["flags"], 8)
                 if flags & os.O_ACCMODE != os.O_RDONLY:
@@ -46,7 +46,8 @@ def _place_of(path: str, places: Iterable[str]) -> str | None:
 
 def _writer(pid: str) -> Writer:
     fields = _fields(f"/proc/{pid}/status")
-    # The directory's owner is root where a program has changed its user, as ProFTPD's sessions.
+    # Not the owner of /proc/PID: that is root if the program has changed its user, as ProFTPD's
+    # sessions do.
     user = fields["Uid"].split()[1]
     with contextlib.suppress(KeyError):
         user = pwd.getpwuid(int(user)).pw_name
@@ -54,6 +55,6 @@ def _writer(pid: str) -> Writer:
 
 
 def _fields(place: str) -> dict[str, str]:
-    """Return what a file of /proc tells, by name."""
+    """Return the fields of a file of /proc, by name."""
     with open(place, encoding="utf-8", errors="backslashreplace") as lines:
         return dict(line.rstrip("\n").split(":\t", 1) for line in lines if ":\t" in line)
