@@ -61,6 +61,6 @@ complete -c watchman-send -n _shtab_watchman_send_using -s c -l config -xka "(__
 complete -c watchman-send -n _shtab_watchman_send_using -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else $WATCHMAN_SOCKET, else the one that the INI file names)'
 complete -c watchman-send -n _shtab_watchman_send_using -l version -d 'show program'"'"'s version number and exit'
 complete -c watchman-send -n _shtab_watchman_send_using -s 0 -l null -d 'paths on standard input end with NUL, not newline'
-complete -c watchman-send -n _shtab_watchman_send_using -l as -xka "(__fish_complete_path (commandline -ct))" -d 'send the one file as if it had been uploaded as PATH: that finds its task'
+complete -c watchman-send -n _shtab_watchman_send_using -l as -xka "(__fish_complete_path (commandline -ct))" -d 'send the one file as if it had been uploaded as PATH, which decides its task'
 complete -c watchman-send -n _shtab_watchman_send_using -l same-id -d 'use the id of the file'"'"'s last upload again'
 complete -c watchman-send -n '_shtab_watchman_send_using; and test $_shtab_watchman_send_npos -ge 0' -ka "(__fish_complete_path (commandline -ct))" -d 'a file, or - for paths on standard input'
