@@ -549,6 +549,20 @@ def test_same_id_repeats_the_last_id_of_what_is_settled_and_refuses_all_else(
     eventually(lambda: daemon.queue() == [])
 
 
+def test_same_id_of_a_file_that_was_renamed_says_that_it_is_not_there(
+    tmp_path: Path, incoming: Path, start_watchman: Start
+) -> None:
+    daemon = start_watchman(INI)
+    did(daemon, "pause")
+    write(incoming, "a.csv")
+    eventually(lambda: [row["state"] for row in daemon.queue()] == ["waiting"])
+    (incoming / "a.csv").rename(incoming / "b.csv")
+    did(daemon, "resume")
+    eventually(lambda: [task["args"] for task in sent(tmp_path)] == [[str(incoming / "b.csv")]])
+    answer = daemon.send("--same-id", str(incoming / "a.csv"))
+    assert (answer.returncode, "no such file" in answer.stderr) == (1, True), answer.stderr
+
+
 def test_names_of_any_bytes_are_resubmitted_from_standard_input(
     tmp_path: Path, incoming: Path, start_watchman: Start
 ) -> None:

@@ -19,7 +19,7 @@ from watchman.uploads.upload import FileState, State
 LATEST = 20
 
 #: Events of the journal after which an upload is settled.
-SETTLED = frozenset(state for state in (State.DONE, State.SUPERSEDED, State.GONE, State.DROPPED))
+SETTLED = frozenset({State.DONE, State.SUPERSEDED, State.GONE, State.DROPPED})
 
 #: Fields of a record that say where a task went.
 ROUTE = ("exchange", "routing_key", "queue")
@@ -72,7 +72,7 @@ def tell(
     story = [record for _, record in sorted(numbered, key=itemgetter(0))]
     told = [_sum_up(of, [record for _, record in one]) for of, one in uploads.items()]
     now = [row for row in hold_queue.rows() if subject in (row["path"], row["id"])]
-    open_ids = {upload["id"] for upload in told if upload["state"] not in SETTLED}
+    open_ids = {of for of, records in uploads.items() if not is_settled(records[-1][1])}
     if open_ids:
         for found in queue_view.select(Selection(frozenset(open_ids))):
             if found is None:
@@ -80,6 +80,14 @@ def tell(
             else:
                 now.append(found.row())
     yield {"path": subject, "story": story, "uploads": told, "earlier": earlier, "now": now}
+
+
+def is_settled(record: Mapping[str, Any]) -> bool:
+    """Whether an upload is settled after this record of it."""
+    # A mover writes RENAMED, with the whole upload, before a file goes to another destination.
+    return record["event"] in SETTLED or (
+        record["event"] == State.RENAMED and "state" not in record
+    )
 
 
 def _sum_up(upload_id: str, records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

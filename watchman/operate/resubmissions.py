@@ -8,7 +8,7 @@ import threading
 from dataclasses import dataclass
 
 from watchman.dispatch.dispatcher import Dispatcher
-from watchman.operate.history import SETTLED
+from watchman.operate.history import is_settled
 from watchman.store.journal import Journal
 from watchman.uploads.outcome import Outcome
 from watchman.uploads.upload import Answer, Notification, Respond, Source, State
@@ -23,10 +23,11 @@ Asked = tuple[Notification, Respond]
 
 @dataclass(slots=True)
 class Past:
-    """The latest upload of a path, and that upload's latest event."""
+    """The latest upload of a path, that upload's latest event, and whether it is settled by it."""
 
     id: str
-    event: str
+    event: str = ""
+    is_settled: bool = False
     original: str = ""
 
 
@@ -95,11 +96,12 @@ class Resubmissions:
             elif past is None:
                 what = "no upload of it is in the history; leave --same-id out"
                 answer(Answer(Outcome.ERROR, what))
-            elif past.event not in SETTLED:
+            elif not past.is_settled:
                 what = "has failed" if past.event == State.FAILED else "is in hand"
                 answer(Answer(Outcome.ERROR, f"{past.id} {what}: see watchman retry {past.id}"))
             else:
-                past.event = State.ACCEPTED  # so that the path is refused if it comes again
+                # So that the path is refused if it comes again.
+                past.event, past.is_settled = State.ACCEPTED, False
                 submitted += 1
 
                 def tell(outcome: Answer, answer: Respond = answer) -> None:
@@ -120,8 +122,8 @@ def past_of(journal: Journal, paths: set[str]) -> dict[str, Past]:
         # An alarm has the path of the failed upload, but is not an upload itself.
         if record is None or "id" not in record or "alarm_of" in record:
             continue
-        past = by_id.setdefault(record["id"], Past(record["id"], ""))
-        past.event = record["event"]
+        past = by_id.setdefault(record["id"], Past(record["id"]))
+        past.event, past.is_settled = record["event"], is_settled(record)
         if "state" in record:
             past.original = record["original"]
             for path in paths & {record["path"], record["original"]}:

@@ -47,7 +47,7 @@ exit codes:
      (status: not healthy; check: there is an ERROR; run: it could not start;
      import-config: something is left to be filled in)
   2  wrong usage, or the INI file is wrong
-     (run: or the spool is another user's, or its journal of a newer version)
+     (run: or the spool belongs to another user or to a newer version)
   3  the daemon does not answer
   4  run: another daemon holds the spool"""
 
