@@ -19,7 +19,7 @@ Send = Callable[[str], object]
 def pyinotify(directory: str, send: Send) -> None:
     import pyinotify
 
-    class Handler(pyinotify.ProcessEvent):  # type: ignore[misc]
+    class Handler(pyinotify.ProcessEvent):
         def process_IN_CLOSE_WRITE(self, event: Any) -> None:  # noqa: N802
             send(event.pathname)
 
