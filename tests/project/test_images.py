@@ -1,10 +1,14 @@
 """The images of docker/, built by buildah from what debootstrap makes, and what is in them."""
 
+import io
 import json
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from ftplib import FTP
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -16,7 +20,9 @@ from tests.servers.bareserver import (
     OWN_CERTIFICATES,
     base,
 )
+from tests.servers.brokers import free_port
 from tests.support.checkout import copy
+from tests.support.deadline import eventually
 from tests.support.needs import need
 from watchman import __version__
 
@@ -60,11 +66,20 @@ class Images:
         self.buildah("commit", "-q", container, name)
         self.buildah("rm", container)
 
-    def run(self, image: str, script: str, *, ok: bool = True) -> str:
+    def run(
+        self,
+        image: str,
+        script: str,
+        *,
+        ok: bool = True,
+        volumes: Mapping[Path, str] = MappingProxyType({}),
+    ) -> str:
+        """Run a script in a container; `volumes` has its directories of this machine."""
+        mounted = [f"--volume={directory}:{place}" for directory, place in volumes.items()]
         container = self.buildah("from", image)
         try:
             said = self.buildah(
-                "run", *ISOLATION, container, "sh", "-c", f"exec 2>&1; {script}", ok=ok
+                *("run", *ISOLATION, *mounted, container, "sh", "-c", f"exec 2>&1; {script}"), ok=ok
             )
         finally:
             self.buildah("rm", container)
@@ -122,3 +137,60 @@ def test_the_daemon_of_the_image_turns_a_touch_into_a_task(images: Images) -> No
     said = images.run("localhost/watchman", script, ok=False)
     assert ".celery.msg" in said, said
     assert "tasks.import_table" in said
+
+
+def test_an_upload_to_the_ftp_image_becomes_a_task_of_the_other(
+    images: Images, tmp_path: Path
+) -> None:
+    """On the volumes that the compose file gives them, and on the embedded broker."""
+    volumes = {
+        tmp_path / "uploads": "/srv/ftp",
+        tmp_path / "transferlog": "/var/log/proftpd/watchman",
+        tmp_path / "token": "/etc/watchman-token",
+    }
+    for directory in volumes:
+        directory.mkdir()
+    port = free_port()
+    serve = f"""
+    sed -i 's/^Port 21$/Port {port}/' /etc/proftpd/trial.conf
+    FTP_PASSWORD=trial start-ftp &
+    while [ ! -e /etc/watchman-token/over ]; do sleep 0.2; done
+    kill $!
+    wait
+    """
+    follow = """
+    umask 022
+    sed 's,^url = .*,url = filesystem:///tmp/broker,' /etc/watchman/watchman.ini >/tmp/watchman.ini
+    export WATCHMAN_CONFIG=/tmp/watchman.ini
+    watchman run &
+    for _ in $(seq 300); do ls /tmp/broker/*.msg && break; sleep 0.2; done
+    watchman explain /srv/ftp/trial/data.csv
+    kill $!
+    wait
+    """
+    log = tmp_path / "transferlog/uploads.log"
+    with ThreadPoolExecutor() as threads:
+        serving = threads.submit(images.run, "localhost/ftp", serve, ok=False, volumes=volumes)
+        try:
+            eventually(lambda: (tmp_path / "token/token").exists(), timeout=60)
+            following = threads.submit(
+                images.run, "localhost/watchman", follow, ok=False, volumes=volumes
+            )
+            with eventually(lambda: connected(port), timeout=60) as client:
+                client.login("trial", "trial")
+                client.storbinary("STOR data.csv", io.BytesIO(b"1"))
+            said = following.result()
+        finally:
+            (tmp_path / "token/over").touch()
+        assert log.exists(), serving.result()
+    assert "by trial from 127.0.0.1 over ftp, 1 byte (log)" in said, said
+    assert "tasks.import_table" in said
+
+
+def connected(port: int) -> FTP | None:
+    client = FTP()
+    try:
+        client.connect("127.0.0.1", port)
+    except OSError:
+        return None
+    return client
