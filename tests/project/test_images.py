@@ -163,12 +163,12 @@ def test_an_upload_to_the_ftp_image_becomes_a_task_of_the_other(
     sed 's,^url = .*,url = filesystem:///tmp/broker,' /etc/watchman/watchman.ini >/tmp/watchman.ini
     export WATCHMAN_CONFIG=/tmp/watchman.ini
     watchman run &
+    watchman status --quiet --wait 30 && touch /srv/ftp/.ready
     for _ in $(seq 300); do ls /tmp/broker/*.msg && break; sleep 0.2; done
     watchman explain /srv/ftp/trial/data.csv
     kill $!
     wait
     """
-    log = tmp_path / "transferlog/uploads.log"
     with ThreadPoolExecutor() as threads:
         serving = threads.submit(images.run, "localhost/ftp", serve, ok=False, volumes=volumes)
         try:
@@ -176,13 +176,16 @@ def test_an_upload_to_the_ftp_image_becomes_a_task_of_the_other(
             following = threads.submit(
                 images.run, "localhost/watchman", follow, ok=False, volumes=volumes
             )
+            eventually(lambda: (tmp_path / "uploads/.ready").exists(), timeout=60)
             with eventually(lambda: connected(port), timeout=60) as client:
                 client.login("trial", "trial")
                 client.storbinary("STOR data.csv", io.BytesIO(b"1"))
             said = following.result()
-        finally:
             (tmp_path / "token/over").touch()
-        assert log.exists(), serving.result()
+        except BaseException as e:
+            (tmp_path / "token/over").touch()
+            e.add_note(serving.result())
+            raise
     assert "by trial from 127.0.0.1 over ftp, 1 byte (log)" in said, said
     assert "tasks.import_table" in said
 
