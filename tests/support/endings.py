@@ -9,6 +9,7 @@ import contextlib
 import ftplib
 import io
 import os
+import select
 import signal
 import socket
 import struct
@@ -228,6 +229,10 @@ def slow(s: Scene) -> None:
 def vanish(s: Scene) -> None:
     ftp, data = half(s)
     data.close()
+    # Until ProFTPD has answered: if both connections end at once, it may hear first that the client
+    # is gone, and then the transfer has failed.
+    assert ftp.sock is not None
+    select.select([ftp.sock], [], [], 30)
     ftp.close()
 
 
