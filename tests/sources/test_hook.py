@@ -352,10 +352,16 @@ def lines(receiving):
     "answer", [b"OK\n", b"OK 12\n", b"DUPLICATE 12\n", b"IGNORED not a match\n"]
 )
 def test_what_is_fine_is_not_said(tmp_path, path, system_log, answer):
-    with Recorder(path, answer=answer) as daemon:
+    def said():
         run_with_log(tmp_path, "--socket", str(path), "completed", "path=/srv/a.csv")
-        assert daemon.events == ["completed"]
-    assert lines(system_log) == []
+        return lines(system_log)
+
+    with Recorder(path, answer=answer) as daemon:
+        # On a busy machine the answer may come too late for the hook, which it says.
+        while (found := said()) and b"in time" in found[0] and len(daemon.events) < 10:
+            pass
+        assert set(daemon.events) == {"completed"}
+    assert found == []
 
 
 @pytest.mark.root
@@ -428,5 +434,6 @@ def test_a_system_log_that_nobody_reads_delays_nobody(tmp_path, system_log):
         with contextlib.suppress(BlockingIOError):
             while True:
                 filling.sendto(b"x" * 1000, str(tmp_path / "dev" / "log"))
-    times = [run_with_log(tmp_path, "--socket", "/nowhere", "ended")[1] for _ in range(3)]
-    assert min(times) < LIMIT / 2
+    # One of ten is enough: all would take LIMIT if it waited for the log.
+    runs = (run_with_log(tmp_path, "--socket", "/nowhere", "ended") for _ in range(10))
+    assert any(took < LIMIT / 2 for _, took in runs)
