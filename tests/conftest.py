@@ -12,6 +12,7 @@ from tests.servers.brokers import CeleryWorker, RabbitServer, RedisServer
 from tests.servers.daemon import Daemon
 from tests.servers.proftpd import Options, ProftpdServer, public_directory
 from tests.support.needs import need
+from tests.support.nursery import Nursery, NurseryDaemon
 from tests.support.publishing import Publishers
 
 # Where the tests were begun in the background of a shell, it is ignored (POSIX, 2.11 of the shell),
@@ -95,15 +96,28 @@ def celery_worker(tmp_path: Path) -> Iterator[Callable[..., CeleryWorker]]:
         print(worker.log)
 
 
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    with Nursery() as one:
+        yield one
+
+
 @pytest.fixture
-def start_watchman(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
-    """Starts a daemon on an INI text; it must stop in order, and never have shown a traceback."""
+def start_watchman(tmp_path: Path, nursery: Nursery) -> Iterator[Callable[..., Daemon]]:
+    """Starts a daemon on an INI text; it must stop in order, and never have shown a traceback.
+
+    With a `prefix` that is `prefix python -m watchman run`; else one forked off a nursery.
+    """
     daemons: list[Daemon] = []
 
     def start(
         ini: str, *, directory: Path = tmp_path, prefix: Sequence[str] = (), started: bool = True
     ) -> Daemon:
-        daemons.append(Daemon(directory, ini, prefix=prefix))
+        daemons.append(
+            Daemon(directory, ini, prefix=prefix)
+            if prefix
+            else NurseryDaemon(nursery, directory, ini)
+        )
         if started:
             daemons[-1].start()
         return daemons[-1]

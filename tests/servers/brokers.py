@@ -144,11 +144,11 @@ class Server:
 
 
 def clean_environment() -> dict[str, str]:
-    """Our environment without what would tell Celery of another broker."""
+    """Our environment without what would tell Celery of another broker, and what pytest says."""
     return {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("CELERY_", "RECORD_"))
+        if not name.startswith(("CELERY_", "RECORD_", "PYTEST_"))
     }
 
 

@@ -43,12 +43,6 @@ task = tests.record
 NULS = b"\0" * 4096
 
 
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with Nursery() as one:
-        yield one
-
-
 class Station:
     """A daemon, whose journal is damaged while it is down."""
 

@@ -69,10 +69,12 @@ class Nursery:
     """Starts daemons; several threads may ask it to."""
 
     def __init__(self) -> None:
+        #: That of all daemons: much of it counts only when Python starts.
+        self.environment = clean_environment()
         self._process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-m", "tests.support.nursery"],
             cwd=ROOT,
-            env=clean_environment(),
+            env=self.environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -118,7 +120,7 @@ class Nursery:
 
 
 class NurseryDaemon(Daemon):
-    """A Daemon from a nursery.
+    """A Daemon from a nursery, or one as any other where its environment is not the nursery's.
 
     `segment` and `delta` are the journal's bytes per segment and the ledger's decisions in memory,
     as small as a test wants them. With `halted` it stops itself before it does anything.
@@ -132,7 +134,9 @@ class NurseryDaemon(Daemon):
         self.limits = {"segment": segment, "delta": delta}
         self.halted = False
 
-    def spawn(self, command: list[str], name: str) -> Any:  # noqa: ARG002
+    def spawn(self, command: list[str], name: str) -> Any:
+        if clean_environment() != self.nursery.environment:
+            return super().spawn(command, name)
         return self.nursery.fork(
             arguments=["-c", str(self.ini), "run"],
             directory=str(self.directory),
@@ -197,6 +201,7 @@ def _run(order: dict[str, Any]) -> NoReturn:
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.chdir(order["directory"])
+    sys.path[:1] = [order["directory"], str(ROOT)]
     null = os.open(os.devnull, os.O_RDWR)
     output = os.open(order["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for fd, number in ((null, 0), (output, 1), (output, 2)):

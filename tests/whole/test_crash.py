@@ -39,16 +39,10 @@ TRIES = 4
 ROUNDS, RATE, LONGEST = 7, 40.0, 2.0
 
 
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    need("strace")
-    with Nursery() as one:
-        yield one
-
-
 @pytest.fixture
 def elsewhere(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path | None]:
-    """Another filesystem, for those who copy to it."""
+    """Another filesystem, for those who copy to it; all need strace."""
+    need("strace")
     way = request.node.callspec.params.get("way") if hasattr(request.node, "callspec") else "copy"
     if way != "copy":
         yield None
