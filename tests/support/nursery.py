@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import logging
 import os
 import select
 import signal
@@ -220,6 +221,7 @@ def _run(order: dict[str, Any]) -> NoReturn:
         watchman(order["arguments"])
     except SystemExit as e:
         code = int(e.code or 0)
+    logging.shutdown()  # as at the end of any other
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

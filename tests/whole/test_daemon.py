@@ -167,7 +167,7 @@ def test_sigterm_ends_it_at_once_when_nothing_is_in_hand(
     daemon = start_watchman(INI)
     began = time.monotonic()
     assert daemon.process is not None
-    daemon.process.send_signal(signal.SIGTERM)
+    daemon.signal(signal.SIGTERM)
     assert daemon.process.wait(20) == 0
     assert time.monotonic() - began < 5
     daemon.process = None
