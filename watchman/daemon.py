@@ -272,16 +272,19 @@ def _make_sinks(settings: Settings, pipeline: Pipeline) -> tuple[Publishers, Mov
         lambda broker: Publisher(
             broker, take=partial(pipeline.take, broker.name), report=pipeline.report
         ),
+        wake=pipeline.backlogs.wake,
     )
     movers = Sinks(
         moves_of(settings),
         lambda section: Mover(
             *section,
             take=partial(pipeline.take_at, f"move:{section[0].name}"),
+            take_aside=partial(pipeline.take_at, f"move:{section[0].name}", aside=True),
             look=pipeline.file_tracker.look,
             write=pipeline.write,
             report=pipeline.report_move,
         ),
+        wake=pipeline.backlogs.wake,
     )
     return publishers, movers
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.support.house import House
 from watchman.config.settings import WatchSettings
-from watchman.dispatch.hold_queue import AT_ONCE, HoldQueue
+from watchman.dispatch.hold_queue import AT_ONCE, IDLE, HoldQueue
 from watchman.dispatch.verdicts import Hold
 from watchman.uploads.session import session_of
 from watchman.uploads.upload import Answer, Kind, Notification, Outcome, Source
@@ -42,7 +42,7 @@ def test_what_is_due_is_looked_at_again_in_turns() -> None:
     later = now + 60
     turns: list[list[str]] = []
     while turn := hold_queue.due(later):
-        assert hold_queue.patience(later) == (0.0 if len(turns) < 2 else 1.0)
+        assert hold_queue.patience(later) == (0.0 if len(turns) < 2 else IDLE)
         turns.append([noticed.path for noticed in turn])
     assert [len(turn) for turn in turns] == [AT_ONCE] * 3
     assert list(chain(*turns)) == [f"/in/{n}" for n in range(3 * AT_ONCE)]

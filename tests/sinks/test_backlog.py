@@ -85,6 +85,22 @@ def test_a_waiting_take_gets_what_arrives_and_ends_when_closed() -> None:
     assert got == [[7], []]
 
 
+def test_a_waiting_take_ends_when_it_is_woken_to_end() -> None:
+    backlog, ended = Backlog(), threading.Event()
+    got: list[list[int]] = []
+    thread = threading.Thread(
+        target=lambda: got.append(backlog.take(1, 60, ended=ended.is_set)), daemon=True
+    )
+    thread.start()
+    backlog.wake()
+    thread.join(0.2)
+    assert thread.is_alive(), "it was woken, and not told to end"
+    ended.set()
+    backlog.wake()
+    thread.join(10)
+    assert got == [[]]
+
+
 def test_a_lane_that_is_opened_gives_at_once_what_it_held() -> None:
     backlog, _ = filled(1, 2)
     for position in backlog.take(2, 0):

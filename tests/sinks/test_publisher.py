@@ -280,9 +280,9 @@ def test_what_was_taken_slowly_does_not_overtake_what_its_queue_has_refused(
 ) -> None:
     uploads = Uploads()
 
-    def take(limit: int, timeout: float) -> Sequence[Upload]:
+    def take(limit: int, timeout: float, ended: Callable[[], bool]) -> Sequence[Upload]:
         """Read slowly: what was taken while its route was left alone comes when that is over."""
-        taken = uploads.take(limit, timeout)
+        taken = uploads.take(limit, timeout, ended)
         if any(one.id == "id-new" for one in taken) and "id-new" not in uploads.reported():
             eventually(lambda: uploads.open_lane("queue 'bad'"))
         return taken

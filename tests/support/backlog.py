@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from watchman.sinks.backlog import Backlog
@@ -30,8 +30,10 @@ class Uploads:
             self._backlog.add(position)
         self._backlog.offer()
 
-    def take(self, limit: int, timeout: float) -> Sequence[Upload]:
-        positions = self._backlog.take(limit, min(timeout, 0.05))
+    def take(
+        self, limit: int, timeout: float, ended: Callable[[], bool] = lambda: False
+    ) -> Sequence[Upload]:
+        positions = self._backlog.take(limit, min(timeout, 0.05), ended=ended)
         with self._changed:
             self.taken += len(positions)
             return [self._all[position] for position in positions]

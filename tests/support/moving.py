@@ -51,6 +51,7 @@ class Yard(Inside):
                 move,
                 self.settings.watches,
                 take=partial(self.pipeline.take_at, f"move:{name}"),
+                take_aside=partial(self.pipeline.take_at, f"move:{name}", aside=True),
                 look=self.pipeline.file_tracker.look,
                 write=self.pipeline.write,
                 report=self.pipeline.report_move,

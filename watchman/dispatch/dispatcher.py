@@ -120,6 +120,8 @@ class Dispatcher:
         self._handler.restore(logged=bool(logs) and self.marked().keys() >= set(logs))
         self._checkpoints.forget(logs)
         self._commit.start()
+        # Before it sleeps for the first time, for there may be alarms to sound.
+        self._commit.bring(lambda: None)
 
     def stop(self) -> None:
         """Have the thread decide about what was submitted, except finds beyond AT_STOP, and end."""

@@ -36,6 +36,9 @@ AT_ONCE = 100
 #: Seconds until we look again at a file whose acceptance could not be written down.
 AGAIN = 1.0
 
+#: Seconds for which the dispatcher may sleep while no file is held.
+IDLE = 5.0
+
 
 @dataclass(slots=True)
 class HeldFile:
@@ -207,8 +210,8 @@ class HoldQueue:
         return found
 
     def patience(self, now: float) -> float:
-        """Return in how many seconds the next file is due, 1.0 at most."""
-        return max(0.0, min(self._due[0][0] - now, 1.0)) if self._due else 1.0
+        """Return in how many seconds the next file is due, 1.0 at most; IDLE if none is held."""
+        return max(0.0, min(self._due[0][0] - now, 1.0)) if self._due else IDLE
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the held files as `watchman queue` shows them. Any thread may call it."""

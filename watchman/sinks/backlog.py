@@ -119,9 +119,17 @@ class Backlog:
                 self._changed.notify_all()
 
     def take(
-        self, limit: int, timeout: float, *, most: int = sys.maxsize, aside: bool = False
+        self,
+        limit: int,
+        timeout: float,
+        *,
+        most: int = sys.maxsize,
+        aside: bool = False,
+        ended: Callable[[], bool] = lambda: False,
     ) -> list[int]:
         """Wait at most `timeout` seconds, and take at most `limit` uploads; [] once closed.
+
+        It waits no longer than until `ended` returns true, which is asked again after each `wake`.
 
         At any time no more than `most` uploads are taken and not settled. With `aside` only those
         in the lane ASIDE are taken, else only those in other lanes.
@@ -133,7 +141,7 @@ class Backlog:
                 limit_now = min(limit, most - len(self._taken))
                 self._is_full = limit_now <= 0
                 taken = [] if self._paused else list(self._pop(limit_now, now, aside))
-                if taken or now >= deadline:
+                if taken or now >= deadline or ended():
                     self._taken.update(taken)
                     return [position for position, _ in taken]
                 lanes = [] if self._paused else self._filled(aside)
@@ -278,6 +286,11 @@ class Backlog:
             late = in_hand & self._wanted
             self._wanted -= late
             return mine.keys() | ((in_hand - late) & self._taken.keys())
+
+    def wake(self) -> None:
+        """Have the threads that wait in `take` ask whether they are to end."""
+        with self._changed:
+            self._changed.notify_all()
 
     def close(self) -> None:
         """Give out no more uploads."""

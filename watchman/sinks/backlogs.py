@@ -64,6 +64,11 @@ class Backlogs(dict[str, Backlog]):
         for backlog in self.copy().values():
             backlog.offer()
 
+    def wake(self) -> None:
+        """Have all threads that wait for uploads ask whether they are to end."""
+        for backlog in self.copy().values():
+            backlog.wake()
+
     def pause(self, pauses: Collection[str]) -> None:
         """Hold back the uploads of everything in `pauses`, and no others from now on."""
         self.pauses = frozenset(pauses)

@@ -121,10 +121,12 @@ class Pipeline:
 
     # In the publishers' threads.
 
-    def take(self, broker: str, limit: int, timeout: float) -> list[Upload]:
+    def take(
+        self, broker: str, limit: int, timeout: float, ended: Callable[[], bool] = lambda: False
+    ) -> list[Upload]:
         """Take uploads that wait for a broker. Each one's file was looked at just now."""
         uploads = []
-        for upload in self.take_at(f"broker:{broker}", limit, timeout, most=SENT):
+        for upload in self.take_at(f"broker:{broker}", limit, timeout, ended, most=SENT):
             # Not after a move: nobody uploads to its destination, which may be on a file server
             # that hangs.
             report = self.file_tracker.look(upload) if upload.source_state is None else None
@@ -202,11 +204,12 @@ class Pipeline:
         place: str,
         limit: int,
         timeout: float,
-        aside: bool = False,
+        ended: Callable[[], bool] = lambda: False,
         *,
         most: int = sys.maxsize,
+        aside: bool = False,
     ) -> list[Upload]:
-        """Take uploads that wait at a place; with `aside` those that take long, see `Backlog.take`.
+        """Take uploads that wait at a place, see `Backlog.take`; with `aside` those that take long.
 
         For a move, their files are to be moved, or were copied and the source must still be
         removed. At any time no more than `most` uploads of a place are taken and not settled.
@@ -217,7 +220,7 @@ class Pipeline:
             # written down, and would be done again after a restart.
             self._closed.wait(timeout)
             return []
-        for position in backlog.take(limit, timeout, most=most, aside=aside):
+        for position in backlog.take(limit, timeout, most=most, aside=aside, ended=ended):
             try:
                 upload = backlog.kept.pop(position, None) or self._read(position)
             except (JournalCorrupt, OSError) as e:

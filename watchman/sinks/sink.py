@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from watchman.uploads.upload import Upload
 
 #: Seconds before the first retry. Each further retry doubles them, up to LONGEST_DELAY.
 FIRST_DELAY = 0.5
@@ -16,8 +18,13 @@ FIRST_DELAY = 0.5
 #: gone, however long it lasted.
 LONGEST_DELAY = 6.0
 
-#: Seconds that a thread waits for uploads before it looks whether it must stop.
-PATIENCE = 1.0
+#: Seconds that a thread waits for uploads before it asks for them again. It is woken for them, and
+#: to stop.
+PATIENCE = 5.0
+
+#: Takes at most so many uploads. Waits at most so many seconds, or until it is woken and what the
+#: third argument returns is true.
+Take = Callable[[int, float, Callable[[], bool]], Sequence[Upload]]
 
 
 class BackOff:
@@ -65,7 +72,10 @@ class Sink:
             thread.start()
 
     def stop(self) -> None:
-        """Tell the threads to end. They finish what they have taken, or give it back."""
+        """Tell the threads to end. They finish what they have taken, or give it back.
+
+        Those that wait for uploads are still to be woken.
+        """
         self._stopping.set()
         self._hung = time.monotonic() + self._patience
 

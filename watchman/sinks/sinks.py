@@ -14,9 +14,15 @@ S = TypeVar("S")
 class Sinks(Generic[S]):
     """A sink for each section of one kind. A reload replaces those whose section has changed."""
 
-    def __init__(self, sections: Mapping[str, S], make: Callable[[S], Sink]) -> None:
-        """Raises ConfigError for settings that Celery cannot use."""
+    def __init__(
+        self, sections: Mapping[str, S], make: Callable[[S], Sink], wake: Callable[[], None]
+    ) -> None:
+        """`wake` rouses the threads that wait for uploads, after they were told to end.
+
+        Raises ConfigError for settings that Celery cannot use.
+        """
         self._make = make
+        self._wake = wake
         #: By the section's name. Replaced as a whole, since other threads read it.
         self._sinks: dict[str, tuple[S, Sink]] = {}
         self._sinks = self.prepare(sections)
@@ -59,6 +65,7 @@ class Sinks(Generic[S]):
         running = {sink for _, sink in old.values()}
         for sink in running - kept:
             sink.stop()
+        self._wake()
         for sink in running - kept:
             sink.join()
         for sink in kept - running:

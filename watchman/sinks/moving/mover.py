@@ -23,7 +23,7 @@ from watchman.errors import (
 )
 from watchman.sinks.moving.batch import Batch
 from watchman.sinks.moving.directories import Directories
-from watchman.sinks.sink import PATIENCE, BackOff, Sink
+from watchman.sinks.sink import FIRST_DELAY, PATIENCE, BackOff, Sink, Take
 from watchman.uploads.beneath import is_below
 from watchman.uploads.upload import Report, State, Upload
 
@@ -50,8 +50,8 @@ class Mover(Sink):
     One thread moves files in order. The other copies large files one by one; they were put aside
     for it, so that small files overtake them.
 
-    `take(limit, timeout, aside)` returns uploads to be moved, oldest first; with `aside` those that
-    were put aside. `look` finds out what happened to a file that is not where it was. `write` is
+    `take` returns uploads to be moved, oldest first, and `take_aside` those that were put aside.
+    `look` finds out what happened to a file that is not where it was. `write` is
     as with Batch. `report` is called once for each upload.
     """
 
@@ -60,7 +60,8 @@ class Mover(Sink):
         move: MoveSettings,
         watches: Mapping[str, WatchSettings],
         *,
-        take: Callable[[int, float, bool], Sequence[Upload]],
+        take: Take,
+        take_aside: Take,
         look: Callable[[Upload], Report | None],
         write: Callable[[State, Sequence[Upload]], list[Upload]],
         report: Callable[[Report], None],
@@ -72,7 +73,7 @@ class Mover(Sink):
         super().__init__(threads, hung=HUNG)
         self._move = move
         self._watches = watches
-        self._take = take
+        self._take, self._take_aside = take, take_aside
         self._look = look
         self._write = write
         self._report = report
@@ -87,17 +88,17 @@ class Mover(Sink):
             back_off.until = 0.0
 
     def _run(self, *, aside: bool) -> None:
-        limit = 1 if aside else BATCH
+        take, limit = (self._take_aside, 1) if aside else (self._take, BATCH)
         while not self._stopping.is_set():
             try:
-                self._move_all(self._take(limit, PATIENCE, aside), aside)
+                self._move_all(take(limit, PATIENCE, self._stopping.is_set), aside)
             except Stopped:
                 return
             # No error may end this thread. The journal has the uploads that were not reported, and
             # a restart gives them out again.
             except Exception:
                 logger.exception("Uploads of move %s are stuck.", self._move.name)
-                self._stopping.wait(PATIENCE)
+                self._stopping.wait(FIRST_DELAY)
 
     def _move_all(self, uploads: Sequence[Upload], aside: bool) -> None:
         """Move the files of all uploads, and report each."""

@@ -16,7 +16,7 @@ from watchman.sinks.publishing.messages import Message
 from watchman.sinks.publishing.pushes import PushingSender
 from watchman.sinks.publishing.sender import Sender, Sent, explain
 from watchman.sinks.publishing.templates import Composer
-from watchman.sinks.sink import LONGEST_DELAY, PATIENCE, BackOff, Sink
+from watchman.sinks.sink import LONGEST_DELAY, PATIENCE, BackOff, Sink, Take
 from watchman.uploads.upload import Report, State, Upload
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ BLOCKED = "it is short of memory or disk, and takes no tasks until that is over"
 class Publisher(Sink):
     """The thread of one broker, with its app and its connection.
 
-    `take(limit, timeout)` returns uploads, oldest first, or none. `report` is called by this thread
+    `take` returns uploads, oldest first, or none. `report` is called by this thread
     with each upload once, and with those that were sent together in one call. Tasks with the same
     exchange and routing key are sent in order.
     """
@@ -51,7 +51,7 @@ class Publisher(Sink):
         self,
         broker: BrokerSettings,
         *,
-        take: Callable[[int, float], Sequence[Upload]],
+        take: Take,
         report: Callable[[Sequence[Report]], None],
     ) -> None:
         """Raises ConfigError for settings that Celery cannot use; does not connect."""
@@ -96,7 +96,7 @@ class Publisher(Sink):
         while not self._stopping.is_set():
             try:
                 asked = time.monotonic()
-                uploads = self._take(BATCH, PATIENCE)
+                uploads = self._take(BATCH, PATIENCE, self._stopping.is_set)
                 # While the broker is down we connect even without uploads. Otherwise `status` would
                 # show it as down until the next upload.
                 if uploads or self._status["state"] == "down":
