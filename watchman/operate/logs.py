@@ -10,10 +10,10 @@ import contextlib
 import json
 import logging
 import os
-import queue
 import select
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -169,14 +169,19 @@ class Writer(logging.Handler):
         self._ending = threading.Event()
         self._name = settings.log_file
         self._target = LogFile(self._name) if self._name else Stderr(self._ending)
-        self.setFormatter(JsonFormatter() if settings.log_format == "json" else TextFormatter())
-        self._records: queue.SimpleQueue[logging.LogRecord | None] = queue.SimpleQueue()
+        formatter = JsonFormatter() if settings.log_format == "json" else TextFormatter()
+        self._format = formatter.format
+        #: Records that wait to be written. Set `_roused` after each.
+        self._records: deque[logging.LogRecord] = deque()
+        self._roused = threading.Event()
         #: Lines lost since the last one that was written.
         self._lost = 0
         #: Guards `_lost`. The handler's own lock would not do: no thread may wait for a write.
         self._counting = threading.Lock()
         #: When we may say again on stderr that the log file cannot be written (monotonic).
         self._next_complaint = 0.0
+        #: Whether what waits is the last.
+        self._closing = False
         #: When lines were last written (monotonic).
         self._last_write = 0.0
         #: Whether the last write ended in the middle of a line.
@@ -195,31 +200,35 @@ class Writer(logging.Handler):
             # Formatted now: a traceback keeps all objects of its frames in memory.
             record.exc_text = logging.Formatter().formatException(record.exc_info)
             record.exc_info = None
-        if self._records.qsize() < WAITING:
-            self._records.put(record)
+        if len(self._records) < WAITING:
+            self._records.append(record)
+            if not self._roused.is_set():
+                self._roused.set()
         else:
             self._count(1)
 
     def close(self) -> None:
         """Write the lines that wait, or as many of them as can be written within LAST_WORDS."""
         if not self._ending.is_set():
-            self._records.put(None)
+            self._closing = True
+            self._roused.set()
             self._thread.join(LAST_WORDS)
             self._ending.set()
             self._thread.join(2 * AGAIN)
         super().close()
 
     def _run(self) -> None:
-        is_last = False
-        while not is_last:
-            records = [self._records.get()]
+        while not self._ending.is_set() and (self._records or not self._closing):
+            self._roused.wait()
             if time.monotonic() < self._last_write + GATHER:
                 self._ending.wait(GATHER)
             self._last_write = time.monotonic()
-            while len(records) < AT_ONCE and not self._records.empty():
-                records.append(self._records.get())
-            is_last = None in records or self._ending.is_set()
-            self._write([record for record in records if record is not None])
+            # Cleared before it is looked what waits: nothing that comes later is slept over.
+            self._roused.clear()
+            count = len(self._records)
+            if count > AT_ONCE or self._closing:
+                self._roused.set()
+            self._write([self._records.popleft() for _ in range(min(count, AT_ONCE))])
         if isinstance(self._target, LogFile):
             self._target.close()
 
@@ -250,7 +259,7 @@ class Writer(logging.Handler):
 
     def _line(self, record: logging.LogRecord) -> str:
         try:
-            return f"{self.format(record)}\n"
+            return f"{self._format(record)}\n"
         except Exception as e:
             # A wrong logging call must not end this thread.
             return f"{record.levelname} {record.name}: {record.msg!r} cannot be formatted: {e}\n"
