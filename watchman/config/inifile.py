@@ -4,7 +4,7 @@ import configparser
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from watchman.config import moves, options, trusted
@@ -37,9 +37,6 @@ _LONGEST = 2000
 
 #: Most blanks in a row within a line. configparser's time grows with the square of their number.
 _BLANKS = 1000
-
-#: An option, or a key in JSON, holds a secret if its name has one of these words.
-_SECRET = "password|secret|token"
 
 #: The beginning of names that replace those that came twice, so that reading can go on.
 _TWICE = "\0"
@@ -81,7 +78,7 @@ class _Ini:
     def _problem(self, option: str, what: str, *, section: str = "", value: str = "") -> None:
         where = f"{self.path}: "
         if section:
-            where += f"[{section}] {option}{' = ' if value else ''}{_shown(option, value)}: "
+            where += f"[{section}] {option}{' = ' if value else ''}{options.shown(option, value)}: "
         # One printable line each, whatever bytes are in a name, a value or an exception's text.
         line = " ".join((where + what).split())
         if len(line) > _LONGEST:
@@ -190,7 +187,7 @@ class _Ini:
     def _read_option(
         self, section: str, kind: str, option: str, text: str, values: dict[str, Any]
     ) -> None:
-        if _holds_secret(option, text):
+        if options.holds_secret(option, text):
             self.secrets.append(f"[{section}] {option}")
         try:
             how = lookup(kind, option)
@@ -227,7 +224,7 @@ class _Ini:
                     what = f"is the directory of [watch:{seen[real]}] already"
                     self._problem("path", what, section=f"watch:{name}", value=path)
                 seen.setdefault(real, name)
-        for section, option, path in self._own_files():
+        for section, option, path in _own_files(self.sections):
             for real, name in seen.items():
                 if os.path.join(os.path.realpath(path), "").startswith(os.path.join(real, "")):
                     what = (
@@ -260,20 +257,6 @@ class _Ini:
             known = f"; there are {', '.join(brokers)}" if brokers else "; there is none yet"
             what = f"there is no [broker:{broker}]{close_to(broker, brokers) or known}"
             self._problem(option, what, section=section, value=broker)
-
-    def _own_files(self) -> Iterator[tuple[str, str, str]]:
-        """Yield section, option and path of all that the daemon writes, or ProFTPD for it."""
-        for values in self.sections["watchman"].values():
-            for option in ("spool", "log_file", "metrics"):
-                if path := values.get(option):
-                    yield "watchman", option, path
-        for values in self.sections["proftpd"].values():
-            for path in values.get("transfer_log", ()):
-                yield "proftpd", "transfer_log", path
-        for name, values in self.sections["broker"].items():
-            for url in values.get("url", "").split(";"):
-                if url.startswith("filesystem://"):
-                    yield f"broker:{name}", "url", url.removeprefix("filesystem://")
 
     def _doubts(self) -> Iterator[str]:
         """Yield what is odd about the Celery settings files."""
@@ -311,6 +294,21 @@ class _Ini:
         )
 
 
+def _own_files(sections: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str, str]]:
+    """Yield section, option and path of all that the daemon writes, or ProFTPD for it."""
+    for values in sections["watchman"].values():
+        for option in ("spool", "log_file", "metrics"):
+            if path := values.get(option):
+                yield "watchman", option, path
+    for values in sections["proftpd"].values():
+        for path in values.get("transfer_log", ()):
+            yield "proftpd", "transfer_log", path
+    for name, values in sections["broker"].items():
+        for url in values.get("url", "").split(";"):
+            if url.startswith("filesystem://"):
+                yield f"broker:{name}", "url", url.removeprefix("filesystem://")
+
+
 def _celery(values: dict[str, Any]) -> dict[str, Any]:
     """Return a section's Celery settings. Its options go before those of its settings file."""
     own = SECTIONS["celery"] | SECTIONS["broker"]
@@ -321,31 +319,3 @@ def _celery(values: dict[str, Any]) -> dict[str, Any]:
 def _task(name: str, values: dict[str, Any]) -> TaskSettings:
     send = {option: values.pop(option) for option in _SEND_OPTIONS if option in values}
     return TaskSettings(name, values.pop("pattern"), options=send, **values)
-
-
-def _holds_secret(option: str, text: str) -> bool:
-    """Whether a value is or holds a secret, rather than the name of one in the environment."""
-    if option.endswith("_file"):
-        return False
-    text = re.sub(r"\$\{\w{1,200}\}", "", text)
-    for url in text.split(";"):
-        user, at, _ = url.partition("://")[2].partition("/")[0].rpartition("@")
-        if at and user.partition(":")[2]:
-            return True
-    in_json = rf'"\w{{0,60}}({_SECRET})\w{{0,60}}"\s{{0,9}}:\s{{0,9}}"[^"]'
-    return bool((text and re.search(_SECRET, option)) or re.search(in_json, text, re.IGNORECASE))
-
-
-def _shown(option: str, value: str) -> str:
-    """Return a value for a message: on one line, not too long, without secrets."""
-    if not value:
-        return ""
-    if (re.search(_SECRET, option) and not option.endswith("_file")) or (
-        re.search("://|{", value) and re.search(_SECRET, value, re.IGNORECASE)
-    ):
-        return "***"
-    value = " ".join(value.split())
-    if "@" in value:
-        user, _, host = value.rpartition("@")
-        value = f"{user.partition(':')[0]}:***@{host}" if ":" in user else value
-    return value if len(value) <= 80 else value[:77] + "..."

@@ -33,6 +33,9 @@ _SOCKET_PATH = 107
 #: A comment after a value. configparser takes it as a part of the value.
 _COMMENT = re.compile(r"\s[#;](?=\s|$)", re.MULTILINE)
 
+#: An option, or a key in JSON, holds a secret if its name has one of these words.
+_SECRET = "password|secret|token"
+
 
 def close_to(name: str, known: Iterable[str]) -> str:
     """Return a hint for a mistyped `name`, "" if no known one is similar."""
@@ -43,6 +46,34 @@ def close_to(name: str, known: Iterable[str]) -> str:
 
 def has_comment(value: str) -> bool:
     return bool(re.search(r"\s[#;]", value))
+
+
+def holds_secret(option: str, text: str) -> bool:
+    """Whether a value is or holds a secret, rather than the name of one in the environment."""
+    if option.endswith("_file"):
+        return False
+    text = re.sub(r"\$\{\w{1,200}\}", "", text)
+    for url in text.split(";"):
+        user, at, _ = url.partition("://")[2].partition("/")[0].rpartition("@")
+        if at and user.partition(":")[2]:
+            return True
+    in_json = rf'"\w{{0,60}}({_SECRET})\w{{0,60}}"\s{{0,9}}:\s{{0,9}}"[^"]'
+    return bool((text and re.search(_SECRET, option)) or re.search(in_json, text, re.IGNORECASE))
+
+
+def shown(option: str, value: str) -> str:
+    """Return a value for a message: on one line, not too long, without secrets."""
+    if not value:
+        return ""
+    if (re.search(_SECRET, option) and not option.endswith("_file")) or (
+        re.search("://|{", value) and re.search(_SECRET, value, re.IGNORECASE)
+    ):
+        return "***"
+    value = " ".join(value.split())
+    if "@" in value:
+        user, _, host = value.rpartition("@")
+        value = f"{user.partition(':')[0]}:***@{host}" if ":" in user else value
+    return value if len(value) <= 80 else value[:77] + "..."
 
 
 def text(value: str) -> str:

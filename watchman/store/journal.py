@@ -36,7 +36,7 @@ class Journal:
     """The journal: segments `00000001.jsonl`, ... in a directory. Settled ones move to the history.
 
     A position (segment and offset) names a record at least until its `release`. One thread replays,
-    writes and retires; any thread may read. The class is long, because it keeps one account of what
+    writes and retires; any thread may read. The class is long because it keeps one account of what
     is written, what is held, and what may be retired.
     """
 

@@ -1,4 +1,8 @@
-"""A watch's ledger: the decisions about the files that stay in it."""
+"""A watch's ledger: the decisions about the files that stay in it.
+
+The module is long because it also has the sweep, by which a scan of the whole watch drops decisions
+about files that are gone: both work on the same file, under the same locks.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +43,7 @@ class Ledger:
     """The decisions of one watch: a sorted file with 36 bytes for each, and the newest in memory.
 
     The dispatcher writes it, and the scanner asks it, too. The journal must keep the decisions that
-    are in memory until `flush` has put them into the file. The class is long, because one lock
+    are in memory until `flush` has put them into the file. The class is long because one lock
     guards all of it.
     """
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from watchman.commands.check import findings
 from watchman.commands.check.findings import Finding
 from watchman.commands.check.proftpd_file import Configuration, Directive, Server, hidden_name
-from watchman.commands.check.rights import closed
+from watchman.commands.check.rights import cannot_run, closed
 from watchman.commands.shared.phrases import count
 from watchman.config.rules import Rules
 from watchman.config.settings import Settings
@@ -199,7 +199,7 @@ class _Check:
             yield from self._hook(place, hook)
 
     def _hook(self, place: str, hook: re.Match[str]) -> Iterator[Finding]:
-        if reason := _cannot_run(hook["program"]):
+        if reason := cannot_run(hook["program"]):
             yield _error(place, f"{hook['program']} {reason}")
         socket, ours = hook["socket"] or SOCKET, self._settings.socket
         if os.path.realpath(socket) != os.path.realpath(ours):
@@ -326,25 +326,6 @@ def _log_file(path: str) -> Iterator[Finding]:
         yield _warn(path, f"{text}; chmod o= {directory}")
     text = complaint(path, os.R_OK) if is_there else ""
     yield _error(path, text) if text else findings.ok("proftpd", path)
-
-
-def _cannot_run(program: str) -> str:
-    """Return why an FTP user cannot run a program, "" if he can."""
-    if not os.path.isabs(program):
-        return "is not an absolute path"
-    for above in closed(os.path.dirname(os.path.realpath(program))):
-        return f"cannot be reached by FTP users through {above}; chmod o+x {above}"
-    try:
-        mode = os.stat(program).st_mode
-    except OSError as e:
-        return f"cannot be run: {e.strerror}; install proftpd/watchman-hook there"
-    if not stat.S_ISREG(mode):
-        return "is not a file"
-    if ~mode & (stat.S_IROTH | stat.S_IXOTH):
-        return f"cannot be run by FTP users; chmod 755 {program}"
-    if mode & stat.S_IWOTH:
-        return f"may be changed by everybody; chmod 755 {program}"
-    return ""
 
 
 def _denies(pattern: str = "", *flags: str) -> bool:

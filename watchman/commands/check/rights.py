@@ -1,4 +1,4 @@
-"""Checks a directory: whether we have the rights that we need, and whether FTP users may enter."""
+"""Checks the rights on a path: whether we have those that we need, and FTP users theirs."""
 
 import os
 import stat
@@ -25,3 +25,22 @@ def closed(path: str) -> list[str]:
         for one in (Path(path), *Path(path).parents)
         if os.path.isdir(one) and not one.stat().st_mode & stat.S_IXOTH
     ]
+
+
+def cannot_run(program: str) -> str:
+    """Return why an FTP user cannot run a program, "" if he can."""
+    if not os.path.isabs(program):
+        return "is not an absolute path"
+    for above in closed(os.path.dirname(os.path.realpath(program))):
+        return f"cannot be reached by FTP users through {above}; chmod o+x {above}"
+    try:
+        mode = os.stat(program).st_mode
+    except OSError as e:
+        return f"cannot be run: {e.strerror}; install proftpd/watchman-hook there"
+    if not stat.S_ISREG(mode):
+        return "is not a file"
+    if ~mode & (stat.S_IROTH | stat.S_IXOTH):
+        return f"cannot be run by FTP users; chmod 755 {program}"
+    if mode & stat.S_IWOTH:
+        return f"may be changed by everybody; chmod 755 {program}"
+    return ""

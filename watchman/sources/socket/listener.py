@@ -61,7 +61,8 @@ class Listener:
 
     After LATER in a result the rest is asked for in a while, until the peer leaves.
 
-    A peer that is slow or silent takes up a file descriptor, but delays nobody.
+    A peer that is slow or silent takes up a file descriptor, but delays nobody. The class is long
+    because it has each way in which a peer may be slow.
     """
 
     def __init__(

@@ -64,7 +64,8 @@ class LogFiles:
 
     Old sessions write on to the renamed file until they end, so several files are read at once.
     `others` are the other configured logs, whose lines have the same token. A file that could be
-    theirs by its name is not taken for ours, unless it holds the bytes that we have read.
+    theirs by its name is not taken for ours, unless it holds the bytes that we have read. The class
+    is long because it has each way in which a log is rotated.
     """
 
     def __init__(
