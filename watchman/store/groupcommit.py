@@ -75,7 +75,8 @@ class GroupCommit:
         self._inbox = Inbox(INBOX)
         self._thread = threading.Thread(target=self._run, name="dispatcher", daemon=True)
         self._stopping = False
-        #: When the thread began its current turn (monotonic). A turn should take a second at most.
+        #: When the thread began its current turn (monotonic). A turn takes some seconds at most: of
+        #: sleep if there is nothing to do, else of work.
         self._turned = math.inf
         self._changes: list[Change] = []
         #: Since when the journal cannot be written (monotonic), 0.0 while it can.
