@@ -178,4 +178,5 @@ def scene(mode: str, tmp: Path, *, ini: str = INI, **options: Any) -> Iterator[S
         with server:
             yield Scene(mode, tmp, server, daemon, Broker(tmp / "broker"))
     finally:
+        print(daemon.log)
         daemon.kill()

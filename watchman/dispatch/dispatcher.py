@@ -120,8 +120,7 @@ class Dispatcher:
         self._handler.restore(logged=bool(logs) and self.marked().keys() >= set(logs))
         self._checkpoints.forget(logs)
         self._commit.start()
-        # Before it sleeps for the first time, for there may be alarms to sound.
-        self._commit.bring(lambda: None)
+        self._commit.stay_awake()  # there may be alarms to sound
 
     def stop(self) -> None:
         """Have the thread decide about what was submitted, except finds beyond AT_STOP, and end."""
@@ -330,7 +329,10 @@ class Dispatcher:
         until = time.monotonic() + SLICE
         while wasteful:
             self._journal.compact()
-            wasteful = self._journal.wasteful() and time.monotonic() < until
+            wasteful = self._journal.wasteful()
+            if wasteful and time.monotonic() >= until:
+                self._commit.stay_awake()
+                return
 
     def _replay_other(self, position: int, record: dict[str, Any]) -> None:
         if record["event"] == READ:

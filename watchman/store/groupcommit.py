@@ -119,6 +119,10 @@ class GroupCommit:
         """
         self._inbox.put_first(work)
 
+    def stay_awake(self) -> None:
+        """Call `idle` again soon, after the work that waits. Any thread may call it."""
+        self._inbox.put_first(lambda: None)
+
     def call(self, work: Callable[[], T]) -> T:
         """Have work done in the thread; return its result once all that is staged then is durable.
 
