@@ -639,6 +639,37 @@ def test_a_close_that_was_under_way_is_none_of_another_when_the_file_is_looked_a
     assert len(logged.take(patience=1.0)) == 1
 
 
+@pytest.mark.parametrize("while_open", [False, True])
+@pytest.mark.parametrize(
+    "heard", [("line", "close", "line"), ("close", "line", "line"), ("line", "line", "close")]
+)
+def test_a_file_that_is_appended_to_at_once_does_not_wait_for_a_third_line(
+    logged: House, session: Session, heard: tuple[str, ...], while_open: bool
+) -> None:
+    """The first close is heard when the second transfer has the file open: as if under way."""
+    path = logged.tmp_path / "strict" / "a.csv"
+    path.write_text("1")
+    logged.clock.still = True
+    sizes = iter((1, 2))
+    rest = iter(heard)
+    with path.open("a") as file:
+        file.write("2")
+        file.flush()
+        logged.closed(path)
+        if while_open and heard[0] == "line":
+            log(logged, Kind.COMPLETED, path, session, size=next(sizes))
+            next(rest)
+    for what in rest:
+        if what == "close":
+            logged.closed(path)
+        else:
+            log(logged, Kind.COMPLETED, path, session, size=next(sizes))
+    logged.clock.still = False
+    logged.catch_up()
+    assert [upload.state.size for upload in logged.take(patience=2.0)] == [2]
+    assert failed(logged) == {}
+
+
 def test_a_close_that_is_heard_after_its_line_is_not_taken_for_that_of_one_more_writer(
     logged: House, session: Session
 ) -> None:

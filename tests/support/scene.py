@@ -6,6 +6,7 @@ import contextlib
 import ftplib
 import io
 import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -178,5 +179,5 @@ def scene(mode: str, tmp: Path, *, ini: str = INI, **options: Any) -> Iterator[S
         with server:
             yield Scene(mode, tmp, server, daemon, Broker(tmp / "broker"))
     finally:
-        print(daemon.log)
+        sys.stdout.write(daemon.log)  # shown if the test fails
         daemon.kill()

@@ -52,7 +52,8 @@ class HeldFile:
     `writing` says that it had a writer then, `overlapped` that it had another one when
     `notification` was made.
     `unspoken` is how many writers have closed it while others had it open, and ProFTPD has not
-    spoken of them yet.
+    spoken of them yet. It is below 0 if ProFTPD spoke of one before it was known that there are
+    others.
     `closing` is as in `Hold`.
     `unclosed` says that it appeared, perhaps by a call that opened it for writing, and that no
     close was heard since.

@@ -152,8 +152,14 @@ class Judge:
         closed = notification.closed and not is_said_again
         closing = self._closing(path, closed, held, look)
         another = bool(held and held.closing and (closed or look.writing))
-        unspoken = another + self._spoken(notification, held, another, look)
-        overlapped = overlapped or another or (unspoken < 0 and not look.writing)
+        before = held.unspoken if held is not None else 0
+        unspoken = before + another
+        speaks = self._speaks(notification, held)
+        is_of_several = speaks and (bool(look.writing) or unspoken > 0)
+        # While a close may be under way, nobody knows yet if the word is that of one of several.
+        unspoken -= is_of_several or (speaks and closing > 0)
+        overlapped = overlapped or (another and unspoken >= 0)
+        overlapped = overlapped or (is_of_several and not look.writing)
         decided = self.decides(word, look.state) and not overlapped
         verdict = (
             _too_fresh(notification, held, look.state)
@@ -165,7 +171,7 @@ class Judge:
         )
         if isinstance(verdict, Hold):
             return verdict._replace(
-                word=word, overlapped=overlapped, unspoken=unspoken, closing=closing
+                word=word, overlapped=overlapped, unspoken=unspoken - before, closing=closing
             )
         if verdict is None and not self._rules.matches(path):
             self._ledgers[watch.name].put(subpath, look.state)
@@ -228,20 +234,15 @@ class Judge:
             return None
         return Hold("it is being closed", wait, look.state, writing=bool(look.writing))
 
-    def _spoken(
-        self, notification: Notification, held: HeldFile | None, another: bool, look: beneath.Look
-    ) -> int:
-        """Return -1 if ProFTPD speaks here of one of several writers of a file, else 0.
+    def _speaks(self, notification: Notification, held: HeldFile | None) -> bool:
+        """Whether the source that decides calls a file complete here, and not said so before.
 
-        `another` says that we have just seen one more writer. The source that decides speaks once
-        of each, in the order in which they ended. Its word of the first may be read when the last
-        has closed the file as well, and tells nothing about the last.
+        It speaks once of each writer, in the order in which they ended. Its word of the first may
+        be read when the last has closed the file as well, and tells nothing about the last.
         """
         if held is not None and notification is held.notification:
-            return 0
-        if notification.source is not self.decisive or notification.kind is not Kind.COMPLETED:
-            return 0
-        return -1 if look.writing or (held is not None and held.unspoken + another > 0) else 0
+            return False
+        return notification.source is self.decisive and notification.kind is Kind.COMPLETED
 
     def _still_written(
         self, notification: Notification, held: HeldFile | None, look: beneath.Look
