@@ -52,8 +52,7 @@ class HeldFile:
     `writing` says that it had a writer then, `overlapped` that it had another one when
     `notification` was made.
     `unspoken` is how many writers have closed it while others had it open, and ProFTPD has not
-    spoken of them yet. It is below 0 if ProFTPD spoke of one before it was known that there are
-    others.
+    spoken of them yet; below 0 if it spoke of one before we knew that there are others.
     `closing` is as in `Hold`.
     `unclosed` says that it appeared, perhaps by a call that opened it for writing, and that no
     close was heard since.

@@ -42,7 +42,7 @@ SENT = 128
 #: records of all others are read from the journal.
 KEPT = 2_000
 
-#: Seconds after which a thread that waits for a commit checks that the journal can be written.
+#: Seconds after which a thread that waits for the journal checks whether it can be written.
 WRITTEN_POLL = 0.5
 
 #: States of uploads that are settled because their file is not there, or is another one.
@@ -218,7 +218,7 @@ class Pipeline:
         if self._commit.unwritable_since:
             # While the journal cannot be written, nothing is taken: what is done could not be
             # written down, and would be done again after a restart.
-            self._closed.wait(timeout)
+            self._closed.wait(min(timeout, WRITTEN_POLL))
             return []
         for position in backlog.take(limit, timeout, most=most, aside=aside, ended=ended):
             try:

@@ -96,10 +96,11 @@ class Publisher(Sink):
         while not self._stopping.is_set():
             try:
                 asked = time.monotonic()
-                uploads = self._take(BATCH, PATIENCE, self._stopping.is_set)
                 # While the broker is down we connect even without uploads. Otherwise `status` would
                 # show it as down until the next upload.
-                if uploads or self._status["state"] == "down":
+                is_down = self._status["state"] == "down"
+                uploads = self._take(BATCH, 0.0 if is_down else PATIENCE, self._stopping.is_set)
+                if uploads or is_down:
                     self._publish(uploads, asked)
             # No error of `take` or `report` may end this thread. The journal has the uploads that
             # were not reported.
