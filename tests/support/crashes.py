@@ -419,12 +419,21 @@ def attach(daemon: Daemon, threads: Sequence[int], *options: str) -> subprocess.
 def finish(daemon: NurseryDaemon, tracer: subprocess.Popen[bytes]) -> None:
     """Kill what may be dead already, and see its tracer go."""
     daemon.signal(signal.SIGKILL)
+    see_end(tracer)
+    daemon.kill()
+
+
+def see_end(tracer: subprocess.Popen[bytes]) -> None:
+    """Wait for the end of a tracer that was told to end, or whose process was; kill it if need be.
+
+    It may wait for a process that nobody but it knows of. Of a process that is ending it may wait
+    for the first thread, whose end is told only when it has asked for that of the others.
+    """
     try:
         tracer.wait(5)
     except subprocess.TimeoutExpired:
-        tracer.kill()  # it waits for a process that nobody but it knows of
+        tracer.kill()
         tracer.wait(5)
-    daemon.kill()
 
 
 def threads_of(daemon: Daemon) -> list[int]:

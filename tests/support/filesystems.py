@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.servers.daemon import Daemon
-from tests.support.crashes import attach, threads_of
+from tests.support.crashes import attach, see_end, threads_of
 from tests.support.needs import need
 
 
@@ -70,13 +70,7 @@ def failing(daemon: Daemon, *inject: str, paths: Sequence[Path] = ()) -> Iterato
         yield
     finally:
         tracer.send_signal(signal.SIGINT)
-        try:
-            tracer.wait(5)
-        except subprocess.TimeoutExpired:
-            # Of a process that is ending it waits for the first thread, whose end is
-            # only told when it has asked for that of the others.
-            tracer.kill()
-            tracer.wait(5)
+        see_end(tracer)
     # What is delayed may never come to its end, where that is written.
     log = (daemon.directory / "strace.log").read_text(errors="replace")
     assert "(INJECTED)" in log or any("delay" in one for one in inject)

@@ -202,7 +202,7 @@ def _run(order: dict[str, Any]) -> NoReturn:
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.chdir(order["directory"])
-    sys.path[:1] = [order["directory"], str(ROOT)]
+    sys.path[:1] = [order["directory"], str(ROOT)]  # as `python -m` and PYTHONPATH have it
     null = os.open(os.devnull, os.O_RDWR)
     output = os.open(order["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for fd, number in ((null, 0), (output, 1), (output, 2)):
