@@ -152,13 +152,16 @@ class Judge:
         closed = notification.closed and not is_said_again
         closing = self._closing(path, closed, held, look)
         another = bool(held and held.closing and (closed or look.writing))
-        before = held.unspoken if held is not None else 0
-        unspoken = before + another
-        speaks = self._speaks(notification, held)
+        unspoken = another + (held.unspoken if held is not None else 0)
+        # ProFTPD speaks once of each writer, in the order in which they ended. Its word of the
+        # first may be read when the last has closed the file as well, and tells nothing about the
+        # last.
+        is_word = self.is_decisive(notification) and notification.kind is Kind.COMPLETED
+        speaks = is_word and not is_said_again
         is_of_several = speaks and (bool(look.writing) or unspoken > 0)
         # While a close may be under way, nobody knows yet if the word is that of one of several.
-        unspoken -= is_of_several or (speaks and closing > 0)
-        overlapped = overlapped or (another and unspoken >= 0)
+        spoken = is_of_several or (speaks and closing > 0)
+        overlapped = overlapped or (another and unspoken >= spoken)
         overlapped = overlapped or (is_of_several and not look.writing)
         decided = self.decides(word, look.state) and not overlapped
         verdict = (
@@ -171,7 +174,7 @@ class Judge:
         )
         if isinstance(verdict, Hold):
             return verdict._replace(
-                word=word, overlapped=overlapped, unspoken=unspoken - before, closing=closing
+                word=word, overlapped=overlapped, unspoken=another - spoken, closing=closing
             )
         if verdict is None and not self._rules.matches(path):
             self._ledgers[watch.name].put(subpath, look.state)
@@ -233,16 +236,6 @@ class Judge:
         if wait <= 0:
             return None
         return Hold("it is being closed", wait, look.state, writing=bool(look.writing))
-
-    def _speaks(self, notification: Notification, held: HeldFile | None) -> bool:
-        """Whether the source that decides calls a file complete here, and not said so before.
-
-        It speaks once of each writer, in the order in which they ended. Its word of the first may
-        be read when the last has closed the file as well, and tells nothing about the last.
-        """
-        if held is not None and notification is held.notification:
-            return False
-        return notification.source is self.decisive and notification.kind is Kind.COMPLETED
 
     def _still_written(
         self, notification: Notification, held: HeldFile | None, look: beneath.Look
