@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 #: Seconds until we look again if a due file waits for the transfer log to be read, see `caught_up`.
 LAG = 1.0
 
-#: Seconds between two tries to clear a journal that could not be cleared.
+#: Seconds between two tries to clear a journal that could not be cleared, at least.
 UNCLEARED = 5.0
 
 T = TypeVar("T")

@@ -130,7 +130,6 @@ class Backlog:
         """Wait at most `timeout` seconds, and take at most `limit` uploads; [] once closed.
 
         It waits no longer than until `ended` returns true, which is asked again after each `wake`.
-
         At any time no more than `most` uploads are taken and not settled. With `aside` only those
         in the lane ASIDE are taken, else only those in other lanes.
         """

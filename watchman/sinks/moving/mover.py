@@ -23,7 +23,7 @@ from watchman.errors import (
 )
 from watchman.sinks.moving.batch import Batch
 from watchman.sinks.moving.directories import Directories
-from watchman.sinks.sink import FIRST_DELAY, PATIENCE, BackOff, Sink, Take
+from watchman.sinks.sink import PATIENCE, BackOff, Sink, Take
 from watchman.uploads.beneath import is_below
 from watchman.uploads.upload import Report, State, Upload
 
@@ -40,6 +40,9 @@ LARGEST = 8 << 20
 #: Seconds that `join` waits after `stop`.
 HUNG = 5.0
 
+#: Seconds until a thread goes on after an error that no upload explains.
+STUCK = 1.0
+
 #: Errors that concern everything that is moved to a filesystem, and not one directory alone.
 WHOLE_FILESYSTEM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 
@@ -51,8 +54,8 @@ class Mover(Sink):
     for it, so that small files overtake them.
 
     `take` returns uploads to be moved, oldest first, and `take_aside` those that were put aside.
-    `look` finds out what happened to a file that is not where it was. `write` is
-    as with Batch. `report` is called once for each upload.
+    `look` finds out what happened to a file that is not where it was. `write` is as with Batch.
+    `report` is called once for each upload.
     """
 
     def __init__(
@@ -67,13 +70,12 @@ class Mover(Sink):
         report: Callable[[Report], None],
     ) -> None:
         threads = {
-            f"mover:{move.name}": partial(self._run, aside=False),
-            f"copier:{move.name}": partial(self._run, aside=True),
+            f"mover:{move.name}": partial(self._run, take, aside=False),
+            f"copier:{move.name}": partial(self._run, take_aside, aside=True),
         }
         super().__init__(threads, hung=HUNG)
         self._move = move
         self._watches = watches
-        self._take, self._take_aside = take, take_aside
         self._look = look
         self._write = write
         self._report = report
@@ -87,8 +89,8 @@ class Mover(Sink):
         for back_off in list(self._back_offs.values()):
             back_off.until = 0.0
 
-    def _run(self, *, aside: bool) -> None:
-        take, limit = (self._take_aside, 1) if aside else (self._take, BATCH)
+    def _run(self, take: Take, *, aside: bool) -> None:
+        limit = 1 if aside else BATCH
         while not self._stopping.is_set():
             try:
                 self._move_all(take(limit, PATIENCE, self._stopping.is_set), aside)
@@ -98,7 +100,7 @@ class Mover(Sink):
             # a restart gives them out again.
             except Exception:
                 logger.exception("Uploads of move %s are stuck.", self._move.name)
-                self._stopping.wait(FIRST_DELAY)
+                self._stopping.wait(STUCK)
 
     def _move_all(self, uploads: Sequence[Upload], aside: bool) -> None:
         """Move the files of all uploads, and report each."""

@@ -42,9 +42,9 @@ BLOCKED = "it is short of memory or disk, and takes no tasks until that is over"
 class Publisher(Sink):
     """The thread of one broker, with its app and its connection.
 
-    `take` returns uploads, oldest first, or none. `report` is called by this thread
-    with each upload once, and with those that were sent together in one call. Tasks with the same
-    exchange and routing key are sent in order.
+    `take` returns uploads, oldest first, or none. `report` is called by this thread with each
+    upload once, and with those that were sent together in one call. Tasks with the same exchange
+    and routing key are sent in order.
     """
 
     def __init__(
