@@ -169,10 +169,9 @@ class Writer(logging.Handler):
         self._ending = threading.Event()
         self._name = settings.log_file
         self._target = LogFile(self._name) if self._name else Stderr(self._ending)
-        formatter = JsonFormatter() if settings.log_format == "json" else TextFormatter()
-        self._format = formatter.format
-        #: Records that wait to be written. Set `_roused` after each.
-        self._records: deque[logging.LogRecord] = deque()
+        self.setFormatter(JsonFormatter() if settings.log_format == "json" else TextFormatter())
+        #: Records that wait to be written, and None after the last one. Set `_roused` after each.
+        self._records: deque[logging.LogRecord | None] = deque()
         self._roused = threading.Event()
         #: Lines lost since the last one that was written.
         self._lost = 0
@@ -180,8 +179,6 @@ class Writer(logging.Handler):
         self._counting = threading.Lock()
         #: When we may say again on stderr that the log file cannot be written (monotonic).
         self._next_complaint = 0.0
-        #: Whether what waits is the last.
-        self._closing = False
         #: When lines were last written (monotonic).
         self._last_write = 0.0
         #: Whether the last write ended in the middle of a line.
@@ -210,7 +207,7 @@ class Writer(logging.Handler):
     def close(self) -> None:
         """Write the lines that wait, or as many of them as can be written within LAST_WORDS."""
         if not self._ending.is_set():
-            self._closing = True
+            self._records.append(None)
             self._roused.set()
             self._thread.join(LAST_WORDS)
             self._ending.set()
@@ -218,17 +215,20 @@ class Writer(logging.Handler):
         super().close()
 
     def _run(self) -> None:
-        while not self._ending.is_set() and (self._records or not self._closing):
+        is_last = False
+        while not is_last:
             self._roused.wait()
             if time.monotonic() < self._last_write + GATHER:
                 self._ending.wait(GATHER)
             self._last_write = time.monotonic()
             # Cleared before it is looked what waits: nothing that comes later is slept over.
             self._roused.clear()
-            count = len(self._records)
-            if count > AT_ONCE or self._closing:
+            count = min(len(self._records), AT_ONCE)
+            records = [self._records.popleft() for _ in range(count)]
+            if self._records:
                 self._roused.set()
-            self._write([self._records.popleft() for _ in range(min(count, AT_ONCE))])
+            is_last = None in records or self._ending.is_set()
+            self._write([record for record in records if record is not None])
         if isinstance(self._target, LogFile):
             self._target.close()
 
@@ -259,7 +259,7 @@ class Writer(logging.Handler):
 
     def _line(self, record: logging.LogRecord) -> str:
         try:
-            return f"{self._format(record)}\n"
+            return f"{self.format(record)}\n"
         except Exception as e:
             # A wrong logging call must not end this thread.
             return f"{record.levelname} {record.name}: {record.msg!r} cannot be formatted: {e}\n"
